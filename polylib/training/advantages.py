@@ -1,0 +1,93 @@
+"""From rewards `(B, K)` to per-sample advantages `(B, K)`: centring, scaling, gating. Pure torch, no gradient.
+
+An advantage is the number that multiplies grad log pi(y_i). It may be shifted by anything that does not depend
+on y_i (the direction stays exact, the variance falls) and divided by anything constant over the batch; dividing
+by something that differs between prompts (a group's own std) re-weights the prompts.
+"""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _check_rewards(rewards: Tensor) -> None:
+    if rewards.dim() != 2 or rewards.shape[1] < 2:
+        raise ValueError(f"rewards must be (B, K) with K >= 2, got {tuple(rewards.shape)}: with one sample a prompt "
+                         "there is no group to compare with")
+    if not torch.isfinite(rewards).all():
+        row, column = (~torch.isfinite(rewards)).nonzero()[0].tolist()
+        raise ValueError(f"reward of prompt {row}, sample {column} is {rewards[row, column].item()}; a reward that "
+                         "cannot be computed must be handled where it is computed, not averaged away")
+
+
+def group_advantages(rewards: Tensor, scale: str = "none", eps: float = 1e-8) -> Tensor:
+    """Reward minus the mean of its group, optionally divided by a standard deviation. `(B, K)` -> `(B, K)`.
+
+    The mean includes the sample itself, which multiplies the exact (leave-one-out) gradient by 1 - 1/K and
+    leaves its direction exact. `scale`: "none"; "group" (std of the group, ddof 1: GRPO, arXiv 2402.03300;
+    re-weights prompts by 1/std); "batch" (std of all rewards, ddof 1, as in TRL). For a running scale use "none"
+    here and divide by `RunningScale`. A group of equal rewards gets exactly 0.
+    TRL adds eps = 1e-4, which shrinks advantages visibly when rewards are of size 1e-3; pass it for parity.
+    Raises ValueError on NaN or infinite rewards, K < 2, and an unknown scale.
+    """
+    _check_rewards(rewards)
+    centred = rewards - rewards.mean(1, keepdim=True)
+    # The mean of K equal floats need not equal them; without this line 1e-9 / (0 + eps) would become a signal.
+    centred = centred.masked_fill((rewards == rewards[:, :1]).all(1, keepdim=True), 0.0)
+    if scale == "none":
+        return centred
+    if scale == "group":
+        return centred / (rewards.std(1, keepdim=True, correction=1) + eps)
+    if scale == "batch":
+        return centred / (rewards.std(correction=1) + eps)
+    raise ValueError(f"unknown scale {scale!r}; use none, group or batch (for 'running' divide by RunningScale)")
+
+
+def zero_variance(rewards: Tensor) -> float:
+    """Share of groups whose rewards are all equal: they carry no policy gradient. `(B, K)` -> [0, 1]."""
+    _check_rewards(rewards)
+    return (rewards == rewards[:, :1]).all(1).float().mean().item()
+
+
+class RunningScale:
+    """Root mean square of advantages over *past* batches (exponential average, bias-corrected).
+
+    Dividing by it makes a weight dimensionless: A / scale has unit size whatever the units of the reward. The
+    scale of a batch comes from the batches before it, so it is a constant for the current samples and the
+    direction of the gradient stays exact; only the very first batch has to be its own yardstick. A batch whose
+    advantages are all 0 says nothing about the scale and is not counted.
+    """
+
+    def __init__(self, decay: float = 0.9):
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        self.decay, self.mean_square, self.weight = decay, 0.0, 0.0
+
+    @property
+    def scale(self) -> float:
+        """Current value; 1 while no batch with a signal has been seen."""
+        return math.sqrt(self.mean_square / self.weight) if self.weight > 0 else 1.0
+
+    def update(self, advantages: Tensor) -> float:
+        """Return the scale for these advantages (any shape), then count them for the next batch.
+
+        Raises ValueError on NaN or infinity, which would poison every later step.
+        """
+        square = advantages.detach().double().square().mean().item()
+        if not math.isfinite(square):
+            raise ValueError("advantages hold NaN or infinity; the running scale refuses them")
+        before = self.scale if self.weight > 0 else None
+        if square > 0:
+            self.mean_square = self.decay * self.mean_square + (1.0 - self.decay) * square
+            self.weight = self.decay * self.weight + (1.0 - self.decay)
+        return self.scale if before is None else before
+
+    def state_dict(self) -> dict[str, float]:
+        """Three floats, enough to resume bit for bit."""
+        return {"decay": self.decay, "mean_square": self.mean_square, "weight": self.weight}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Inverse of `state_dict`; KeyError if an entry is missing."""
+        self.decay, self.mean_square, self.weight = state["decay"], state["mean_square"], state["weight"]
