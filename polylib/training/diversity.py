@@ -25,6 +25,7 @@ from polylib.training.measures import (  # noqa: F401  (re-exported: the loop ne
     SetFunction,
     best_of,
     f_poly,
+    gate,
     log_det,
     mean_pairwise,
     pairwise_distances,
@@ -116,7 +117,7 @@ def darling(rewards: Tensor, distances: Tensor, valid: Tensor | None = None) -> 
     if (rewards < 0).any():
         raise ValueError("DARLING multiplies reward by distance and needs rewards >= 0")
     k = rewards.shape[1]
-    product = rewards * _gate(distances, valid).sum(-1) / (k - 1)
+    product = rewards * gate(distances, valid).sum(-1) / (k - 1)
     return product - product.mean(1, keepdim=True)
 
 

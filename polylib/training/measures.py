@@ -32,7 +32,7 @@ def pairwise_distances(embeddings: Tensor) -> Tensor:
     return distances * (1.0 - torch.eye(distances.shape[-1], dtype=distances.dtype, device=distances.device))
 
 
-def _gate(matrix: Tensor, valid: Tensor | None) -> Tensor:
+def gate(matrix: Tensor, valid: Tensor | None) -> Tensor:
     """Zero the rows and columns of invalid samples. `(B, K, K)`, `(B, K)`."""
     if valid is None:
         return matrix
@@ -46,7 +46,7 @@ def _submatrices(matrix: Tensor, members: Tensor) -> Tensor:
 
 def semantic(distances: Tensor, valid: Tensor | None = None) -> SetFunction:
     """Mean pairwise distance over *all* pairs of the set (invalid samples at distance 0). 0 for a single reply."""
-    gated = _gate(distances, valid)
+    gated = gate(distances, valid)
 
     def D(members: Tensor) -> Tensor:
         n = members.shape[1]
@@ -60,7 +60,7 @@ def log_det(distances: Tensor, valid: Tensor | None = None) -> SetFunction:
     Two far clusters maximise a mean of pairs; they do not maximise a determinant. Raises ValueError when the
     distances are not those of vectors (determinant not positive).
     """
-    kernel = _gate(1.0 - distances, valid)
+    kernel = gate(1.0 - distances, valid)
 
     def D(members: Tensor) -> Tensor:
         n = members.shape[1]
@@ -77,7 +77,7 @@ def vendi(distances: Tensor, valid: Tensor | None = None) -> SetFunction:
     In [1, n] when all are valid; with invalid ones, the score of the valid times their share (0 if none).
     Source: Friedman & Dieng 2023, arXiv 2210.02410. Biased low for small n: compare at equal n only.
     """
-    kernel = _gate(1.0 - distances, valid)
+    kernel = gate(1.0 - distances, valid)
     ok = torch.ones(distances.shape[:2]).to(distances) if valid is None else valid.to(distances)
 
     def D(members: Tensor) -> Tensor:
