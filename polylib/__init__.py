@@ -1,0 +1,1 @@
+"""polylib: supervised, polychromic, GRPO and hybrid training of short-reply generators, as one objective."""

@@ -1,0 +1,251 @@
+"""One preset file into typed, checked settings. Nothing else in the project reads or writes YAML.
+
+    cfg = config.load("laptop")                          # params/laptop.yaml
+    cfg = dataclasses.replace(cfg, grpo=dataclasses.replace(cfg.grpo, steps=5))
+
+Left out on purpose: inheritance between presets, environment overrides, command-line flags. A preset is a
+complete flat file, so two runs differ by the diff of two files. What each key means: see params/laptop.yaml.
+"""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import html
+import math
+import os
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+METHODS = ("sft", "lambda0", "polychromic", "grpo", "hybrid")
+
+
+class UserError(Exception):
+    """A mistake the user can repair. The message is one line: what is wrong, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    source: str
+    encoder: str
+    dtype: Literal["auto", "float32", "bfloat16"]
+    device: str
+    lora_rank: int
+    lora_alpha: int
+    lora_dropout: float
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    temperature: float
+    max_new_tokens: int
+    max_prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    max_posts: int
+    min_replies: int
+    min_chars: int
+    max_chars: int
+    language: str
+    max_links: int
+    max_hashtags: int
+    max_emoji: int
+    spam_words: list[str]
+    near_duplicate: float
+    bot_repetition: int
+    split_seed: int
+    train: float
+    validation: float
+    test: float
+    judge: float
+    simulator_seed: int
+    pairs_per_post: int
+    pair_min_ratio: float
+    columns: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RewardModelConfig:
+    epochs: int
+    lr: float
+    hidden: int
+    weight_decay: float
+    members: int
+    learned_weight: float
+    heuristic_weight: float
+    heuristic: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    init: Literal["base", "sft", "polychromic"]
+    phase: Literal["sft", "rl", "all"]
+    alpha: float
+    beta: float
+    lam: float
+    kappa: float
+    steps: int
+    prompts_per_step: int
+    samples_per_prompt: int
+    gold_per_prompt: int
+    rollout_every: int
+    lr: float
+    warmup_steps: int
+    weight_decay: float
+    max_grad_norm: float
+    clip_low: float
+    clip_high: float
+    loss_normalizer: Literal["dr_grpo", "grpo", "dapo", "sequence"]
+    scale_advantages: Literal["running", "group", "none"]
+    kl_estimator: str
+    diversity: str
+    diversity_gradient: str
+    reward: Literal["combined", "learned", "heuristic"]
+    eval_every: int
+    eval_prompts: int
+    eval_samples: int
+    save_every: int
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    prompts: int
+    samples: int
+    temperatures: list[float]
+    judge_quantiles: list[float]
+    ks: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class PaperFiguresConfig:
+    columns: int
+    dpi: int
+    bootstrap: int
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str
+    seeds: tuple[int, ...]
+    methods: tuple[str, ...]
+    model: ModelConfig
+    sampling: SamplingConfig
+    data: DataConfig
+    reward_model: RewardModelConfig
+    sft: TrainConfig
+    polychromic: TrainConfig
+    grpo: TrainConfig
+    hybrid: TrainConfig
+    evaluation: EvaluationConfig
+    paper_figures: PaperFiguresConfig
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name, value in dataclasses.asdict(self).items():
+            pairs = value.items() if isinstance(value, dict) else [("", value)]
+            text = ", ".join(f"{key} <b>{html.escape(str(item))}</b>" for key, item in pairs)
+            rows.append(f"<tr><th>{name}</th><td style='text-align:left'>{text}</td></tr>")
+        return f"<table>{''.join(rows)}</table>"
+
+
+def load(preset: str, root: Path | None = None) -> Config:
+    """Read `params/<preset>.yaml` below `root` (default: working directory), or file `preset` if it
+    ends in .yaml. UserError names file and key: missing file, unknown or missing key, value out of place."""
+    path = Path(preset) if str(preset).endswith(".yaml") else Path(root or ".") / "params" / f"{preset}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+        raise UserError(f"{path}: no such preset; presets there: {known}")
+    cfg = _build(Config, {"preset": path.stem, **read_yaml(path)}, path, "")
+    _check(cfg, path)
+    return cfg
+
+
+def _build(cls: type, values: object, path: Path, prefix: str):
+    """A dataclass from a mapping; every key present, none unknown, every value of its declared type."""
+    hints = typing.get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: {prefix.rstrip('.')} must be a section of `key: value`, not {values!r}")
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)[0]
+            raise UserError(f"{path}: unknown setting {prefix}{key}; did you mean {prefix}{near}?")
+    for key in sorted(set(hints) - set(values)):
+        raise UserError(f"{path}: setting {prefix}{key} is missing; params/laptop.yaml explains it")
+    return cls(**{key: _value(hint, values[key], path, prefix + key) for key, hint in hints.items()})
+
+
+def _value(hint: object, value: object, path: Path, key: str):
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path, key + ".")
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal and value in args:
+        return value
+    if origin in (list, tuple) and isinstance(value, list):
+        return origin(_value(args[0], v, path, f"{key}[{i}]") for i, v in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {_value(str, k, path, key): _value(args[1], v, path, f"{key}.{k}") for k, v in value.items()}
+    if hint in (int, str) and type(value) is hint:  # not isinstance: True is no number of steps
+        return value
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:  # 1.0e-5 arrives as a string through YAML 1.1 readers
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    want = " | ".join(args) if origin is Literal else hint.__name__ if isinstance(hint, type) else str(hint)
+    raise UserError(f"{path}: {key} must be {want}, found {value!r}")
+
+
+def _check(cfg: Config, path: Path) -> None:
+    """The rules that tie several settings together; each would otherwise surface hours into a run."""
+    def require(ok: bool, message: str) -> None:
+        if not ok:
+            raise UserError(f"{path}: {message}")
+
+    e, parts = cfg.evaluation, (cfg.data.train, cfg.data.validation, cfg.data.test, cfg.data.judge)
+    require(min(parts) > 0 and math.isclose(sum(parts), 1.0, abs_tol=1e-9),
+            f"data.train + validation + test + judge must be positive and sum to 1, found {sum(parts):.4g}")
+    require(bool(cfg.seeds) and len(set(cfg.seeds)) == len(cfg.seeds), "seeds must be a list without repeats")
+    require(len(set(cfg.methods)) == len(cfg.methods) and set(cfg.methods) <= set(METHODS),
+            f"methods must be names out of {', '.join(METHODS)}, each once; found {list(cfg.methods)}")
+    require(bool(e.ks) and max(e.ks) <= e.samples, f"evaluation.ks {e.ks} exceed samples {e.samples}")
+    require(min(cfg.sampling.temperature, *e.temperatures) > 0, "temperatures must be above 0")
+    require(all(0 < q < 1 for q in e.judge_quantiles), "evaluation.judge_quantiles must lie between 0 and 1")
+    for name in ("sft", "polychromic", "grpo", "hybrid"):
+        t = vars(cfg)[name]
+        require(t.lam == 0 or t.samples_per_prompt >= 3,
+                f"{name}.lam needs samples_per_prompt >= 3: leaving one of K out must leave a pair")
+        require(t.beta == 0 or t.samples_per_prompt >= 2, f"{name}.beta needs samples_per_prompt >= 2")
+        require(min(t.steps, t.prompts_per_step, t.rollout_every, t.eval_every, t.save_every) >= 1,
+                f"{name}: steps, prompts_per_step, rollout_every, eval_every, save_every must be at least 1")
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in a YAML file; UserError if it is unreadable or not a mapping."""
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    return values
+
+
+def write_yaml(path: Path, values: dict, comment: str) -> None:
+    """Write a mapping below one comment line, atomically; a file that already says the same is left alone."""
+    if path.exists() and read_yaml(path) == values:
+        return
+    partial = path.with_suffix(".yaml.partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(f"# {comment}\n")
+        yaml = YAML()
+        yaml.dump(values, stream)
+    os.replace(partial, path)

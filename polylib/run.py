@@ -1,0 +1,243 @@
+"""What every stage needs around its own work: paths, seeds, files of record, progress, provenance.
+
+Only this room writes files of record, and every write is atomic: a killed stage leaves old or new.
+"""
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import random
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from polylib.config import Config, ModelConfig, UserError
+
+__all__ = ["History", "Paths", "UserError", "atomic_write", "commit", "device_dtype", "progress", "root",
+           "seed_everything", "write_env", "write_json"]
+
+STARTED = time.monotonic()  # first import = start of the stage's process
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "sentence-transformers", "numpy", "pandas",
+            "scikit-learn")
+
+
+# ---- where things are --------------------------------------------------------------------------------------
+
+def root(start: Path | None = None) -> Path:
+    """The project folder: the nearest at or above `start` (default: working directory) that holds dvc.yaml.
+    Neither $DVC_ROOT nor __file__ is used: in a temporary DVC experiment both name the parent checkout."""
+    here = Path(start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file():
+            return folder
+    raise UserError(f"{here}: no dvc.yaml here or above; run this inside the project folder")
+
+
+_root = root  # Paths takes a parameter of the same name
+
+
+class Paths:
+    """Names of everything a study owns. Arithmetic only: nothing is created or checked."""
+
+    def __init__(self, study: str, root: Path | None = None):
+        self.study = study
+        self.root = Path(root) if root else _root()
+        self.data = self.root / "data" / study
+        self.reward_model = self.root / "models" / study / "reward_model"
+        self.figures = self.root / "results" / study / "paper_figures"
+        self.summary = self.root / "results" / study / "summary.json"
+
+    def models(self, method: str, seed: int) -> Path:
+        return self.root / "models" / self.study / method / f"s{seed}"
+
+    def results(self, stage: str, seed: int | None = None) -> Path:
+        folder = self.root / "results" / self.study / stage
+        return folder if seed is None else folder / f"s{seed}"
+
+    def evaluation(self, method: str, seed: int | None = None) -> Path:
+        """`human` has no seed: people's replies are one sample."""
+        return self.results(f"evaluation/{method}", seed)
+
+    def scratch(self, stage: str, seed: int | None = None) -> Path:
+        """Resumable state; never an output of a stage, removed when the stage succeeds."""
+        folder = self.root / "scratch" / self.study / stage
+        return folder if seed is None else folder / f"s{seed}"
+
+
+# ---- files of record ---------------------------------------------------------------------------------------
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write next to the target, then rename over it. Parents are created."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, obj: object) -> None:
+    """Sorted keys, two spaces, newline at the end. A number that could not be computed is written as
+    {"value": null, "reason": "..."}; a bare NaN or infinity, or null without reason, is a ValueError."""
+    plain = _plain(obj, Path(path).name)
+    atomic_write(path, json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _plain(obj: object, where: str) -> object:
+    """Python's own types; ValueError naming the key for a number that JSON or an honest reader refuses."""
+    if isinstance(obj, dict):
+        if "value" in obj and obj["value"] is None and not obj.get("reason"):
+            raise ValueError(f"{where}: a null value needs its reason")
+        return {str(key): _plain(value, f"{where}.{key}") for key, value in obj.items()}
+    if isinstance(obj, (list, tuple, np.ndarray)):
+        return [_plain(value, f"{where}[{i}]") for i, value in enumerate(obj)]
+    if isinstance(obj, np.generic):
+        obj = obj.item()
+    if isinstance(obj, float) and not math.isfinite(obj):
+        raise ValueError(f"{where} is {obj}: write {{'value': None, 'reason': why}} instead")
+    return str(obj) if isinstance(obj, Path) else obj
+
+
+class History:
+    """A CSV of one row a step, complete on disk after every append.
+
+    An existing file is continued (`rows` holds it); `truncate(step)` forgets rows after a checkpoint.
+    A value not given stays empty; a NaN is written as empty too, since a curve has no place for a reason."""
+
+    def __init__(self, path: Path, columns: Iterable[str]):
+        self.path, self.columns = Path(path), list(columns)
+        self.rows: list[dict[str, str]] = []
+        if self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as stream:
+                self.rows = list(csv.DictReader(stream))
+
+    def append(self, row: dict[str, object]) -> None:
+        unknown = sorted(set(row) - set(self.columns))
+        if unknown:
+            raise ValueError(f"{self.path.name}: unknown columns {unknown}")
+        self.rows.append({key: _cell(row.get(key)) for key in self.columns})
+        self._write()
+
+    def truncate(self, step: int) -> None:
+        """Keep rows with `step` <= the given one."""
+        self.rows = [row for row in self.rows if int(row["step"]) <= step]
+        self._write()
+
+    def _write(self) -> None:
+        lines = [self.columns, *([row.get(key, "") for key in self.columns] for row in self.rows)]
+        atomic_write(self.path, "".join(",".join(line) + "\n" for line in lines))
+
+
+def _cell(value: object) -> str:
+    """Numbers only: six significant digits are below run-to-run noise and keep diffs short."""
+    if value is None:
+        return ""
+    if isinstance(value, (int, np.integer)):
+        return str(int(value))
+    number = float(value)
+    return "" if math.isnan(number) else f"{number:.6g}"
+
+
+# ---- what ran, where, at what cost -------------------------------------------------------------------------
+
+def commit(folder: Path) -> tuple[str | None, bool | None, str]:
+    """(commit hash, dirty, reason). Dirty = a tracked file differs from that commit, other than what a run
+    rewrites (results/, params.yaml, dvc.lock). Read by pygit2, which DVC brings: no process is started."""
+    import pygit2
+    try:
+        repo = pygit2.Repository(str(folder))
+        changed = [name for name in repo.status(untracked_files="no")
+                   if not name.startswith("results/") and name not in ("params.yaml", "dvc.lock")]
+        return str(repo.head.target), bool(changed), ""
+    except pygit2.GitError as error:
+        return None, None, f"no git history to read: {error}"
+
+
+def write_env(path: Path, cfg: Config, **extra: object) -> None:
+    """env.json: commit, versions, device and dtype with the reason, wall seconds, peak memory, cost.
+    It holds timings, so no stage may depend on it. `extra` is added, and replaces a key of the same name.
+    Cost in US dollars needs the machine's hourly price in POLYLIB_USD_PER_HOUR; without it, it is null."""
+    import torch
+    sha, dirty, why = commit(root())
+    device, dtype, reason = device_dtype(cfg.model)
+    seconds = float(extra.pop("wall_seconds", time.monotonic() - STARTED))
+    price = os.environ.get("POLYLIB_USD_PER_HOUR")
+    gpu = device.type == "cuda"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    write_json(path, {
+        "commit": sha or {"value": None, "reason": why},
+        "dirty": dirty if sha else {"value": None, "reason": why},
+        "preset": cfg.preset, "platform": platform.platform(), "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name(device) if gpu else f"{device.type}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."), "dtype_reason": reason,
+        "wall_seconds": round(seconds, 1),
+        "peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
+        "peak_gpu_memory_mb": round(torch.cuda.max_memory_allocated(device) / 2**20) if gpu else 0,
+        "cost_usd": round(float(price) * seconds / 3600, 4) if price else
+        {"value": None, "reason": "POLYLIB_USD_PER_HOUR is not set"},
+        **extra,
+    })
+
+
+def device_dtype(model: ModelConfig):
+    """(torch.device, torch.dtype, reason) for this machine; print the reason where a model is loaded."""
+    import torch
+    auto = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(auto if model.device == "auto" else model.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"model.device {model.device}: no CUDA device here; use device: auto")
+    if model.dtype != "auto":
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[model.dtype]
+        return device, dtype, f"{model.dtype}: set by model.dtype"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return device, torch.bfloat16, "bfloat16: the GPU has it natively"
+        return device, torch.float32, "float32: the GPU has no native bfloat16"
+    flags = _cpu_flags() & {"amx_bf16", "avx512_bf16"} if device.type == "cpu" else set()
+    if flags:
+        return device, torch.bfloat16, f"bfloat16: the CPU has {' and '.join(sorted(flags))}"
+    return device, torch.float32, f"float32: no native bfloat16 on this {device.type}"
+
+
+def _cpu_flags() -> set[str]:
+    info = Path("/proc/cpuinfo")  # Linux; elsewhere no CPU we know of has native bfloat16 that torch uses
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    return set(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+
+
+def seed_everything(seed: int) -> None:
+    """Python's, numpy's and torch's global generators. What draws should still take its own generator."""
+    import torch
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def progress(iterable: Iterable, total: int, label: str, every: float = 10.0) -> Iterator:
+    """Yield the items, printing `label 12/40, 1.3 s each, 0:36 left`: one rewriting line on a terminal,
+    otherwise a plain line every `every` seconds (a log keeps each of them). The last line gives the time."""
+    start = shown = time.monotonic()
+    live = sys.stdout.isatty()
+    done = 0
+    for done, item in enumerate(iterable, 1):
+        yield item
+        now = time.monotonic()
+        if now - shown >= (0.2 if live else every) and done < total:
+            shown, each = now, (now - start) / done
+            line = f"{label} {done}/{total}, {each:.2g} s each, {_clock(each * (total - done))} left"
+            print(f"\r{line:<78}" if live else line, end="" if live else "\n", flush=True)
+    line = f"{label} {done}/{total} done in {_clock(time.monotonic() - start)}"
+    print(f"\r{line:<78}" if live else line, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
