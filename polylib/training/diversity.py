@@ -1,17 +1,17 @@
 """Diversity of the K replies to one prompt, and the per-sample advantages that have its gradient.
 
-THE ONE IDEA. D is scored on sampled text, so `loss - lam * D` has no gradient from D at all: a number computed
-from text is a constant for autograd (`detached` below keeps that faulty form as a labelled control). What exists
-is the score-function gradient: for any b_i that does not depend on y_i,
+THE ONE IDEA. D is scored on sampled text, so `loss - lam * D` has no gradient from D at all: a number
+computed from text is a constant for autograd (`detached` below keeps that faulty form as a labelled control).
+What exists is the score-function gradient: for any b_i that does not depend on y_i,
 
     grad E[D(y_1..y_K)] = E[ sum_i (D - b_i) * grad log pi(y_i) ]
 
-Every estimator here returns weights A_i `(B, K)` with E[sum_i A_i grad log pi(y_i)] = grad E[D of a set]. They
-differ in the size of that set and in variance; tests/test_diversity.py enumerates all sets of a three-token
-vocabulary and compares each with finite differences.
+Every estimator here returns weights A_i `(B, K)` with E[sum_i A_i grad log pi(y_i)] = grad E[D of a set].
+They differ in the size of that set and in variance; tests/test_diversity.py enumerates all sets of a
+three-token vocabulary and compares each with finite differences.
 
-D is a set function (`measures.py`), a black box `members (M, n) -> (B, M)`. Invalid replies are gated there: they
-cost diversity and cannot buy any, so their advantage is never positive.
+D is a set function (`measures.py`), a black box `members (M, n) -> (B, M)`. Invalid replies are gated there:
+they cost diversity and cannot buy any, so their advantage is never positive.
 """
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from polylib.training.measures import (  # noqa: F401  (re-exported: the loop ne
 MAX_SUBSETS = 20_000
 
 
-# --------------------------------------------------------------------------------------------------- estimators
+# ------------------------------------------------------------------------------------------ estimators
 def _without_each(k: int) -> Tensor:
     """Row i lists everyone but i: `(k, k - 1)`."""
     return torch.tensor([[j for j in range(k) if j != i] for i in range(k)])
@@ -45,12 +45,13 @@ def _without_each(k: int) -> Tensor:
 def jackknife(D: SetFunction, k: int) -> Tensor:
     """The default: mean_j D(S without j) - D(S without i). `(B, K)`, exactly unbiased for grad E D_{K-1}.
 
-    "How much worse would the set be without me, compared with losing anyone else": sums to zero, compares sets
-    of equal size, needs K evaluations. For mean pairwise distance it is (2/K) * (my mean distance to the others
-    minus theirs among themselves). Raises ValueError below K = 3, where sets of K - 1 replies have no pair.
+    "How much worse would the set be without me, compared with losing anyone else": sums to zero, compares
+    sets of equal size, needs K evaluations. For mean pairwise distance it is (2/K) * (my mean distance to the
+    others minus theirs among themselves). Raises ValueError below K = 3, where sets of K - 1 replies have no
+    pair.
     """
     if k < 3:
-        raise ValueError(f"the jackknife compares sets of K - 1 >= 2 replies; K = {k} is too few, sample 4 or more")
+        raise ValueError(f"the jackknife compares sets of K - 1 >= 2 replies and K is {k}; sample 4 or more")
     without = D(_without_each(k))
     return without.mean(1, keepdim=True) - without
 
@@ -73,7 +74,8 @@ def shared(D: SetFunction, k: int, baseline: float | None = None) -> Tensor:
     value = D(torch.arange(k)[None])  # (B, 1)
     if baseline is None:
         if value.shape[0] < 2:
-            raise ValueError("a shared advantage takes its baseline from other prompts: give two prompts or a baseline")
+            raise ValueError("a shared advantage takes its baseline from other prompts: "
+                             "give two prompts or a baseline")
         baseline = (value.sum() - value) / (value.shape[0] - 1)
     return (value - baseline).expand(-1, k)
 
@@ -81,15 +83,16 @@ def shared(D: SetFunction, k: int, baseline: float | None = None) -> Tensor:
 def all_subsets(k: int, n: int) -> Tensor:
     """All size-n subsets of range(k), `(C(k, n), n)`. ValueError when there are too many to enumerate."""
     if not 1 <= n <= k or comb(k, n) > MAX_SUBSETS:
-        raise ValueError(f"subsets of size {n} out of {k}: need 1 <= n <= k and at most {MAX_SUBSETS} of them")
+        raise ValueError(f"subsets of size {n} out of {k}: need 1 <= n <= k, at most {MAX_SUBSETS} subsets")
     return torch.tensor(list(combinations(range(k), n)))
 
 
 def set_level(f: SetFunction, k: int, n: int, centred: bool = True) -> Tensor:
-    """(n/K) * (mean of f over size-n subsets with i - mean over those without i). `(B, K)`, unbiased for grad E f_n.
+    """(n/K) * (mean of f over size-n subsets with i - mean over those without i). `(B, K)`, unbiased for grad
+    E f_n.
 
-    With f = `f_poly` this is Poly-EPO (arXiv 2604.17654), whose weights are these times (1 - n/K); with
-    f = `best_of` it is the pass@k / max@k policy gradient. `centred=False` omits the second mean (the raw PKPO
+    With f = `f_poly` this is Poly-EPO (arXiv 2604.17654), whose weights are these times (1 - n/K); with f =
+    `best_of` it is the pass@k / max@k policy gradient. `centred=False` omits the second mean (the raw PKPO
     weights, arXiv 2505.15201: same expectation, more variance). Raises ValueError unless 1 <= n < K.
     """
     if centred and n >= k:
@@ -103,16 +106,18 @@ def set_level(f: SetFunction, k: int, n: int, centred: bool = True) -> Tensor:
 
 
 def max_at_k(rewards: Tensor, n: int, centred: bool = True) -> Tensor:
-    """Advantages `(B, K)` for the expected best of n samples; with 0/1 rewards, for pass@n. See `set_level`."""
+    """Advantages `(B, K)` for the expected best of n samples; with 0/1 rewards, for pass@n. See
+    `set_level`."""
     return set_level(best_of(rewards), rewards.shape[1], n, centred)
 
 
 def darling(rewards: Tensor, distances: Tensor, valid: Tensor | None = None) -> Tensor:
-    """DARLING (arXiv 2509.02534): reward times own mean distance to the others, centred in the group. `(B, K)`.
+    """DARLING (arXiv 2509.02534): reward times own mean distance to the others, centred in the group. `(B,
+    K)`.
 
-    Credits only what a sample's distance does to its *own* product, not to its neighbours', and centres by a mean
-    that involves y_i: a heuristic of the literature, not the gradient of any mean product (a test shows it).
-    Rewards must be >= 0 (ValueError): a negative one would turn diversity into a penalty.
+    Credits only what a sample's distance does to its *own* product, not to its neighbours', and centres by a
+    mean that involves y_i: a heuristic of the literature, not the gradient of any mean product (a test shows
+    it). Rewards must be >= 0 (ValueError): a negative one would turn diversity into a penalty.
     """
     if (rewards < 0).any():
         raise ValueError("DARLING multiplies reward by distance and needs rewards >= 0")
@@ -122,11 +127,12 @@ def darling(rewards: Tensor, distances: Tensor, valid: Tensor | None = None) -> 
 
 
 def detached(D: SetFunction, k: int) -> Tensor:
-    """THE FAULTY FORM, kept as a control: "loss - lam * D.item()" gives every sample weight 0. `(B, K)` zeros."""
+    """THE FAULTY FORM, kept as a control: "loss - lam * D.item()" gives every sample weight 0. `(B, K)`
+    zeros."""
     return torch.zeros_like(D(torch.arange(k)[None]).expand(-1, k))
 
 
-# ------------------------------------------------------------------------------------------------ what the loop calls
+# --------------------------------------------------------------------------------- what the loop calls
 MEASURES = {"semantic": semantic, "logdet": log_det, "vendi": vendi}
 
 
@@ -135,11 +141,11 @@ def diversity_advantages(distances: Tensor, valid: Tensor | None = None, kind: s
                          baseline: float | None = None) -> Tensor:
     """Per-sample diversity advantages, detached. `distances (B, K, K)`, `valid (B, K)` bool -> `(B, K)`.
 
-    `kind`: jackknife, leave_one_out, shared, set_level, f_poly, darling, detached. `measure`: semantic, logdet,
-    vendi. `rewards (B, K)` for f_poly and darling; `size` of the subsets for set_level and f_poly (default K // 2,
-    at least 2); `baseline` for shared. An invalid sample never gets a positive advantage (see measures.py):
-    for all kinds but `shared` and the non-monotone `vendi` that follows from the gate, for those it is enforced.
-    Raises ValueError on an unknown name or missing rewards.
+    `kind`: jackknife, leave_one_out, shared, set_level, f_poly, darling, detached. `measure`: semantic,
+    logdet, vendi. `rewards (B, K)` for f_poly and darling; `size` of the subsets for set_level and f_poly
+    (default K // 2, at least 2); `baseline` for shared. An invalid sample never gets a positive advantage
+    (see measures.py): for all kinds but `shared` and the non-monotone `vendi` that follows from the gate, for
+    those it is enforced. Raises ValueError on an unknown name or missing rewards.
     """
     distances, k = distances.detach(), distances.shape[-1]
     if measure not in MEASURES:
@@ -164,6 +170,6 @@ def diversity_advantages(distances: Tensor, valid: Tensor | None = None, kind: s
     elif kind == "detached":
         advantages = detached(D, k)
     else:
-        raise ValueError(f"unknown diversity gradient {kind!r}; use jackknife, leave_one_out, shared, set_level, "
-                         "f_poly, darling or detached")
+        raise ValueError(f"unknown diversity gradient {kind!r}; use jackknife, leave_one_out, shared, "
+                         "set_level, f_poly, darling or detached")
     return advantages if valid is None else torch.where(valid, advantages, advantages.clamp(max=0.0))

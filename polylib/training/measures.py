@@ -1,11 +1,11 @@
 """Set functions: how diverse (or how good) is a chosen subset of the K replies to one prompt?
 
-A *set function* `D(members)` scores subsets: `members (M, n)` sample indices -> `(B, M)`, for all B prompts at
-once. It is a black box to the estimators in `diversity.py`; nothing here is differentiated.
+A *set function* `D(members)` scores subsets: `members (M, n)` sample indices -> `(B, M)`, for all B prompts
+at once. It is a black box to the estimators in `diversity.py`; nothing here is differentiated.
 
-VALIDITY GATE. `valid (B, K)` is False for a reply that must not buy diversity (empty, off-topic, wrong language).
-It counts as distance 0 to everything *but stays in the average*, so it costs diversity and cannot add any.
-Dropping it from the average would let one odd reply hide behind two good ones.
+VALIDITY GATE. `valid (B, K)` is False for a reply that must not buy diversity (empty, off-topic, wrong
+language). It counts as distance 0 to everything *but stays in the average*, so it costs diversity and cannot
+add any. Dropping it from the average would let one odd reply hide behind two good ones.
 """
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def _submatrices(matrix: Tensor, members: Tensor) -> Tensor:
 
 
 def semantic(distances: Tensor, valid: Tensor | None = None) -> SetFunction:
-    """Mean pairwise distance over *all* pairs of the set (invalid samples at distance 0). 0 for a single reply."""
+    """Mean pairwise distance over *all* pairs of the set (invalid samples at distance 0). 0 for a single
+    reply."""
     gated = gate(distances, valid)
 
     def D(members: Tensor) -> Tensor:
@@ -55,7 +56,8 @@ def semantic(distances: Tensor, valid: Tensor | None = None) -> SetFunction:
 
 
 def log_det(distances: Tensor, valid: Tensor | None = None) -> SetFunction:
-    """log det(I + L) with L = 1 - distance (cosine similarity): the DQO form (arXiv 2509.04784), in [0, n log 2].
+    """log det(I + L) with L = 1 - distance (cosine similarity): the DQO form (arXiv 2509.04784), in [0, n log
+    2].
 
     Two far clusters maximise a mean of pairs; they do not maximise a determinant. Raises ValueError when the
     distances are not those of vectors (determinant not positive).
@@ -66,13 +68,14 @@ def log_det(distances: Tensor, valid: Tensor | None = None) -> SetFunction:
         n = members.shape[1]
         sign, value = torch.linalg.slogdet(_submatrices(kernel, members) + torch.eye(n).to(kernel))
         if (sign <= 0).any():
-            raise ValueError("log det needs distances that come from vectors (1 - distance positive semi-definite)")
+            raise ValueError("log det needs distances between vectors (1 - distance positive semi-definite)")
         return value
     return D
 
 
 def vendi(distances: Tensor, valid: Tensor | None = None) -> SetFunction:
-    """Vendi score, exp of the entropy of the eigenvalues of kernel / n: the effective number of different replies.
+    """Vendi score, exp of the entropy of the eigenvalues of kernel / n: the effective number of different
+    replies.
 
     In [1, n] when all are valid; with invalid ones, the score of the valid times their share (0 if none).
     Source: Friedman & Dieng 2023, arXiv 2210.02410. Biased low for small n: compare at equal n only.
@@ -90,7 +93,8 @@ def vendi(distances: Tensor, valid: Tensor | None = None) -> SetFunction:
 
 
 def distinct_n(ids: Tensor, mask: Tensor, n: int = 1) -> SetFunction:
-    """Distinct token n-grams / all n-grams of the pooled set (Li et al. 2016). `ids, mask (B, K, T)`; 0 if none.
+    """Distinct token n-grams / all n-grams of the pooled set (Li et al. 2016). `ids, mask (B, K, T)`; 0 if
+    none.
 
     Counted over the replies of one prompt, never pooled over prompts (that would measure topics).
     """
@@ -113,7 +117,8 @@ def distinct_n(ids: Tensor, mask: Tensor, n: int = 1) -> SetFunction:
 
 
 def f_poly(rewards: Tensor, diversity: SetFunction) -> SetFunction:
-    """Mean reward of the set times its diversity (Polychromic objectives, arXiv 2509.25424). `rewards (B, K)` in [0, 1].
+    """Mean reward of the set times its diversity (Polychromic objectives, arXiv 2509.25424). `rewards (B, K)`
+    in [0, 1].
 
     A product of a negative reward and a diversity would punish diversity, hence the range check (ValueError).
     """

@@ -2,9 +2,9 @@
 
     L = alpha * CE  -  beta * reward  -  lambda * diversity  +  kappa * KL(policy || reference)
 
-THE ONE IDEA. Reward and diversity are computed on sampled text. Text is discrete: nothing can be differentiated
-through it, and a number computed from it is a constant for autograd, with zero gradient. The gradient of an
-*expected* score is nevertheless known (the score-function identity, Williams 1992):
+THE ONE IDEA. Reward and diversity are computed on sampled text. Text is discrete: nothing can be
+differentiated through it, and a number computed from it is a constant for autograd, with zero gradient. The
+gradient of an *expected* score is nevertheless known (the score-function identity, Williams 1992):
 
     grad E[f(y)] = E[ (f(y) - b) * grad log pi(y) ]          for any b that does not depend on y
 
@@ -21,25 +21,25 @@ from torch import Tensor
 from polylib.training.advantages import RunningScale, group_advantages  # noqa: F401  (one import for the loop)
 
 
-# ---------------------------------------------------------------------------------------------- normalisation
+# --------------------------------------------------------------------------------------- normalisation
 def batch_denominator(mask: Tensor, normalizer: str, max_tokens: int | None = None) -> float:
     """What the sum over a batch is divided by. `mask (N, T)` -> a number.
 
-    | normalizer       | loss                                   | direction of the gradient                       |
-    |------------------|----------------------------------------|-------------------------------------------------|
-    | "sequence"       | mean over rows of the token sum        | exact                                           |
-    | "dr_grpo"        | the same / max_tokens (a constant)     | exact (Liu et al. 2025, arXiv 2503.20783)       |
-    | "dapo", "token"  | sum over tokens / tokens in the batch  | exact up to the batch's random length           |
-    | "grpo"           | mean over rows of the token *mean*     | biased by 1/|y|: short if A > 0, long if A < 0  |
+    | normalizer       | loss                                   | direction of the gradient                  |
+    |------------------|----------------------------------------|--------------------------------------------|
+    | "sequence"       | mean over rows of the token sum        | exact                                      |
+    | "dr_grpo"        | the same / max_tokens (a constant)     | exact (Liu et al. 2025, arXiv 2503.20783)  |
+    | "dapo", "token"  | sum over tokens / tokens in the batch  | exact up to the batch's random length      |
+    | "grpo"           | mean over rows of the token *mean*     | biased by 1/|y|: favours short good replies|
 
-    When a batch is split into microbatches, or zero-advantage rows are dropped, compute this once on the whole
-    batch and pass it as `denominator=`: the parts then add up to exactly the loss of the whole.
-    Raises ValueError on an unknown name, on "dr_grpo" without `max_tokens`, and on a batch with no token.
+    When a batch is split into microbatches, or zero-advantage rows are dropped, compute this once on the
+    whole batch and pass it as `denominator=`: the parts then add up to exactly the loss of the whole. Raises
+    ValueError on an unknown name, on "dr_grpo" without `max_tokens`, and on a batch with no token.
     """
     rows, tokens = mask.shape[0], int(mask.sum())
     if normalizer == "dr_grpo":
         if not max_tokens:
-            raise ValueError("normalizer 'dr_grpo' divides by max_tokens: give the generation limit, not None or 0")
+            raise ValueError("normalizer 'dr_grpo' divides by max_tokens: give the generation limit")
         return float(rows * max_tokens)
     if normalizer in ("grpo", "sequence"):
         return float(rows)
@@ -56,13 +56,16 @@ def _reduce(values: Tensor, mask: Tensor, normalizer: str, max_tokens: int | Non
     rows = values.masked_fill(~mask, 0.0).sum(-1)
     if normalizer == "grpo":
         rows = rows / mask.sum(-1).clamp(min=1)
-    return rows.sum() / (batch_denominator(mask, normalizer, max_tokens) if denominator is None else denominator)
+    if denominator is None:
+        denominator = batch_denominator(mask, normalizer, max_tokens)
+    return rows.sum() / denominator
 
 
-# --------------------------------------------------------------------------------------------- the four terms
+# -------------------------------------------------------------------------------------- the four terms
 def cross_entropy(logprobs: Tensor, mask: Tensor, normalizer: str = "token", weights: Tensor | None = None,
                   denominator: float | None = None) -> Tensor:
-    """Negative log-likelihood of the gold replies, nats per token. `logprobs (N, T)`, `mask (N, T)` -> scalar.
+    """Negative log-likelihood of the gold replies, nats per token. `logprobs (N, T)`, `mask (N, T)` ->
+    scalar.
 
     `weights (N, T)` are optional detached token weights (CHORD's phi, `schedules.chord_phi`).
     """
@@ -73,20 +76,20 @@ def cross_entropy(logprobs: Tensor, mask: Tensor, normalizer: str = "token", wei
 
 def policy_loss(logprobs: Tensor, old_logprobs: Tensor | None, advantages: Tensor, mask: Tensor,
                 clip_low: float = 0.2, clip_high: float = 0.2, normalizer: str = "dr_grpo",
-                max_tokens: int | None = None, denominator: float | None = None) -> tuple[Tensor, dict[str, float]]:
+                max_tokens: int | None = None, denominator: float | None = None,
+                ) -> tuple[Tensor, dict[str, float]]:
     """Clipped policy-gradient loss, -E[min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)].
 
-    `logprobs (N, T)` carry the gradient; `old_logprobs (N, T)` are those of the policy that sampled (None: the
-    same policy, rho = 1); `advantages (N,)` are constants. On the first update rho is 1 and the *value* of the
-    loss says nothing (it is 0 for a centred group when replies are equally long); its gradient is
-    -A * grad log pi, which is the whole point.
-    Returns the loss and {clip_fraction, ratio_mean}: the share of tokens whose gradient the clip removed, and
-    the mean importance ratio (1 on policy); NaN where the mask selects no token.
-    Raises ValueError if the advantages require a gradient (they must not) or are not finite.
-    Source: Schulman et al. 2017 eq. 7; clip_high > clip_low is DAPO's clip-higher (arXiv 2503.14476).
+    `logprobs (N, T)` carry the gradient; `old_logprobs (N, T)` are those of the policy that sampled (None:
+    the same policy, rho = 1); `advantages (N,)` are constants. On the first update rho is 1 and the *value*
+    of the loss says nothing (it is 0 for a centred group when replies are equally long); its gradient is -A *
+    grad log pi, which is the whole point. Returns the loss and {clip_fraction, ratio_mean}: the share of
+    tokens whose gradient the clip removed, and the mean importance ratio (1 on policy); NaN where the mask
+    selects no token. Raises ValueError if the advantages require a gradient (they must not) or are not
+    finite. Source: Schulman et al. 2017 eq. 7; clip_high > clip_low is DAPO's clip-higher (arXiv 2503.14476).
     """
     if advantages.requires_grad:
-        raise ValueError("advantages are constants of the score-function identity and must not require a gradient")
+        raise ValueError("advantages are constants of the score-function identity: detach them")
     if not torch.isfinite(advantages).all():
         raise ValueError("advantages hold NaN or infinity; find the reward or distance that produced it")
     mask, a = mask.bool(), advantages[:, None]
@@ -96,7 +99,8 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor | None, advantages: Tenso
     loss = _reduce(-torch.minimum(ratio * a, clipped * a), mask, normalizer, max_tokens, denominator)
     with torch.no_grad():
         binding = ((ratio > 1.0 + clip_high) & (a > 0)) | ((ratio < 1.0 - clip_low) & (a < 0))
-        stats = {"clip_fraction": binding[mask].float().mean().item(), "ratio_mean": ratio[mask].mean().item()}
+        stats = {"clip_fraction": binding[mask].float().mean().item(),
+                 "ratio_mean": ratio[mask].mean().item()}
     return loss, stats
 
 
@@ -131,9 +135,10 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: 
 
     (k1 is right in the *reward*: `advantages.kl_in_reward`.) `level` says what log pi - log ref is taken of:
     "token" (the usual form; exact for each next-token distribution, but it ignores that a token changes which
-    prefixes come later), "sequence" (of the whole reply; makes the table exact for replies of any length, with
-    more variance), "togo" (k2 only: each token is charged for itself and all later tokens; also exact, and
-    drops the part of "sequence" that is pure noise). Source: arXiv 2512.21852; verl's `kl_penalty` for k3+.
+    prefixes come later), "sequence" (of the whole reply; makes the table exact for replies of any length,
+    with more variance), "togo" (k2 only: each token is charged for itself and all later tokens; also exact,
+    and drops the part of "sequence" that is pure noise). Source: arXiv 2512.21852; verl's `kl_penalty` for
+    k3+.
     """
     mask = mask.bool()
     log_ratio = (logprobs - ref_logprobs.detach()).masked_fill(~mask, 0.0)
@@ -169,17 +174,18 @@ def kl_value(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: st
                    None, None)
 
 
-# --------------------------------------------------------------------------------------------- putting it together
+# --------------------------------------------------------------------------------- putting it together
 def combined_advantages(reward_advantages: Tensor | None, diversity_advantages: Tensor | None, beta: float,
                         lam: float, reward_scale: float = 1.0, diversity_scale: float = 1.0) -> Tensor:
     """beta * A_reward / reward_scale + lam * A_diversity / diversity_scale, all `(B, K)`, detached.
 
-    With the scales of two `RunningScale`s both parts have unit size and `beta`, `lam` are dimensionless.
-    A part may be None when its weight is 0. Raises ValueError if a weighted part is missing or a scale is <= 0.
+    With the scales of two `RunningScale`s both parts have unit size and `beta`, `lam` are dimensionless. A
+    part may be None when its weight is 0. Raises ValueError if a weighted part is missing or a scale is <= 0.
     """
     if reward_scale <= 0 or diversity_scale <= 0:
         raise ValueError(f"scales must be positive, got {reward_scale} and {diversity_scale}")
-    parts = [(beta, reward_advantages, reward_scale, "reward"), (lam, diversity_advantages, diversity_scale, "diversity")]
+    parts = [(beta, reward_advantages, reward_scale, "reward"),
+             (lam, diversity_advantages, diversity_scale, "diversity")]
     for weight, part, _, name in parts:
         if weight != 0 and part is None:
             raise ValueError(f"the weight of {name} is {weight} but its advantages are missing")
@@ -192,11 +198,12 @@ def combined_advantages(reward_advantages: Tensor | None, diversity_advantages: 
 def literal_lambda(lam: float, scale: float, k: int, tokens: float, normalizer: str = "dr_grpo") -> float:
     """The lambda of the literal loss "CE - lambda * D" that a dimensionless `lam` amounts to.
 
-    An estimator of this project satisfies E[sum_i A_i grad log pi(y_i)] = grad E[D], a *sum* over the K samples
-    of log-probs *summed* over tokens. `policy_loss` averages over K and divides by `tokens`, and the advantages
-    were divided by `scale`, so the literal weight is lam / (scale * K * tokens). `tokens` is max_tokens for
-    "dr_grpo", the mean completion length for "dapo", unused for "sequence". NaN for "grpo": its 1/|y| differs
-    from reply to reply, so no single lambda exists. Example: scale .06, K 4, 40 tokens: lam 1 is literally .10.
+    An estimator of this project satisfies E[sum_i A_i grad log pi(y_i)] = grad E[D], a *sum* over the K
+    samples of log-probs *summed* over tokens. `policy_loss` averages over K and divides by `tokens`, and the
+    advantages were divided by `scale`, so the literal weight is lam / (scale * K * tokens). `tokens` is
+    max_tokens for "dr_grpo", the mean completion length for "dapo", unused for "sequence". NaN for "grpo":
+    its 1/|y| differs from reply to reply, so no single lambda exists. Example: scale .06, K 4, 40 tokens: lam
+    1 is literally .10.
     """
     if normalizer == "grpo":
         return float("nan")
@@ -210,9 +217,10 @@ def total(*, alpha: float = 0.0, ce: Tensor | None = None, policy: Tensor | None
           entropy_weight: float = 0.0, entropy: Tensor | None = None) -> Tensor:
     """L = alpha * CE + policy - lam * pathwise - entropy_weight * entropy + kappa * KL, a scalar.
 
-    `policy` is `policy_loss` of `combined_advantages`: it *is* "- beta * reward - lambda * diversity", with the
-    two weights inside the advantages. `lam * pathwise` is for a diversity that can be differentiated directly
-    (`pathwise.py`). A term with weight 0 may be None; raises ValueError if a weighted term is missing.
+    `policy` is `policy_loss` of `combined_advantages`: it *is* "- beta * reward - lambda * diversity", with
+    the two weights inside the advantages. `lam * pathwise` is for a diversity that can be differentiated
+    directly (`pathwise.py`). A term with weight 0 may be None; raises ValueError if a weighted term is
+    missing.
     """
     terms = [(alpha, ce, "ce"), (1.0, policy, "policy"), (-lam, pathwise, "pathwise"),
              (-entropy_weight, entropy, "entropy"), (kappa, kl, "kl")]
