@@ -1,0 +1,170 @@
+"""Intervals and tests against scipy, statsmodels, enumeration and, for their error rates, simulation."""
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as ss
+from statsmodels.stats.multitest import multipletests
+
+from polylib.evaluation import stats
+
+RNG = np.random.default_rng(1)
+
+
+def cells(**methods: np.ndarray) -> dict:
+    """{(method, seed): Series} from (S, P) matrices; seeds 42, 123, ..."""
+    seeds = [42, 123, 456, 7, 8]
+    return {(name, seed): pd.Series(row, index=[f"p{i}" for i in range(len(row))])
+            for name, rows in methods.items() for seed, row in zip(seeds, rows)}
+
+
+def study(rng, sims, seed_sd, effect=0.0, seeds=3, prompts=200, generations=10):
+    """Two methods' generations (sims, S, P, G): prompt SD 1, generation SD 1, seed x prompt SD .3, runs that vary."""
+    def normal(*shape):
+        return rng.standard_normal((sims, *shape), dtype=np.float32)
+
+    base = normal(1, prompts, 1)
+    return [shift + base + seed_sd * normal(seeds, 1, 1) + 0.3 * normal(seeds, prompts, 1) +
+            normal(seeds, prompts, generations) for shift in (effect, 0.0)]
+
+
+def rejections(a, b, paired):
+    ma, mb = a.mean(-1, dtype=float), b.mean(-1, dtype=float)
+    effect, error, df = stats.two_way_t(ma - mb, None if paired else (ma, mb))
+    return (2 * ss.t.sf(abs(effect / error), df) < 0.05).mean()
+
+
+@pytest.mark.parametrize("seed_sd, published", [(0.05, 0.25), (0.1, 0.54), (0.2, 0.77)])
+def test_pooled_mann_whitney_invents_differences(seed_sd, published):
+    """Two equal methods, 300 studies: the share in which pooled generations nonetheless give p < .05."""
+    a, b = study(np.random.default_rng(11), 300, seed_sd)
+    pooled = ss.mannwhitneyu(a.reshape(300, -1), b.reshape(300, -1), axis=1, method="asymptotic").pvalue
+    assert (pooled < 0.05).mean() == pytest.approx(published, abs=0.08)
+
+
+@pytest.mark.parametrize("seed_sd", [0, 0.05, 0.1, 0.2, 0.5, 1])
+@pytest.mark.parametrize("by_prompt", [0, 0.5])  # SD of the prompts on which one method is better, the other worse
+def test_our_claim_about_the_method_does_not(seed_sd, by_prompt):
+    """Same design, 4000 studies (standard error .0035): at most 6 %, and 7.5 % when paired by seed at S = 3."""
+    rng = np.random.default_rng(12)
+    a, b = study(rng, 4000, seed_sd, prompts=40, generations=2)
+    a = a + by_prompt * rng.standard_normal((4000, 1, 40, 1), dtype=np.float32)
+    assert rejections(a, b, paired=False) <= 0.06
+    assert rejections(a, b, paired=True) <= 0.075
+
+
+def test_our_claim_has_power():
+    a, b = study(np.random.default_rng(13), 300, 0.05, effect=0.2)
+    assert rejections(a, b, paired=False) == pytest.approx(0.84, abs=0.08)  # the reference simulation's value
+
+
+def test_bootstrap_interval_covers_more_than_the_percentile_one():
+    """Equal methods with unequal runs: the plain percentile interval misses zero far too often at three seeds."""
+    a, b = (m.mean(-1) for m in study(np.random.default_rng(14), 200, 0.3, prompts=60))
+    rng = np.random.default_rng(15)
+    missed = percentile = 0
+    for x, y in zip(a, b):
+        _, low, high = stats.hierarchical_bootstrap(x, y, lambda m: m.mean(axis=(-2, -1)), draws=300)
+        missed += not low <= 0 <= high
+        pick = rng.integers(3, size=(300, 3, 1)), rng.integers(60, size=(300, 1, 60))
+        low, high = np.percentile((x - y)[pick].mean(axis=(1, 2)), [2.5, 97.5])
+        percentile += not low <= 0 <= high
+    assert missed / 200 <= 0.06
+    assert percentile / 200 > 0.1
+
+
+def test_two_way_t_is_the_formula_and_reduces_to_known_tests():
+    d = RNG.normal(size=(3, 50)) + 0.4
+    effect, error, df = stats.two_way_t(d)
+    v1, v2 = d.mean(1).var(ddof=1) / 3, d.mean(0).var(ddof=1) / 50
+    assert (effect, error) == pytest.approx((d.mean(), np.sqrt(v1 + v2)))
+    assert df == pytest.approx((v1 + v2) ** 2 / (v1**2 / 2 + v2**2 / 49))
+    runs = RNG.normal(size=(5, 1)) + np.zeros((5, 30))  # no variance over prompts: the one-sample t test on runs
+    assert stats.method_claim(runs).p == pytest.approx(ss.ttest_1samp(runs[:, 0], 0).pvalue)
+    prompts = np.zeros((3, 1)) + RNG.normal(size=(1, 30))  # none over runs: the one on prompts
+    assert stats.method_claim(prompts).p == pytest.approx(ss.ttest_1samp(prompts[0], 0).pvalue)
+    a, b = RNG.normal(size=(4, 1)) + np.zeros((4, 9)), 2 * RNG.normal(size=(4, 1)) + np.zeros((4, 9))
+    welch = ss.ttest_ind(a[:, 0], b[:, 0], equal_var=False)  # not paired, no prompt variance: Welch on the runs
+    assert stats.method_claim(a - b, (a, b)).p == pytest.approx(welch.pvalue)
+
+
+def test_checkpoints_claim_is_the_paired_test_over_prompts():
+    d = RNG.normal(size=(3, 40)) + 0.2
+    claim = stats.checkpoints_claim(d)
+    t = ss.ttest_1samp(d.mean(0), 0)
+    assert (claim.low, claim.high) == pytest.approx(tuple(t.confidence_interval()))
+    assert claim.p == pytest.approx(t.pvalue, rel=0.25)  # permutation and t agree on Gaussian data
+    assert stats.checkpoints_claim(d).p == claim.p  # the same permutations every time
+
+
+def test_compare_pairs_by_prompt_and_seed_whatever_the_order():
+    a = RNG.normal(size=(3, 20))
+    c = cells(grpo=a + 1, sft=a)
+    c[("grpo", 123)] = c[("grpo", 123)].sample(frac=1, random_state=0)
+    result = stats.compare(dict(reversed(c.items())), "grpo", "sft", paired=True)
+    assert result.effect == pytest.approx(1) and (result.seeds, result.prompts, result.dropped) == (3, 20, 0)
+    assert result.method.reason == stats.SAME and np.isnan(result.method.p)
+    assert (result.exact_p, result.exact_floor) == (0.25, 0.25)
+    noisy = stats.compare(cells(grpo=a + RNG.normal(size=(3, 1)) + 0.2 * RNG.normal(size=(3, 20)), sft=a), "grpo", "sft")
+    assert noisy.method.low < noisy.these_checkpoints.low < noisy.effect < noisy.these_checkpoints.high
+
+
+def test_one_seed_makes_no_claim_about_the_method():
+    result = stats.compare(cells(grpo=RNG.normal(size=(1, 20)), sft=RNG.normal(size=(1, 20))), "grpo", "sft")
+    assert np.isnan(result.method.p) and result.method.reason == stats.ONE_SEED
+    assert np.isfinite(result.these_checkpoints.p) and result.exact_floor == 1.0
+    with pytest.raises(ValueError, match="2 or more seeds"):
+        stats.hierarchical_bootstrap(np.zeros((1, 3)), np.zeros((1, 3)), np.mean)
+
+
+def test_people_are_compared_with_every_run_and_undefined_prompts_are_dropped_and_counted():
+    c = cells(grpo=RNG.normal(size=(3, 20)))
+    c[("human", None)] = pd.Series(RNG.normal(size=20), index=[f"p{i}" for i in range(20)])
+    c[("human", None)].iloc[:4] = np.nan
+    result = stats.compare(c, "grpo", "human")
+    assert (result.seeds, result.prompts, result.dropped) == (3, 16, 4)
+    c[("human", None)].iloc[:] = np.nan
+    nothing = stats.compare(c, "grpo", "human")
+    assert np.isnan(nothing.effect) and "0 of 20" in nothing.method.reason
+
+
+def test_cells_that_do_not_match_are_refused():
+    a = RNG.normal(size=(3, 20))
+    with pytest.raises(ValueError, match="seeds"):
+        stats.compare(cells(grpo=a[:2], sft=a), "grpo", "sft")
+    with pytest.raises(ValueError, match="different prompts"):
+        stats.compare(cells(grpo=a[:, :19], sft=a), "grpo", "sft")
+    with pytest.raises(ValueError, match="no cell"):
+        stats.compare(cells(sft=a), "grpo", "sft")
+    c = cells(sft=a)
+    c[("sft", 123)] = c[("sft", 123)].iloc[1:]
+    with pytest.raises(ValueError, match="seed 123"):
+        stats.matrix(c, "sft")
+
+
+def test_exact_test_is_scipy_s_and_names_its_floor():
+    for d in ([0.1, 0.2, 0.3], [0.5, -0.1, 0.3, 0.2, 0.4], RNG.normal(size=6)):
+        d = np.array(d)
+        p, floor = stats.exact_test(d)
+        scipy = ss.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+        assert p == pytest.approx(scipy) and p >= floor == 2 / 2 ** len(d)
+    assert stats.exact_test(np.array([1.0, 2, 3]))[0] == 0.25  # three runs, all positive
+    assert stats.exact_test(np.arange(1.0, 7))[0] == 0.03125  # six
+
+
+def test_holm_is_statsmodels_and_skips_tests_that_were_not_done():
+    assert stats.holm([0.01, 0.02, 0.03, 0.04, 0.05]) == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
+    p = RNG.uniform(size=12)
+    assert stats.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    assert stats.holm([0.01, np.nan, 0.04]) == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
+
+
+def test_interval_of_one_method():
+    values = RNG.normal(size=(3, 30))
+    mean, claim = stats.interval(values)
+    assert claim.low < mean == pytest.approx(values.mean()) and mean < claim.high and not claim.reason
+    mean, claim = stats.interval(values[:1])
+    assert (claim.low, claim.high) == pytest.approx(tuple(ss.ttest_1samp(values[0], 0).confidence_interval()))
+    assert "prompts only" in claim.reason
+    assert np.isnan(stats.interval(np.full((1, 5), np.nan))[0])
