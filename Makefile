@@ -1,0 +1,45 @@
+# make help lists the targets. Each one sets up what it needs on a bare machine and reuses it afterwards.
+.DEFAULT_GOAL := help
+PRESET ?= laptop
+DATA ?=
+ARGS ?=
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export JUPYTER_PREFER_ENV_PATH := 1# the kernel named python3 is the one in .venv, not one in the home folder
+export OMP_WAIT_POLICY := PASSIVE# spinning threads collapse when anything else uses a core
+export TOKENIZERS_PARALLELISM := false
+export DVC_NO_ANALYTICS := 1
+export PYTHONHASHSEED := 0
+
+.PHONY: help setup test quick reproduce lab notebooks-clean clean
+
+help:             ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
+
+.venv/.installed: pyproject.toml requirements/lock.txt requirements/models.txt tools/setup.sh
+	sh tools/setup.sh
+	@touch $@
+
+setup: .venv/.installed ## the environment in .venv: pinned packages, torch, Jupyter kernel
+
+test: setup       ## style, unit tests, the smoke study from a clean copy, every notebook again under nbval
+	ruff check .
+	python -m pytest $(ARGS)
+
+quick: setup      ## the same without the smoke study and the notebooks
+	ruff check .
+	python -m pytest -m "not pipeline" $(ARGS)
+
+reproduce: setup  ## run a study: PRESET=laptop (default) | smoke | gpu | paper, DATA=your file
+	python -m polylib.study "$(PRESET)" $(if $(DATA),--data "$(DATA)")
+	dvc repro $(ARGS)
+
+lab: setup        ## JupyterLab on the notebooks
+	jupyter lab --notebook-dir=. notebooks
+
+notebooks-clean: setup ## before a commit: drop outputs from notebooks, except those of checked cells
+	python tools/clean_notebooks.py notebooks/*.ipynb
+
+clean:            ## forget resumable scratch and byte code; results, models and .venv stay
+	rm -rf scratch .pytest_cache .ruff_cache
+	find polylib tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
