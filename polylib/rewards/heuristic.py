@@ -1,0 +1,147 @@
+"""A reward that needs no training labels: a weighted mean of bounded components, each with a shape fitted to people.
+
+Relevance, length, sentiment fit, variety, punctuation, specificity and toxicity, all in [0, 1], 1 = as people write. Scales come
+from human training replies, so that "too long" or "off the point" mean what they mean in this corpus.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from polylib import run
+from polylib.config import UserError
+from polylib.rewards import features
+
+COMPONENTS = ("relevance", "length", "sentiment", "variety", "punctuation", "specificity", "toxicity", "profanity")
+
+# Tiers of harm: a threat or a slur ends the component, an insult costs most of it. Swearing is not harm ("hell yeah this
+# slaps"): it is reported as `profanity` and weighs only if params say so. Slurs are kept as hashes of the word.
+THREAT = re.compile(r"\b(?:kill yourself|kys|i(?:'ll| will) (?:kill|find|hurt) you|hope (?:you|they) (?:all )?die|go die|"
+                    r"(?:you|they) (?:all )?(?:deserve|need) to (?:die|be shot|be hanged)|shoot (?:you|them all))\b")
+INSULT = re.compile(r"\b(?:you(?:'re|r| are)? (?:an? |all |such |so |just )*(?:idiots?|morons?|stupid|dumb|pathetic|losers?|clowns?|trash|"
+                    r"scum|vermin|disgusting|worthless|liars?)|shut up|idiots?|morons?|imbeciles?|scum(?:bags?)?|vermin|retard(?:s|ed)?|"
+                    r"nobody asked|piece of (?:shit|crap|trash))\b")
+PROFANITY = re.compile(r"\b(?:(?:mother)?f+u+c+k\w*|(?:bull)?shit\w*|bitch\w*|bastards?|ass(?:hole|holes)?|damn\w*|hell|crap\w*|piss\w*|"
+                       r"bollocks|wtf|cunts?|dick(?:head)?s?|wank\w*)\b")
+SLURS = frozenset()
+
+
+class HeuristicReward:
+    """reward(posts, replies) -> (N,) float64 in [0, 1]: weighted mean of `components`.
+
+    `weights` maps component names to non-negative weights; a component without weight is still reported."""
+
+    name = "heuristic"
+
+    def __init__(self, encoder, weights: dict[str, float]):
+        unknown = sorted(set(weights) - set(COMPONENTS))
+        if unknown or not sum(weights.values()) > 0 or min(weights.values()) < 0:
+            raise UserError(f"reward_model.heuristic: {f'unknown component {unknown[0]}' if unknown else 'weights must be >= 0, not all 0'}; "
+                            f"components are {', '.join(COMPONENTS)}")
+        self.encoder, self.weights = encoder, dict(weights)
+        self.scales: dict[str, float] = {}
+
+    def fit(self, rows: pd.DataFrame) -> HeuristicReward:
+        """Take the components' scales, and the mean and sd of the whole, from human replies (tweet, reply[, engagement]).
+
+        Length is fitted to replies at or above the median engagement of their post where that is known: the commonest
+        short replies are not the ones to aim at."""
+        posts, replies = list(rows["tweet"]), list(rows["reply"])
+        cosine, shuffled = self._cosine(posts, replies), self._cosine(posts, list(np.roll(np.array(replies, dtype=object), len(replies) // 2)))
+        good = np.ones(len(rows), dtype=bool)
+        if "engagement" in rows:
+            good = (rows["engagement"] >= rows.groupby("tweet_id")["engagement"].transform("median")).to_numpy()
+        log_chars = np.log1p([len(reply) for reply in replies])[good]
+        mood, marks = _moods(posts, replies), _marks(replies)
+        low, high = float(np.median(shuffled)), float(np.quantile(cosine, 0.75))
+        self.scales = {
+            "cosine_low": low, "cosine_high": max(high, low + 0.05), "cosine_echo": min(max(float(np.quantile(cosine, 0.99)), low + 0.1), 0.95),
+            "length_mean": float(np.median(log_chars)), "length_sd": max(float(np.subtract(*np.quantile(log_chars, [0.84, 0.16])) / 2), 0.1),
+            "mood_mean": float(mood.mean()), "mood_sd": max(float(mood.std()), 0.1),
+            **{f"mark_{name}": max(float(np.quantile(marks[name], 0.9)), floor)
+               for name, floor in (("punctuation", 0.05), ("caps", 0.05), ("emoji", 0.5), ("tags", 0.5))},
+        }
+        total = self(posts, replies)
+        self.scales |= {"mean": float(total.mean()), "sd": float(total.std()) or 1.0}
+        return self
+
+    def __call__(self, posts: list[str], replies: list[str]) -> np.ndarray:
+        parts = self.components(posts, replies)
+        return sum(weight * parts[name].to_numpy() for name, weight in self.weights.items()) / sum(self.weights.values())
+
+    def standardised(self, posts: list[str], replies: list[str]) -> np.ndarray:
+        """The same, with mean 0 and sd 1 over the human replies it was fitted to."""
+        return (self(posts, replies) - self.scales["mean"]) / self.scales["sd"]
+
+    def components(self, posts: list[str], replies: list[str]) -> pd.DataFrame:
+        """Columns `COMPONENTS`, each in [0, 1]."""
+        s, posts, replies = self.scales, list(posts), list(replies)
+        cosine, marks = self._cosine(posts, replies), _marks(replies)
+        overlap = features.surface(posts, replies)
+        copied, content, generic, promo = (overlap[:, features.NAMES.index(name)]
+                                           for name in ("copy3", "content_overlap", "generic_share", "promo"))
+        near = np.clip((cosine - s["cosine_low"]) / (s["cosine_high"] - s["cosine_low"]), 0, 1)
+        # Repeating the post is not answering it: no credit for a cosine beyond what people's replies reach, for its
+        # trigrams, or for using nothing but its words.
+        own = np.clip((1 - cosine) / (1 - s["cosine_echo"]), 0, 1) * (1 - copied) * (1 - np.clip(2 * content - 1, 0, 1))
+        chars = np.log1p([len(reply) for reply in replies])
+        excess = sum(np.clip(marks[name] / s[f"mark_{name}"] - 1, 0, None) for name in ("punctuation", "caps", "emoji", "tags"))
+        return pd.DataFrame({
+            "relevance": near * own,
+            "length": np.exp(-0.5 * ((chars - s["length_mean"]) / s["length_sd"]) ** 2),
+            "sentiment": np.exp(-0.5 * ((_moods(posts, replies) - s["mood_mean"]) / s["mood_sd"]) ** 2),
+            "variety": np.array([_fresh(reply) for reply in replies], dtype=float),
+            "punctuation": np.exp(-excess),
+            "specificity": (1 - generic) * 0.5 ** promo,  # what fits under any post, or sells something, says little
+            "toxicity": np.array([_harmless(reply) for reply in replies], dtype=float),
+            "profanity": np.array([0.0 if PROFANITY.search(reply.lower()) else 1.0 for reply in replies], dtype=float),
+        }, columns=list(COMPONENTS))
+
+    def _cosine(self, posts: list[str], replies: list[str]) -> np.ndarray:
+        product = self.encoder.encode(posts).astype(np.float64) * self.encoder.encode(replies)
+        return product.sum(axis=1)  # row by row, so that one reply and a batch give the same bits
+
+    def save(self, folder: Path) -> None:
+        run.write_json(Path(folder) / "heuristic.json", {"weights": self.weights, "scales": self.scales})
+
+
+def load(folder: Path, encoder) -> HeuristicReward:
+    stored = json.loads((Path(folder) / "heuristic.json").read_text())
+    reward = HeuristicReward(encoder, stored["weights"])
+    reward.scales = stored["scales"]
+    return reward
+
+
+def _moods(posts: list[str], replies: list[str]) -> np.ndarray:
+    """Reply minus half the post's polarity: people answer gloom with less gloom, not with a mirror of it."""
+    return np.array([features.sentiment(r)["compound"] - 0.5 * features.sentiment(p)["compound"] for p, r in zip(posts, replies)])
+
+
+def _marks(replies: list[str]) -> dict[str, np.ndarray]:
+    size = np.array([max(len(reply), 10) for reply in replies])
+    return {
+        "punctuation": np.array([sum(not (c.isalnum() or c.isspace()) for c in r) for r in replies]) / size,
+        "caps": np.array([sum(map(str.isupper, r)) for r in replies]) / size,
+        "emoji": np.array([float(len(features.EMOJI.findall(r))) for r in replies]),
+        "tags": np.array([float(len(features.HASHTAG.findall(r)) + len(features.LINK.findall(r))) for r in replies]),
+    }
+
+
+def _fresh(reply: str) -> float:
+    """Share of distinct word pairs times the square root of the share of distinct words; 1 for nothing said twice."""
+    tokens = features.words(reply)
+    pairs = list(zip(tokens, tokens[1:]))
+    distinct = len(set(pairs)) / len(pairs) if pairs else 1.0
+    return distinct * (len(set(tokens)) / len(tokens)) ** 0.5 if tokens else 0.0
+
+
+def _harmless(reply: str) -> float:
+    text = " ".join(features.words(reply))
+    if THREAT.search(text) or any(hashlib.sha256(word.encode()).hexdigest()[:16] in SLURS for word in text.split()):
+        return 0.0
+    return 0.3 if INSULT.search(text) else 1.0
