@@ -95,6 +95,7 @@ class TrainConfig:
     samples_per_prompt: int
     gold_per_prompt: int
     rollout_every: int
+    micro_prompts: int
     lr: float
     warmup_steps: int
     weight_decay: float
@@ -106,6 +107,7 @@ class TrainConfig:
     kl_estimator: str
     diversity: str
     diversity_gradient: str
+    min_relevance: float
     reward: Literal["combined", "learned", "heuristic"]
     eval_every: int
     eval_prompts: int

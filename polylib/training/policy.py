@@ -1,0 +1,98 @@
+"""The model that learns: adapters in the forward pass, float32 masters in the optimizer, a shadow for sampling.
+
+`Policy` bundles the three copies a step needs and the two scores of a completion (adapter on = policy, adapter
+off = reference). Left out on purpose: a second reference model, gradient checkpointing (it would switch the cache
+off while sampling), quantisation.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from polylib import models
+from polylib.training.logprobs import Packed, completion_logprobs
+
+
+class Policy:
+    """A LoRA policy on a frozen base, its parents' adapters merged into the base.
+
+    `masters` maps "<layer>.lora_A|B" to float32 parameters. The forward pass uses them rounded to the model's
+    dtype: small updates are not lost in bfloat16, and no layer has to cast its input.
+    """
+
+    def __init__(self, cfg_model, parents: list[Path], seed: int):
+        self.cfg_model = cfg_model
+        self.tokenizer = models.load_tokenizer(cfg_model)
+        plain = models.load_model(cfg_model, parents)
+        self.shadow = models.shadow_of(plain)
+        self.model = models.add_lora(plain, cfg_model, seed)
+        self.head = plain.get_output_embeddings()
+        self.params = {}
+        for name, layer in models.lora_layers(self.model):
+            self.params[f"{name}.lora_A"] = layer.lora_A["default"].weight
+            self.params[f"{name}.lora_B"] = layer.lora_B["default"].weight
+        self.masters = {name: p.detach().float().clone().requires_grad_() for name, p in self.params.items()}
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    def logprobs(self, packed: Packed, temperature, reference: bool = False) -> torch.Tensor:
+        """log π of every packed completion token, (B, N, T) float32; `reference=True` scores with adapters off."""
+        with self.model.disable_adapter() if reference else nullcontext():
+            out = self.model.get_base_model().base_model(
+                input_ids=packed.input_ids, attention_mask=packed.attention_mask,
+                position_ids=packed.position_ids, use_cache=False)
+            return completion_logprobs(out.last_hidden_state, self.head, packed, temperature)
+
+    def collect_gradients(self, accelerator) -> None:
+        """Move gradients from the forward parameters to the masters, averaged over processes."""
+        for name, param in self.params.items():
+            grad = torch.zeros_like(self.masters[name]) if param.grad is None else param.grad.float()
+            self.masters[name].grad = accelerator.reduce(grad, "mean")
+            param.grad = None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """After an optimizer step: round the masters into the forward parameters and the merged shadow."""
+        for name, param in self.params.items():
+            param.copy_(self.masters[name])
+        models.refresh_shadow(self.shadow, self.model)
+
+
+def save_state(folder: Path, policy: Policy, optimizer, scalars: dict) -> None:
+    """Everything a killed run needs: masters, optimizer moments, torch RNG (safetensors), scalars. Atomic."""
+    tensors = {f"master.{name}": tensor.detach() for name, tensor in policy.masters.items()}
+    for name, tensor in policy.masters.items():
+        for key, value in optimizer.state.get(tensor, {}).items():
+            tensors[f"adam.{key}.{name}"] = torch.as_tensor(value)
+    tensors["rng.torch"] = torch.get_rng_state()
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "state.partial"
+    save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial,
+              metadata={"scalars": json.dumps(scalars)})
+    partial.rename(folder / "state.safetensors")
+
+
+def load_state(folder: Path, policy: Policy, optimizer) -> dict | None:
+    """Restore what `save_state` wrote and return its scalars; None when there is nothing to resume."""
+    file = folder / "state.safetensors"
+    if not file.is_file():
+        return None
+    tensors = load_file(file)
+    with torch.no_grad():
+        for name, master in policy.masters.items():
+            master.copy_(tensors[f"master.{name}"])
+            # as Adam keeps them: moments on the device, the step count on the CPU
+            optimizer.state[master] = {"step": tensors[f"adam.step.{name}"]} | {
+                key: tensors[f"adam.{key}.{name}"].to(master.device) for key in ("exp_avg", "exp_avg_sq")}
+    torch.set_rng_state(tensors["rng.torch"])
+    policy.publish()
+    with safe_open(file, framework="pt") as handle:
+        return json.loads(handle.metadata()["scalars"])
