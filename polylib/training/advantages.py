@@ -19,7 +19,7 @@ def _check_rewards(rewards: Tensor) -> None:
                          "a prompt there is no group to compare with")
     if not torch.isfinite(rewards).all():
         row, column = (~torch.isfinite(rewards)).nonzero()[0].tolist()
-        raise ValueError(f"reward of prompt {row}, sample {column} is {rewards[row, column].item()}; a reward "
+        raise ValueError(f"reward of prompt {row}, sample {column} is {rewards[row, column].item()}; one "
                          "that cannot be computed must be handled where it is computed, not averaged away")
 
 

@@ -22,15 +22,13 @@ import torch
 from torch import Tensor
 
 from polylib.training.measures import (  # noqa: F401  (re-exported: the loop needs one import)
+    MEASURES,
     SetFunction,
     best_of,
     f_poly,
     gate,
-    log_det,
     mean_pairwise,
     pairwise_distances,
-    semantic,
-    vendi,
 )
 
 MAX_SUBSETS = 20_000
@@ -133,9 +131,6 @@ def detached(D: SetFunction, k: int) -> Tensor:
 
 
 # --------------------------------------------------------------------------------- what the loop calls
-MEASURES = {"semantic": semantic, "logdet": log_det, "vendi": vendi}
-
-
 def diversity_advantages(distances: Tensor, valid: Tensor | None = None, kind: str = "jackknife",
                          measure: str = "semantic", rewards: Tensor | None = None, size: int | None = None,
                          baseline: float | None = None) -> Tensor:

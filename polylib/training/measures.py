@@ -136,3 +136,6 @@ def mean_pairwise(distances: Tensor, valid: Tensor | None = None) -> Tensor:
     """Mean pairwise distance of each whole group, the D that is logged. `(B, K, K)` -> `(B,)`."""
     k = distances.shape[-1]
     return semantic(distances, valid)(torch.arange(k)[None])[:, 0]
+
+
+MEASURES = {"semantic": semantic, "logdet": log_det, "vendi": vendi}  # D as a function of distances
