@@ -12,7 +12,8 @@ from polylib.evaluation import metrics, text
 RNG = np.random.default_rng(0)
 # The three sentences of fast-bleu's README, whose self-BLEU values are published there.
 FAST_BLEU = ["It is a guide to action that ensures that the military will forever heed Party commands",
-             "It is the guiding principle which guarantees the military forces always being under the command of the Party",
+             "It is the guiding principle which guarantees the military forces always being under the "
+             "command of the Party",
              "It is the practical guide for the army always to heed the directions of the party"]
 
 
@@ -44,7 +45,7 @@ def test_k_out_of_range_is_an_error_not_a_number(k):
 
 def test_max_at_k_gives_order_statistics():
     assert [metrics.max_at_k(np.arange(1.0, 6), k) for k in range(1, 6)] == pytest.approx([3, 4, 4.5, 4.8, 5])
-    assert metrics.max_at_k(np.repeat([1.0, 0.0], [3, 7]), 5) == pytest.approx(0.9166667, abs=1e-7)  # = pass@5
+    assert metrics.max_at_k(np.repeat([1.0, 0.0], [3, 7]), 5) == pytest.approx(0.9166667)  # = pass@5
 
 
 def test_best_of_k_equals_brute_force_over_subsets():
@@ -59,7 +60,8 @@ def test_best_of_k_averages_ties_whatever_the_order_of_generation():
     proxy, values = np.array([1.0, 2, 2, 0, 2]), np.array([5.0, 1, 4, 9, 7])
     subsets = list(itertools.combinations(range(5), 3))
     brute = np.mean([np.mean([values[i] for i in s if proxy[i] == max(proxy[list(s)])]) for s in subsets])
-    results = [metrics.best_of_k(proxy[list(p)], values[list(p)], 3) for p in itertools.permutations(range(5))]
+    orders = map(list, itertools.permutations(range(5)))
+    results = [metrics.best_of_k(proxy[order], values[order], 3) for order in orders]
     assert results == pytest.approx([brute] * len(results), abs=1e-12)
 
 
@@ -77,10 +79,13 @@ def test_semantic_distances():
 
 
 def test_self_bleu_gives_fast_bleu_s_published_values():
-    """At order 2 nothing needs smoothing; at order 3 the first sentence does, where libraries differ (fast-bleu .078)."""
-    assert text.self_bleu(FAST_BLEU, 2, rng(), order=2) == pytest.approx(np.mean([25.819889, 36.155076, 37.080992]))
-    third = [text._bleu(3).sentence_score(FAST_BLEU[i], FAST_BLEU[:i] + FAST_BLEU[i + 1:]).score for i in (1, 2)]
-    assert third == pytest.approx([20.140621, 21.415336])
+    """At order 2 nothing needs smoothing; at order 3 the first sentence does, where libraries differ
+    (fast-bleu .078)."""
+    published = np.mean([25.819889, 36.155076, 37.080992])
+    assert text.self_bleu(FAST_BLEU, 2, rng(), order=2) == pytest.approx(published)
+    a, b, c = FAST_BLEU
+    assert text._bleu(3).sentence_score(b, [a, c]).score == pytest.approx(20.140621)
+    assert text._bleu(3).sentence_score(c, [a, b]).score == pytest.approx(21.415336)
 
 
 def test_self_bleu_on_short_and_empty_replies():
@@ -89,7 +94,7 @@ def test_self_bleu_on_short_and_empty_replies():
     assert text.self_bleu(["👍", "👍", "👍"], 2, rng()) == pytest.approx(100)
     assert text.self_bleu(["", "", ""], 2, rng()) == 100.0
     assert text.self_bleu(["", "a cat"], 1, rng()) == 0.0
-    with pytest.raises(ValueError, match="needs 5"):
+    with pytest.raises(ValueError, match="among 5"):
         text.self_bleu(["a", "b"], 4, rng())
 
 
@@ -99,7 +104,8 @@ def test_bleu_gives_sacrebleu_s_readme_value():
 
 
 def test_self_bleu_does_not_hang_on_how_many_replies_there_are():
-    """With the number of references fixed, twice the replies give the same expectation; with all of them they do not."""
+    """With the number of references fixed, twice the replies give the same expectation; with all of them they
+    do not."""
     pool = ["the cat sat", "a cat ran off", "the dog sat down", "no idea at all", "the cat ran", "a dog sat"]
     draws = [list(RNG.choice(pool, 12)) for _ in range(300)]
     small = np.mean([text.self_bleu(d[:6], 3, rng()) for d in draws])
@@ -126,8 +132,9 @@ def test_rouge_l():
     assert RougeScorer(["rougeL"]).score(*pair)["rougeL"].fmeasure == pytest.approx(0.588235, abs=1e-6)
     # Ours counts the full stop as a token: 5 of 9 and of 9.
     assert text.rouge_l(pair[1], [pair[0]]) == pytest.approx(5 / 9)
-    assert text.rouge_l("testing", ["testing one", "no"]) == pytest.approx(2 / 3)  # the nearest reference counts
-    assert text.rouge_l("🔥🔥", ["🔥🔥"]) == text.rouge_l("Привет всем", ["привет всем"]) == 1.0  # rouge_score alone: 0
+    assert text.rouge_l("testing", ["testing one", "no"]) == pytest.approx(2 / 3)  # the nearest one
+    assert text.rouge_l("🔥🔥", ["🔥🔥"]) == 1.0  # rouge_score's own tokenizer: 0
+    assert text.rouge_l("Привет всем", ["привет всем"]) == 1.0
     assert text.rouge_l("", ["a"]) == 0.0
     with pytest.raises(ValueError, match="human reply"):
         text.rouge_l("a", [])
@@ -143,7 +150,7 @@ def test_duplicates_and_copies():
 
 
 def test_words_survive_hostile_text():
-    assert text.words("Don't 👨‍👩‍👧‍👦 🇩🇪 ok\u200b\x00") == ["don't", "👨‍👩‍👧‍👦", "🇩🇪", "ok", "\u200b", "\x00"]
+    assert text.words("Don't 👨‍👩‍👧 🇩🇪 ok\u200b\x00") == ["don't", "👨‍👩‍👧", "🇩🇪", "ok", "\u200b", "\x00"]
     assert text.words(" \n\t") == []
     assert len(text.words("a " * 100_000)) == text.LONGEST / 2
 

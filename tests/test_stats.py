@@ -16,11 +16,12 @@ def cells(**methods: np.ndarray) -> dict:
     """{(method, seed): Series} from (S, P) matrices; seeds 42, 123, ..."""
     seeds = [42, 123, 456, 7, 8]
     return {(name, seed): pd.Series(row, index=[f"p{i}" for i in range(len(row))])
-            for name, rows in methods.items() for seed, row in zip(seeds, rows)}
+            for name, rows in methods.items() for seed, row in zip(seeds, rows, strict=False)}
 
 
 def study(rng, sims, seed_sd, effect=0.0, seeds=3, prompts=200, generations=10):
-    """Two methods' generations (sims, S, P, G): prompt SD 1, generation SD 1, seed x prompt SD .3, runs that vary."""
+    """Two methods' generations (sims, S, P, G): prompt SD 1, generation SD 1, seed x prompt SD .3, runs that
+    vary."""
     def normal(*shape):
         return rng.standard_normal((sims, *shape), dtype=np.float32)
 
@@ -44,9 +45,10 @@ def test_pooled_mann_whitney_invents_differences(seed_sd, published):
 
 
 @pytest.mark.parametrize("seed_sd", [0, 0.05, 0.1, 0.2, 0.5, 1])
-@pytest.mark.parametrize("by_prompt", [0, 0.5])  # SD of the prompts on which one method is better, the other worse
+@pytest.mark.parametrize("by_prompt", [0, 0.5])  # SD of what a method gains or loses by prompt
 def test_our_claim_about_the_method_does_not(seed_sd, by_prompt):
-    """Same design, 4000 studies (standard error .0035): at most 6 %, and 7.5 % when paired by seed at S = 3."""
+    """Same design, 4000 studies (standard error .0035): at most 6 %, and 7.5 % when paired by seed at S =
+    3."""
     rng = np.random.default_rng(12)
     a, b = study(rng, 4000, seed_sd, prompts=40, generations=2)
     a = a + by_prompt * rng.standard_normal((4000, 1, 40, 1), dtype=np.float32)
@@ -60,11 +62,12 @@ def test_our_claim_has_power():
 
 
 def test_bootstrap_interval_covers_more_than_the_percentile_one():
-    """Equal methods with unequal runs: the plain percentile interval misses zero far too often at three seeds."""
+    """Equal methods with unequal runs: the plain percentile interval misses zero far too often at three
+    seeds."""
     a, b = (m.mean(-1) for m in study(np.random.default_rng(14), 200, 0.3, prompts=60))
     rng = np.random.default_rng(15)
     missed = percentile = 0
-    for x, y in zip(a, b):
+    for x, y in zip(a, b, strict=True):
         _, low, high = stats.hierarchical_bootstrap(x, y, lambda m: m.mean(axis=(-2, -1)), draws=300)
         missed += not low <= 0 <= high
         pick = rng.integers(3, size=(300, 3, 1)), rng.integers(60, size=(300, 1, 60))
@@ -80,12 +83,12 @@ def test_two_way_t_is_the_formula_and_reduces_to_known_tests():
     v1, v2 = d.mean(1).var(ddof=1) / 3, d.mean(0).var(ddof=1) / 50
     assert (effect, error) == pytest.approx((d.mean(), np.sqrt(v1 + v2)))
     assert df == pytest.approx((v1 + v2) ** 2 / (v1**2 / 2 + v2**2 / 49))
-    runs = RNG.normal(size=(5, 1)) + np.zeros((5, 30))  # no variance over prompts: the one-sample t test on runs
+    runs = RNG.normal(size=(5, 1)) + np.zeros((5, 30))  # prompts alike: the one-sample t test on runs
     assert stats.method_claim(runs).p == pytest.approx(ss.ttest_1samp(runs[:, 0], 0).pvalue)
     prompts = np.zeros((3, 1)) + RNG.normal(size=(1, 30))  # none over runs: the one on prompts
     assert stats.method_claim(prompts).p == pytest.approx(ss.ttest_1samp(prompts[0], 0).pvalue)
     a, b = RNG.normal(size=(4, 1)) + np.zeros((4, 9)), 2 * RNG.normal(size=(4, 1)) + np.zeros((4, 9))
-    welch = ss.ttest_ind(a[:, 0], b[:, 0], equal_var=False)  # not paired, no prompt variance: Welch on the runs
+    welch = ss.ttest_ind(a[:, 0], b[:, 0], equal_var=False)  # prompts alike, unpaired
     assert stats.method_claim(a - b, (a, b)).p == pytest.approx(welch.pvalue)
 
 
@@ -106,7 +109,8 @@ def test_compare_pairs_by_prompt_and_seed_whatever_the_order():
     assert result.effect == pytest.approx(1) and (result.seeds, result.prompts, result.dropped) == (3, 20, 0)
     assert result.method.reason == stats.SAME and np.isnan(result.method.p)
     assert (result.exact_p, result.exact_floor) == (0.25, 0.25)
-    noisy = stats.compare(cells(grpo=a + RNG.normal(size=(3, 1)) + 0.2 * RNG.normal(size=(3, 20)), sft=a), "grpo", "sft")
+    b = a + RNG.normal(size=(3, 1)) + 0.2 * RNG.normal(size=(3, 20))
+    noisy = stats.compare(cells(grpo=b, sft=a), "grpo", "sft")
     assert noisy.method.low < noisy.these_checkpoints.low < noisy.effect < noisy.these_checkpoints.high
 
 

@@ -1,7 +1,8 @@
 """Numeric metrics of the n replies to ONE prompt: arrays in, one number out. numpy and scipy only.
 
-Undefined is an error here (ValueError), never 0.0; `score` turns it into NaN with the reason. Left out on purpose:
-anything pooled over prompts, because a method that says the same thing under every post would look diverse.
+What cannot be computed raises Undefined, never gives 0.0; `score` turns it into NaN with the reason. Left out
+on purpose: anything pooled over prompts, because a method that says the same thing under every post would
+look diverse.
 """
 from __future__ import annotations
 
@@ -9,12 +10,18 @@ import numpy as np
 from scipy.special import comb
 
 
-def pass_at_k(n: int, passed: np.ndarray | int, k: int) -> np.ndarray:
-    """Unbiased chance that at least one of k draws without replacement from n replies passes (Chen et al. 2021, eq. 1).
+class Undefined(ValueError):
+    """These replies do not define the metric (too few, too short); the message says why. Not a bug, so it has
+    a name."""
 
-    `passed` holds how many of the n pass, any shape; the result has the same shape. 1 - C(n-c, k) / C(n, k) as a
-    product, which cannot overflow. Says nothing about diversity: for iid replies it depends on the pass rate alone.
-    Raises ValueError unless 1 <= k <= n and 0 <= passed <= n."""
+
+def pass_at_k(n: int, passed: np.ndarray | int, k: int) -> np.ndarray:
+    """Unbiased chance that at least one of k draws without replacement from n replies passes (Chen et al.
+    2021, eq. 1).
+
+    `passed` holds how many of the n pass, any shape; the result has the same shape. 1 - C(n-c, k) / C(n, k)
+    as a product, which cannot overflow. Says nothing about diversity: for iid replies it depends on the pass
+    rate alone. Raises Undefined unless 1 <= k <= n."""
     _check_k(n, k)
     passed = np.asarray(passed)
     if (passed < 0).any() or (passed > n).any():
@@ -27,8 +34,9 @@ def pass_at_k(n: int, passed: np.ndarray | int, k: int) -> np.ndarray:
 def best_of_k(proxy: np.ndarray, values: np.ndarray, k: int) -> float:
     """Expected value of the reply that `proxy` ranks first among k drawn without replacement from n.
 
-    proxy, values (n,). The i-th smallest proxy is the top of C(i-1, k-1) of the C(n, k) subsets. Replies that the
-    proxy cannot tell apart share their weight: otherwise the order of generation would leak into the score."""
+    proxy, values (n,). The i-th smallest proxy is the top of C(i-1, k-1) of the C(n, k) subsets. Replies that
+    the proxy cannot tell apart share their weight: otherwise the order of generation would leak into the
+    score."""
     proxy, values = np.asarray(proxy, dtype=float), np.asarray(values, dtype=float)
     n = len(values)
     _check_k(n, k)
@@ -42,12 +50,14 @@ def best_of_k(proxy: np.ndarray, values: np.ndarray, k: int) -> float:
 
 
 def max_at_k(values: np.ndarray, k: int) -> float:
-    """Expected best of k drawn without replacement from the n values (PKPO, arXiv 2505.15201); pass@k for 0/1 values."""
+    """Expected best of k drawn without replacement from the n values (PKPO, arXiv 2505.15201); pass@k for 0/1
+    values."""
     return best_of_k(values, values, k)
 
 
 def mean_pairwise_distance(similarity: np.ndarray) -> float:
-    """Mean of 1 - similarity over the n(n-1)/2 pairs; similarity (n, n). Its expectation does not depend on n."""
+    """Mean of 1 - similarity over the n(n-1)/2 pairs; similarity (n, n). Its expectation does not depend on
+    n."""
     n = _check_similarity(similarity)
     return float((1.0 - similarity[np.triu_indices(n, 1)]).mean())
 
@@ -55,8 +65,8 @@ def mean_pairwise_distance(similarity: np.ndarray) -> float:
 def vendi(similarity: np.ndarray) -> np.ndarray:
     """Vendi score (Friedman & Dieng 2023): exp of the entropy of the eigenvalues of similarity / k.
 
-    similarity (..., k, k), positive semi-definite with unit diagonal -> (...), between 1 (all equal) and k (all
-    orthogonal). Bounded by k, so report it divided by k and compare only sets of equal size."""
+    similarity (..., k, k), positive semi-definite with unit diagonal -> (...), between 1 (all equal) and k
+    (all orthogonal). Bounded by k, so report it divided by k and compare only sets of equal size."""
     k = _check_similarity(similarity)
     values = np.linalg.eigvalsh(similarity / k)
     positive = np.where(values > 1e-12, values, 1.0)  # 0 log 0 = 0; tiny negatives are rounding
@@ -65,13 +75,13 @@ def vendi(similarity: np.ndarray) -> np.ndarray:
 
 def _check_k(n: int, k: int) -> None:
     if not 1 <= k <= n:
-        raise ValueError(f"k = {k} needs 1 <= k <= n, and there are n = {n} replies")
+        raise Undefined(f"k = {k} needs 1 <= k <= n, and there are n = {n} replies")
 
 
 def _check_similarity(similarity: np.ndarray) -> int:
     n = similarity.shape[-1]
-    if similarity.shape[-2] != n or n < 2:
-        raise ValueError(f"needs the square similarity matrix of at least 2 replies, found shape {similarity.shape}")
+    if n < 2:
+        raise Undefined("distances need at least 2 replies")
     if not np.allclose(np.diagonal(similarity, axis1=-2, axis2=-1), 1.0, atol=1e-3):
         raise ValueError("a similarity matrix has ones on its diagonal; normalise the embeddings")
     return n

@@ -1,8 +1,9 @@
 """Two labelled claims from seeds x prompts matrices. numpy and scipy only.
 
-"These checkpoints differ" conditions on the trained runs: only prompts are a sample. "The method is better" takes runs
-as a sample too, and with three seeds it is a far harder claim. Pooling generations in one Mann-Whitney test, the usual
-way, reports differences between equal methods in a quarter to three quarters of all studies (see tests/test_stats.py).
+"These checkpoints differ" conditions on the trained runs: only prompts are a sample. "The method is better"
+takes runs as a sample too, and with three seeds it is a far harder claim. Pooling generations in one
+Mann-Whitney test, the usual way, reports differences between equal methods in a quarter to three quarters of
+all studies (see tests/test_stats.py).
 
 Left out on purpose: stars, and p-values without an effect.
 """
@@ -21,7 +22,8 @@ SAME = "no variation: the values differ by the same amount everywhere"
 
 @dataclass(frozen=True)
 class Claim:
-    """An interval and a two-sided p at the 5 % level; NaN with the reason where the data do not support the claim."""
+    """An interval and a two-sided p at the 5 % level; NaN with the reason where the data do not support the
+    claim."""
 
     low: float
     high: float
@@ -32,8 +34,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Comparison:
-    """a minus b, paired by prompt and seed. `dropped` counts prompts where the metric is undefined in some cell;
-    `exact_p` flips the signs of whole runs and cannot fall below `exact_floor`, 2 / 2^S."""
+    """a minus b, paired by prompt and seed. `dropped` counts prompts where the metric is undefined in some
+    cell; `exact_p` flips the signs of whole runs and cannot fall below `exact_floor`, 2 / 2^S."""
 
     a: str
     b: str
@@ -65,11 +67,11 @@ def matrix(cells: Mapping, method: str) -> tuple[list, list, np.ndarray]:
 def compare(cells: Mapping, a: str, b: str, paired: bool = False) -> Comparison:
     """Effect a - b with both claims, always paired by prompt; the exact test is always paired by seed.
 
-    The method's interval takes the runs of a and b as independent (about 2(S-1) degrees of freedom). `paired=True`
-    uses the S differences instead: at three seeds that pays only if runs of one seed correlate above .6, and its error
-    rate reaches 7 %, where the default stays below 5 (simulated). Methods of one seed share their SFT run, so the
-    default errs on the wide side. A method without seeds (people, the base model: seed None) meets every run.
-    Raises ValueError when seeds or prompts do not match."""
+    The method's interval takes the runs of a and b as independent (about 2(S-1) degrees of freedom).
+    `paired=True` uses the S differences instead: at three seeds that pays only if runs of one seed correlate
+    above .6, and its error rate reaches 7 %, where the default stays below 5 (simulated). Methods of one seed
+    share their SFT run, so the default errs on the wide side. A method without seeds (people, the base model:
+    seed None) meets every run. Raises ValueError when seeds or prompts do not match."""
     (seeds_a, prompts, ya), (seeds_b, prompts_b, yb) = matrix(cells, a), matrix(cells, b)
     if prompts != prompts_b:
         raise ValueError(f"{a} and {b} answered different prompts")
@@ -80,27 +82,33 @@ def compare(cells: Mapping, a: str, b: str, paired: bool = False) -> Comparison:
     d = ya - yb
     if keep.sum() < 2:
         nothing = Claim(*[np.nan] * 4, f"defined at {keep.sum()} of {len(keep)} prompts")
-        return Comparison(a, b, np.nan, nothing, nothing, np.nan, np.nan, len(d), int(keep.sum()), int((~keep).sum()))
+        return Comparison(a, b, np.nan, nothing, nothing, np.nan, np.nan, len(d), *_counts(keep))
     separate = None if paired or len(seeds_a) != len(seeds_b) else (ya, yb)
     exact_p, floor = exact_test(d.mean(axis=1))
     return Comparison(a, b, float(d.mean()), checkpoints_claim(d), method_claim(d, separate), exact_p, floor,
-                      len(d), int(keep.sum()), int((~keep).sum()))
+                      len(d), *_counts(keep))
+
+
+def _counts(keep: np.ndarray) -> tuple[int, int]:
+    return int(keep.sum()), int((~keep).sum())
 
 
 def checkpoints_claim(d: np.ndarray) -> Claim:
-    """Differences d (S, P), runs fixed: t interval and sign-flip permutation p over the P prompts, seeds averaged."""
+    """Differences d (S, P), runs fixed: t interval and sign-flip permutation p over the P prompts, seeds
+    averaged."""
     per_prompt = d.mean(axis=0)
     n = len(per_prompt)
     if np.ptp(per_prompt) < 1e-12:
         return Claim(np.nan, np.nan, np.nan, n - 1, SAME)
-    test = stats.permutation_test((per_prompt,), lambda x, axis: x.mean(axis=axis), permutation_type="samples",
-                                  vectorized=True, n_resamples=9999, batch=1000, rng=np.random.default_rng(0))
+    test = stats.permutation_test((per_prompt,), np.mean, permutation_type="samples", vectorized=True,
+                                  n_resamples=9999, batch=1000, rng=np.random.default_rng(0))
     low, high = stats.t.interval(0.95, n - 1, per_prompt.mean(), stats.sem(per_prompt))
     return Claim(float(low), float(high), float(test.pvalue), n - 1)
 
 
 def method_claim(d: np.ndarray, separate: tuple[np.ndarray, np.ndarray] | None = None) -> Claim:
-    """Differences d (S, P), runs and prompts both random: two-way t interval and p. NaN with reason at one seed."""
+    """Differences d (S, P), runs and prompts both random: two-way t interval and p. NaN with reason at one
+    seed."""
     if len(d) < 2:
         return Claim(np.nan, np.nan, np.nan, np.nan, ONE_SEED)
     effect, error, df = two_way_t(d, separate)
@@ -113,8 +121,9 @@ def method_claim(d: np.ndarray, separate: tuple[np.ndarray, np.ndarray] | None =
 def two_way_t(d: np.ndarray, separate: tuple[np.ndarray, np.ndarray] | None = None):
     """(mean, standard error, Satterthwaite degrees of freedom) of d (..., S, P), leading axes in one go.
 
-    SE^2 = s^2(seed means) / S + s^2(prompt means) / P. Both terms hold some of the same residual noise, which makes
-    it a little too wide, never too narrow. With `separate` = (a, b) the first term is s^2_a / S + s^2_b / S."""
+    SE^2 = s^2(seed means) / S + s^2(prompt means) / P. Both terms hold some of the same residual noise, which
+    makes it a little too wide, never too narrow. With `separate` = (a, b) the first term is s^2_a / S + s^2_b
+    / S."""
     s, p = d.shape[-2:]
     by_seed = [m.mean(axis=-1).var(axis=-1, ddof=1) / s for m in (separate or (d,))]
     parts = [*((v, s - 1) for v in by_seed), (d.mean(axis=-2).var(axis=-1, ddof=1) / p, p - 1)]
@@ -124,8 +133,8 @@ def two_way_t(d: np.ndarray, separate: tuple[np.ndarray, np.ndarray] | None = No
 
 
 def interval(values: np.ndarray) -> tuple[float, Claim]:
-    """(mean, claim) of one method's values (S, P), NaN prompts left out: an interval for the method, or for S = 1
-    over prompts alone with the reason saying so."""
+    """(mean, claim) of one method's values (S, P), NaN prompts left out: an interval for the method, or for S
+    = 1 over prompts alone with the reason saying so."""
     values = values[:, np.isfinite(values).all(axis=0)]
     if values.shape[1] < 2:
         return np.nan, Claim(*[np.nan] * 4, f"defined at {values.shape[1]} prompts")
@@ -140,8 +149,8 @@ def interval(values: np.ndarray) -> tuple[float, Claim]:
 
 
 def exact_test(by_run: np.ndarray) -> tuple[float, float]:
-    """(p, smallest reachable p) of the sign-flip test on the S paired differences of runs; 2 / 2^S is the floor, so
-    three runs cannot reach .05 whatever they show."""
+    """(p, smallest reachable p) of the sign-flip test on the S paired differences of runs; 2 / 2^S is the
+    floor, so three runs cannot reach .05 whatever they show."""
     d = np.asarray(by_run, dtype=float)
     flips = np.array(list(itertools.product([1, -1], repeat=len(d))))
     as_extreme = abs(flips @ d) >= abs(d.sum()) - 1e-12
@@ -163,9 +172,10 @@ def hierarchical_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np
                            draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     """(effect, low, high) of statistic(a) - statistic(b) for statistics that are no mean of prompts.
 
-    a, b (S, P); `statistic` maps (..., S, P) to (...). Seeds and prompts are resampled, the same ones for both.
-    The percentile interval is too narrow at few seeds (false positives .13-.17 at S = 3), so the spread is widened
-    by sqrt(S / (S-1)) and read against t with S-1 degrees of freedom. Raises ValueError at one seed."""
+    a, b (S, P); `statistic` maps (..., S, P) to (...). Seeds and prompts are resampled, the same ones for
+    both. The percentile interval is too narrow at few seeds (false positives .13-.17 at S = 3), so the spread
+    is widened by sqrt(S / (S-1)) and read against t with S-1 degrees of freedom. Raises ValueError at one
+    seed."""
     s, p = a.shape
     if s < 2 or a.shape != b.shape:
         raise ValueError(f"needs two matrices of the same 2 or more seeds, found {a.shape} and {b.shape}")

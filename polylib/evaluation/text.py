@@ -1,7 +1,8 @@
 """Text metrics of the n replies to ONE prompt. Strings are hostile: any Unicode, empty, emoji only.
 
-Set sizes matter: self-BLEU grows with the number of references and distinct-n falls with length, so both are taken
-at a fixed size (`others`, `budget`) that people's replies reach too. Undefined raises ValueError.
+Set sizes matter: self-BLEU grows with the number of references and distinct-n falls with length, so both are
+taken at a fixed size (`others`, `budget`) that people's replies reach too. What cannot be computed raises
+Undefined.
 """
 from __future__ import annotations
 
@@ -13,7 +14,10 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
-# A word with inner apostrophes, else one grapheme: an emoji family or flag stays one token, any script counts.
+from polylib.evaluation.metrics import Undefined
+
+# A word with inner apostrophes, else one grapheme: an emoji family or flag stays one token, any script
+# counts.
 TOKEN = regex.compile(r"\w+(?:['’]\w+)*|\X")
 LONGEST = 2000  # characters read of one text; ROUGE-L is quadratic and nobody's reply is longer
 
@@ -26,7 +30,7 @@ class Words:
 
 
 words = Words().tokenize
-_ROUGE = RougeScorer(["rougeL"], tokenizer=Words())  # its own keeps only [a-z0-9]: emoji and Cyrillic would score 0
+_ROUGE = RougeScorer(["rougeL"], tokenizer=Words())  # its own tokenizer keeps only [a-z0-9]
 
 
 def normalise(text: str) -> str:
@@ -41,11 +45,13 @@ def _bleu(order: int) -> BLEU:
 
 
 def self_bleu(texts: list[str], others: int, rng: np.random.Generator, order: int = 4) -> float:
-    """Mean BLEU, 0 to 100, of each reply against `others` of the rest (drawn if there are more); lower is more diverse.
+    """Mean BLEU, 0 to 100, of each reply against `others` of the rest (drawn if there are more); lower is
+    more diverse.
 
-    Texygen's self-BLEU with sacrebleu's effective order. An empty reply scores 100 beside another empty one, else 0."""
+    Texygen's self-BLEU with sacrebleu's effective order. An empty reply scores 100 beside another empty one,
+    else 0."""
     if len(texts) < others + 1 or others < 1:
-        raise ValueError(f"self-BLEU against {others} other replies needs {others + 1}, and there are {len(texts)}")
+        raise Undefined(f"self-BLEU among {others + 1} replies, and there are {len(texts)}")
     scores = []
     for i, text in enumerate(texts):
         rest = [t for j, t in enumerate(texts) if j != i]
@@ -65,75 +71,81 @@ def bleu_signature() -> str:
 
 
 def distinct_n(texts: list[str], n: int, budget: int, rng: np.random.Generator, draws: int = 20) -> float:
-    """Distinct n-grams / n-grams (Li et al. 2016) over the first `budget` tokens of the replies, mean of `draws` orders.
+    """Distinct n-grams / n-grams (Li et al. 2016) over the first `budget` tokens of the replies, mean of
+    `draws` orders.
 
     Equal token budgets, because the plain ratio falls with length. N-grams do not cross replies."""
     tokens = [words(text) for text in texts]
     total = sum(map(len, tokens))
     if total < budget:
-        raise ValueError(f"distinct-{n} at {budget} tokens: the replies have fewer tokens")
+        raise Undefined(f"distinct-{n} at {budget} tokens: the replies have fewer tokens")
     ratios = []
     for _ in range(draws):
         grams, left = [], budget
         for i in rng.permutation(len(tokens)):
             part = tokens[i][:left]
-            grams += zip(*(part[j:] for j in range(n)))
+            grams += _grams(part, n)
             left -= len(part)
             if left == 0:
                 break
         if grams:
             ratios.append(len(set(grams)) / len(grams))
     if not ratios:
-        raise ValueError(f"distinct-{n}: no reply has {n} tokens")
+        raise Undefined(f"distinct-{n}: no reply has {n} tokens")
     return float(np.mean(ratios))
 
 
 def rouge_l(text: str, references: list[str]) -> float:
     """ROUGE-L F against the nearest of all references: against a single one it is noise on short replies."""
     if not references:
-        raise ValueError("ROUGE-L needs a human reply to compare with")
+        raise Undefined("ROUGE-L needs a human reply to compare with")
     return max(_ROUGE.score(reference, text)["rougeL"].fmeasure for reference in references)
 
 
 def duplicate_rate(texts: list[str]) -> float:
-    """Share of pairs of replies that are the same text; over pairs, so that it does not depend on how many there are."""
+    """Share of pairs of replies that are the same text; over pairs, so that it does not depend on how many
+    there are."""
     n = len(texts)
     if n < 2:
-        raise ValueError("duplicates need at least 2 replies")
+        raise Undefined("duplicates need at least 2 replies")
     _, counts = np.unique([normalise(text) for text in texts], return_counts=True)
     return float((counts * (counts - 1)).sum() / (n * (n - 1)))
 
 
 def copy_rate(post: str, texts: list[str], n: int = 3) -> float:
     """Share of a reply's word n-grams that stand in the post, averaged over the replies that have any."""
-    def grams(text: str) -> list[tuple]:
-        tokens = words(text)
-        return list(zip(*(tokens[j:] for j in range(n))))
-
-    seen = set(grams(post))
-    rates = [np.mean([gram in seen for gram in found]) for found in map(grams, texts) if found]
+    seen = set(_grams(words(post), n))
+    found = [_grams(words(text), n) for text in texts]
+    rates = [np.mean([gram in seen for gram in grams]) for grams in found if grams]
     if not rates:
-        raise ValueError(f"copy rate: no reply has {n} tokens")
+        raise Undefined(f"copy rate: no reply has {n} tokens")
     return float(np.mean(rates))
 
 
-class CharacterVectors:
-    """A second representation of replies, which no training ever saw: TF-IDF of hashed character 3- to 5-grams.
+def _grams(tokens: list[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(tokens[i:i + n]) for i in range(len(tokens) - n + 1)]
 
-    Fitted (inverse document frequencies) on human replies. Hashed rather than indexed, so n-grams that people did not
-    write still count; dropping them would make machine replies look alike."""
+
+class CharacterVectors:
+    """A second representation of replies, which no training ever saw: TF-IDF of hashed character 3- to
+    5-grams.
+
+    Fitted (inverse document frequencies) on human replies. Hashed rather than indexed, so n-grams that people
+    did not write still count; dropping them would make machine replies look alike."""
 
     def __init__(self, human_replies: list[str]):
         if not human_replies:
-            raise ValueError("the character representation is fitted on human replies, and there are none")
-        self._hash = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), alternate_sign=False, norm=None)
+            raise Undefined("the character representation is fitted on human replies, and there are none")
+        self._hash = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), alternate_sign=False,
+                                       norm=None)
         self._tfidf = TfidfTransformer(sublinear_tf=True).fit(self._counts(human_replies))
 
     def _counts(self, texts: list[str]):
         return self._hash.transform([text[:LONGEST] for text in texts])
 
     def similarity(self, texts: list[str]) -> np.ndarray:
-        """Cosine similarities (n, n). A text without n-grams (empty) is like its own copies and unlike all else."""
+        """Cosine similarities (n, n). A text without n-grams (empty) is like its own copies and unlike all
+        else."""
         vectors = self._tfidf.transform(self._counts(texts))
         cosine = (vectors @ vectors.T).toarray()
         forms = np.array([normalise(text) for text in texts])
