@@ -229,7 +229,8 @@ def test_turning_invalid_lowers_the_diversity_of_the_group_and_the_own_weight(me
     gated[:, 2] = False
     D, D_gated = (measures.MEASURES[measure](distances, v)(whole)[:, 0] for v in (everyone, gated))
     assert (D_gated < D).all()
-    a, a_gated = (dv.diversity_advantages(distances, v, "jackknife", measure)[:, 2] for v in (everyone, gated))
+    a, a_gated = (dv.diversity_advantages(distances, v, "jackknife", measure)[:, 2]
+                  for v in (everyone, gated))
     assert (a_gated <= 0).all() and (a_gated < a).all()
 
 
@@ -244,7 +245,7 @@ def test_two_good_replies_and_junk_score_less_than_two_good_replies_and_a_third(
 
 # ------------------------------------------------------------------------------------- golden examples
 def test_jackknife_by_hand():
-    # three replies on a line of distances: 0-1 .2, 0-2 .8, 1-2 .6; without 0: .6, without 1: .8, without 2: .2
+    # three replies: 0-1 .2, 0-2 .8, 1-2 .6; D without 0 is .6, without 1 .8, without 2 .2
     d = torch.tensor([[[0, 0.2, 0.8], [0.2, 0, 0.6], [0.8, 0.6, 0]]], dtype=torch.float64)
     found = dv.diversity_advantages(d)
     assert found[0].tolist() == pytest.approx([1.6 / 3 - 0.6, 1.6 / 3 - 0.8, 1.6 / 3 - 0.2])
@@ -272,7 +273,7 @@ def test_pass_at_k_weights_are_the_published_ones(correct):
     rho = 1 - comb(max(k - 1 - correct, 0), n - 1) / comb(k - 1, n - 1)
     expected = [n / k] * correct + [n / k * rho] * (k - correct)
     assert dv.max_at_k(rewards, n, centred=False)[0].tolist() == pytest.approx(expected)
-    assert dv.max_at_k(rewards, n).sum().abs() < 1e-12  # centred: zero-sum, and 0 for hopeless or solved prompts
+    assert dv.max_at_k(rewards, n).sum().abs() < 1e-12  # centred; 0 if hopeless or solved
     assert torch.equal(dv.max_at_k(rewards, n) == 0, torch.full((1, k), correct in (0, 6)))
 
 
