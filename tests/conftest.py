@@ -1,0 +1,129 @@
+"""Shared by the tests: the project's folder, its import graph, a copy in which the smoke study has run."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = os.environ | {
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "DVC_NO_ANALYTICS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONHASHSEED": "0",
+    "JUPYTER_PREFER_ENV_PATH": "1",
+}
+
+
+def shell(*command: str, cwd: Path, fail: bool = True) -> str:
+    """stdout and stderr of a command; its tail is in the assertion if it fails and `fail` is set."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=ENV,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    if fail:
+        assert done.returncode == 0, f"{' '.join(command)} -> {done.returncode}\n{done.stdout[-6000:]}"
+    return done.stdout
+
+
+def source_of(path: Path) -> str:
+    """Python of a module or of a notebook's code cells (magics have no imports and are dropped)."""
+    if path.suffix != ".ipynb":
+        return path.read_text(encoding="utf-8")
+    cells = nbformat.read(path, as_version=4).cells
+    lines = "\n".join(cell.source for cell in cells if cell.cell_type == "code").splitlines()
+    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in lines)
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names a file imports anywhere: `from polylib import run` gives polylib and polylib.run."""
+    names = set()
+    for node in ast.walk(ast.parse(source_of(path))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def module_files(names: set[str]) -> set[Path]:
+    """Files of the polylib modules among dotted names, with the packages above them where those hold code."""
+    files = set()
+    for name in names:
+        parts = name.split(".")
+        if parts[0] != "polylib":
+            continue
+        for depth in range(1, len(parts) + 1):
+            stem = ROOT.joinpath(*parts[:depth])
+            files |= {
+                f for f in (stem.with_suffix(".py"), stem / "__init__.py") if f.is_file() and _has_code(f)
+            }
+    return files
+
+
+def _has_code(path: Path) -> bool:
+    """More than a docstring and __future__ imports."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return any(
+        not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        and not (isinstance(node, ast.ImportFrom) and node.module == "__future__")
+        for node in body
+    )
+
+
+def needs(path: Path) -> set[str]:
+    """Project paths of every polylib module that running `path` can import, directly or through another."""
+    seen: set[Path] = set()
+    todo = module_files(imported(path))
+    while todo:
+        seen |= todo
+        todo = set().union(*(module_files(imported(f)) for f in todo)) - seen
+    return {f.relative_to(ROOT).as_posix() for f in seen}
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory) -> Path:
+    """A git repository with this working tree's tracked and new files: what a clone would hold."""
+    copy = tmp_path_factory.mktemp("checkout") / "project"
+    listed = shell("git", "ls-files", "-coz", "--exclude-standard", cwd=ROOT).split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():  # a deletion not yet committed is listed too
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    shell("git", "init", "-q", cwd=copy)
+    shell("git", "add", "-A", cwd=copy)
+    shell(
+        "git",
+        "-c",
+        "user.name=test",
+        "-c",
+        "user.email=test@localhost",
+        "commit",
+        "-qm",
+        "checkout",
+        cwd=copy,
+    )
+    return copy
+
+
+@pytest.fixture(scope="session")
+def smoke(checkout) -> Path:
+    """The checkout after `dvc repro` of the smoke preset (minutes)."""
+    shell(sys.executable, "-m", "polylib.study", "smoke", cwd=checkout)
+    shell("dvc", "repro", cwd=checkout)
+    return checkout

@@ -1,0 +1,157 @@
+"""Presets and the settings loader: complete, equal in shape, and strict about mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from polylib import config, study
+from polylib.config import UserError
+
+PRESETS = sorted(p.stem for p in (ROOT / "params").glob("*.yaml"))
+
+
+def shape(value, path=""):
+    """{dotted key: type}, from PyYAML: an independent reader. Ints and floats differ."""
+    if isinstance(value, dict) and path not in (".data.columns", ".reward_model.heuristic"):
+        return {k: t for key, item in value.items() for k, t in shape(item, f"{path}.{key}").items()}
+    return {path: type(value)}
+
+
+@pytest.fixture
+def laptop(tmp_path):
+    """A copy of the laptop preset that a test may spoil: edit(old, new) returns the file's path."""
+    text = (ROOT / "params" / "laptop.yaml").read_text()
+
+    def edit(old: str, new: str) -> str:
+        assert old in text
+        (tmp_path / "mine.yaml").write_text(text.replace(old, new, 1))
+        return str(tmp_path / "mine.yaml")
+
+    return edit
+
+
+def test_there_are_four_presets():
+    assert PRESETS == ["gpu", "laptop", "paper", "smoke"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_have_equal_keys_and_types(preset):
+    one, other = (
+        shape(yaml.safe_load((ROOT / "params" / f"{p}.yaml").read_text())) for p in (preset, "laptop")
+    )
+    assert one == other
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_say_the_same_to_another_yaml_reader(preset):
+    """Every value in the dataclass is the file's value; PyYAML reads the file."""
+    cfg = dataclasses.asdict(config.load(preset, ROOT))
+    for key, value in yaml.safe_load((ROOT / "params" / f"{preset}.yaml").read_text()).items():
+        for name, item in value.items() if isinstance(value, dict) else [(None, value)]:
+            mine = cfg[key][name] if name else list(cfg[key])
+            assert mine == (float(item) if isinstance(mine, float) else item), (key, name)
+
+
+@pytest.mark.parametrize("written, number", [("1e-5", 1e-5), ("1.0e-5", 1e-5), ("'1e-5'", 1e-5), ("3", 3.0)])
+def test_floats_are_floats_however_they_are_written(laptop, written, number):
+    lr = config.load(laptop("lr: 1.0e-3", f"lr: {written}")).reward_model.lr
+    assert lr == number and type(lr) is float
+
+
+@pytest.mark.parametrize(
+    "old, new, says",
+    [
+        ("  kappa: 0.1", "  kapa: 0.1", ["grpo.kapa", "grpo.kappa"]),
+        ("  kappa: 0.1\n", "", ["grpo.kappa", "missing"]),
+        ("grpo:  #", "grop:  #", ["grop", "grpo"]),
+        ("  epochs: 200", "  epochs: many", ["reward_model.epochs", "int", "many"]),
+        ("  epochs: 200", "  epochs: true", ["reward_model.epochs", "int", "True"]),
+        ("  hidden: 64", "  hidden: 64.5", ["reward_model.hidden", "64.5"]),
+        ("lr: 1.0e-3", "lr: .nan", ["reward_model.lr", "float"]),
+        ("lr: 1.0e-3", "lr: true", ["reward_model.lr", "float"]),
+        ("phase: rl", "phase: rll", ["phase", "sft | rl | all", "rll"]),
+        ("columns: {}", "columns: {text: 3}", ["data.columns.text", "str"]),
+        ("train: 0.55", "train: 0.65", ["sum to 1", "1.1"]),
+        ("samples: 10", "samples: 9", ["evaluation.ks", "9"]),
+        ("samples_per_prompt: 4", "samples_per_prompt: 2", ["polychromic.lam", "samples_per_prompt >= 3"]),
+        ("[42, 123, 456]", "[42, 42]", ["seeds"]),
+        ("lambda0, polychromic", "lambda1, polychromic", ["methods", "lambda1"]),
+        ("sampling:", "sampling: 3\nother:", ["other"]),
+        ("model:", "model: [", ["not readable as YAML"]),
+    ],
+)
+def test_a_mistake_gives_one_line_naming_file_and_key(laptop, old, new, says):
+    with pytest.raises(UserError) as caught:
+        config.load(laptop(old, new))
+    message = str(caught.value)
+    assert "mine.yaml" in message and "\n" not in message
+    for word in says:
+        assert word in message
+
+
+def test_an_unknown_preset_names_the_known_ones():
+    with pytest.raises(UserError, match="laptpo.*gpu, laptop, paper, smoke"):
+        config.load("laptpo", ROOT)
+
+
+def test_the_table_shown_in_notebooks_escapes_its_values(laptop):
+    cfg = config.load(laptop("language: en", 'language: "<script>"'))
+    assert "<script>" not in cfg._repr_html_() and "&lt;script&gt;" in cfg._repr_html_()
+
+
+# ---- choosing a study
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / "params").mkdir()
+    for preset in PRESETS:
+        (tmp_path / "params" / f"{preset}.yaml").write_bytes(
+            (ROOT / "params" / f"{preset}.yaml").read_bytes()
+        )
+    (tmp_path / "polylib" / "data").mkdir(parents=True)
+    (tmp_path / study.CORPUS).write_text("{}\n")
+    return tmp_path
+
+
+def test_the_committed_choice_is_the_laptop_study_on_the_bundled_corpus(project):
+    study.select("laptop", root=project)
+    assert (project / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
+
+
+def test_selecting_twice_leaves_the_file_alone(project):
+    study.select("smoke", root=project)
+    before = (project / "params.yaml").stat()
+    study.select("smoke", root=project)
+    after = (project / "params.yaml").stat()
+    assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
+
+
+def test_own_data_gets_a_study_of_its_own(project):
+    (project / "my tweets (2).v1.csv").write_text("x\n")
+    with pytest.raises(UserError, match="rename"):  # parentheses cannot stand in a shell command
+        study.select("smoke", "my tweets (2).v1.csv", project)
+    (project / "my tweets.v1.csv").write_text("x\n")
+    chosen = study.select("smoke", str(project / "my tweets.v1.csv"), project)
+    assert chosen["study"] == "smoke-my_tweets" and chosen["data"] == "my tweets.v1.csv"
+    assert yaml.safe_load((project / "params.yaml").read_text()) == chosen
+
+
+@pytest.mark.parametrize(
+    "place", ['a"b.csv', "a$(touch x).csv", "a`b`.csv", "a;b.csv", "a\nb.csv", "a'b.csv"]
+)
+def test_no_path_can_break_out_of_the_command_line(project, place):
+    (project / place).write_text("x\n")
+    with pytest.raises(UserError, match="rename"):
+        study.select("smoke", place, project)
+
+
+def test_a_missing_file_is_one_line_and_changes_nothing(project, capsys, monkeypatch):
+    monkeypatch.chdir(project)
+    assert study.main(["smoke", "--data", "nowhere.csv"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "nowhere.csv" in error and not (project / "params.yaml").exists()

@@ -1,0 +1,128 @@
+"""Notebooks: what is committed of them, what they may hold, and that they run with the outputs they show."""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+
+import nbformat
+import pytest
+from conftest import ROOT, shell, source_of
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CHECKED = "NBVAL_CHECK_OUTPUT"
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def nbval(*paths, cwd, fail=True):
+    """nbval in a process of its own. Lax: only checked cells are compared, every cell must run."""
+    return shell(
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval-lax",
+        "--nbval-current-env",
+        "--nbval-sanitize-with",
+        str(ROOT / "tests" / "sanitize.cfg"),
+        "-o",
+        "addopts=",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *map(os.fspath, paths),
+        cwd=cwd,
+        fail=fail,
+    )
+
+
+@each
+def test_a_checked_cell_keeps_count_and_output_and_no_other_cell_does(path):
+    """nbval compares only cells with an execution count: stripped, a checked cell would always pass."""
+    checked = [cell for cell in code_cells(path) if CHECKED in cell.source]
+    assert checked, f"{path.name} checks nothing"
+    for cell in checked:
+        assert cell.execution_count is not None and cell.outputs, f"{path.name}: unchecked\n{cell.source}"
+        kinds = [output.output_type for output in cell.outputs]
+        assert "error" not in kinds, f"{path.name}: an error is stored as the expected output\n{cell.source}"
+    for cell in code_cells(path):
+        if cell not in checked:
+            assert cell.execution_count is None and not cell.outputs, f"make notebooks-clean\n{cell.source}"
+
+
+@each
+def test_a_notebook_is_in_its_committed_form(path):
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        from clean_notebooks import clean
+    finally:
+        sys.path.pop(0)
+    text = path.read_text(encoding="utf-8")
+    assert nbformat.writes(clean(nbformat.reads(text, as_version=4))) + "\n" == text, (
+        "run make notebooks-clean"
+    )
+
+
+@each
+def test_a_notebook_calls_and_does_not_define(path):
+    for node in ast.walk(ast.parse(source_of(path))):
+        assert not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)), (
+            f"{path.name}: {node.name}"
+        )
+
+
+@each
+def test_cells_are_few_and_short(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert 14 <= len(cells) <= 22, f"{path.name}: {len(cells)} cells"
+    assert max(len(cell.source.splitlines()) for cell in code_cells(path)) <= 15
+
+
+def test_all_notebooks_start_alike():
+    """The second code cell finds the project, whatever folder the runner starts in."""
+    bootstraps = {code_cells(path)[1].source for path in NOTEBOOKS}
+    assert len(bootstraps) == 1 and "dvc.yaml" in bootstraps.pop()
+
+
+@pytest.fixture
+def one_cell(tmp_path):
+    """A notebook with one checked cell that prints 4 and stores what the test says."""
+
+    def write(stored: str, count: int | None = 1):
+        cell = nbformat.v4.new_code_cell(f"# {CHECKED}\nprint(2 + 2)", execution_count=count)
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=stored)]
+        kernel = {"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}}
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "one.ipynb")
+        return tmp_path / "one.ipynb"
+
+    return write
+
+
+def test_a_wrong_stored_output_fails(one_cell, tmp_path):
+    assert "1 passed" in nbval(one_cell("4\n"), cwd=tmp_path)
+    assert "1 failed" in nbval(one_cell("5\n"), cwd=tmp_path, fail=False)
+
+
+@pytest.mark.pipeline
+def test_a_wrong_stored_output_in_a_real_notebook_fails(smoke):
+    path = smoke / "notebooks" / NOTEBOOKS[0].name
+    notebook = nbformat.read(path, as_version=4)
+    cell = next(c for c in notebook.cells if c.cell_type == "code" and CHECKED in c.source)
+    cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="planted\n")]
+    wrong = path.with_name("wrong.ipynb")
+    nbformat.write(notebook, wrong)
+    try:
+        assert "1 failed" in nbval(wrong, cwd=smoke, fail=False)
+    finally:
+        wrong.unlink()
+
+
+@pytest.mark.pipeline
+@each
+def test_a_notebook_runs_and_shows_what_it_stores(path, smoke):
+    """Executed anew with its own defaults, the smoke study, next to that study's files."""
+    nbval(smoke / "notebooks" / path.name, cwd=smoke)

@@ -1,0 +1,202 @@
+"""dvc.yaml against the notebooks and modules it names, and the smoke study really run in a copy."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+
+import nbformat
+import pytest
+import yaml
+from conftest import ROOT, needs, shell
+
+from polylib import config
+
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = {name: stage for name, stage in PIPELINE["stages"].items() if name != "strip"}
+NOTEBOOKS = next(entry["notebooks"] for entry in PIPELINE["vars"] if "notebooks" in entry)
+COMMANDS = {name: re.findall(r"-p (\w+)", stage["cmd"]) for name, stage in STAGES.items()}
+
+
+def notebook_of(stage: dict) -> str:
+    return re.search(r"\.build/\$\{study\}/(\w+)\.ipynb", stage["cmd"])[1]
+
+
+def paths_of(stage: dict, *kinds: str) -> set[str]:
+    """Dependency or output paths of a stage, without their options."""
+    entries = [entry for kind in kinds for entry in stage.get(kind, [])]
+    return {next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries}
+
+
+def test_every_notebook_is_stripped_and_run():
+    assert NOTEBOOKS == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert {notebook_of(stage) for stage in STAGES.values()} == set(NOTEBOOKS)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_exactly_the_modules_its_notebook_imports(name):
+    listed = {path for path in paths_of(STAGES[name], "deps") if path.startswith("polylib/")}
+    assert listed == needs(ROOT / "notebooks" / f"{notebook_of(STAGES[name])}.ipynb")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_its_stripped_notebook_and_on_nothing_that_holds_timings(name):
+    deps = paths_of(STAGES[name], "deps")
+    assert f".build/${{study}}/{notebook_of(STAGES[name])}.ipynb" in deps
+    assert not [path for path in deps if "notebooks/" in path or path.endswith("env.json")]
+
+
+@pytest.mark.parametrize("name", PIPELINE["stages"])
+def test_every_path_a_stage_writes_carries_the_study(name):
+    outs = paths_of(PIPELINE["stages"][name], "outs", "metrics", "plots")
+    assert outs and all("${study}" in path for path in outs)
+    assert PIPELINE["stages"][name]["matrix"]["study"] == ["${study}"]  # the stage's own name carries it too
+
+
+def section_reads(notebook: str) -> set[str]:
+    """Sections of `cfg` a notebook names: cfg.grpo, cfg.model, ... ."""
+    cells = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+    found = re.findall(r"\bcfg\.(\w+)", "\n".join(cell.source for cell in cells if cell.cell_type == "code"))
+    return set(found) & set(vars(config.load("smoke", ROOT)))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_sections_a_notebook_reads_are_its_parameters(name):
+    listed = {"seeds", "methods"} & set(filter(lambda p: isinstance(p, str), STAGES[name]["params"]))
+    for entry in STAGES[name]["params"]:
+        listed |= set(entry["params/${preset}.yaml"]) if isinstance(entry, dict) else set()
+    assert section_reads(notebook_of(STAGES[name])) <= listed
+
+
+def parameters(notebook: str) -> tuple[dict[str, ast.AnnAssign], list[str]]:
+    """Assignments of the cell tagged `parameters`, which is the first code cell, and the sources after it."""
+    cells = [
+        c
+        for c in nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+        if c.cell_type == "code"
+    ]
+    assert "parameters" in cells[0].metadata.get("tags", []), (
+        f"{notebook}: first code cell is not the parameters"
+    )
+    assigned = {}
+    for node in ast.parse(cells[0].source).body:
+        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+        assigned[target.id] = node
+    return assigned, [c.source for c in cells[1:]]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_injected_parameter_reaches_its_notebook(name):
+    """Papermill only warns about a name the notebook does not have; and a later assignment would undo it."""
+    assigned, later = parameters(notebook_of(STAGES[name]))
+    body = ast.parse("\n".join(re.sub(r"^\s*[%!].*$", "", source, flags=re.M) for source in later))
+    names = [node for node in ast.walk(body) if isinstance(node, ast.Name)]
+    for injected in COMMANDS[name]:
+        assert injected in assigned, f"{name}: -p {injected} is not in the parameters cell"
+        assert any(n.id == injected and isinstance(n.ctx, ast.Load) for n in names), (
+            f"{injected} is never used"
+        )
+        assert not any(n.id == injected and isinstance(n.ctx, ast.Store) for n in names), (
+            f"{injected} is rebound"
+        )
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_papermill_sees_every_parameter(notebook):
+    """Its parser skips lines it does not understand (a second `=`, `int | None`) without a word."""
+    from papermill.inspection import inspect_notebook
+
+    seen = inspect_notebook(str(ROOT / "notebooks" / f"{notebook}.ipynb"))
+    assert set(seen) == set(parameters(notebook)[0])
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_notebook_defaults_are_the_smoke_study(notebook):
+    values = {key: ast.literal_eval(node.value) for key, node in parameters(notebook)[0].items()}
+    assert values["preset"] == values["study"] == "smoke"
+    assert values.get("seed", 42) in config.load("smoke", ROOT).seeds
+
+
+# ---- the real thing: minutes
+
+
+@pytest.mark.pipeline
+def test_the_smoke_study_runs_and_writes_only_where_it_may(smoke):
+    changed = shell("git", "status", "--porcelain", "-uall", cwd=smoke).splitlines()
+    names = {line[3:] for line in changed}
+    assert {name for name in names if not name.startswith("results/smoke/")} <= {"params.yaml", "dvc.lock"}
+    for expected in (
+        "summary.json",
+        "grpo/s42/history.csv",
+        "evaluation/human/metrics.json",
+        "data/manifest.json",
+    ):
+        assert f"results/smoke/{expected}" in names
+    for name in names:
+        if name.endswith(".json"):
+            json.loads((smoke / name).read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.pipeline
+def test_a_second_run_does_nothing(smoke):
+    assert "Running stage" not in shell("dvc", "repro", cwd=smoke)
+    assert shell("dvc", "status", "--json", cwd=smoke).strip() == "{}"
+
+
+@pytest.mark.pipeline
+def test_one_changed_setting_touches_only_what_hangs_on_it(smoke):
+    preset = smoke / "params" / "smoke.yaml"
+    before = preset.read_text()
+    try:
+        head, section, tail = before.partition("\ngrpo:")
+        preset.write_text(head + section + tail.replace("lr: 2.0e-4", "lr: 1.0e-4", 1))
+        assert set(json.loads(shell("dvc", "status", "--json", cwd=smoke))) == {"grpo@smoke-42"}
+    finally:
+        preset.write_text(before)
+
+
+@pytest.mark.pipeline
+def test_saving_a_notebook_with_outputs_runs_nothing_but_strip(smoke):
+    path = smoke / "notebooks" / "05_grpo.ipynb"
+    before = path.read_text()
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        cell = next(c for c in notebook.cells if c.cell_type == "code")
+        cell.execution_count, cell.outputs = 9, [nbformat.v4.new_output("stream", text="saved\n")]
+        cell.metadata["execution"] = {"iopub.execute_input": "2020-01-01T00:00:00Z"}
+        cell.id, notebook.metadata["kernelspec"] = (
+            "another-id",
+            {"name": "conda-env-x-py", "display_name": "x"},
+        )
+        nbformat.write(notebook, path)
+        assert set(json.loads(shell("dvc", "status", "--json", cwd=smoke))) == {"strip@smoke-05_grpo"}
+        assert re.findall(r"Running stage '(.+)'", shell("dvc", "repro", cwd=smoke)) == [
+            "strip@smoke-05_grpo"
+        ]
+    finally:
+        path.write_text(before)
+        shell("dvc", "repro", cwd=smoke)
+
+
+@pytest.mark.pipeline
+def test_another_study_leaves_this_ones_lock_entries_alone(smoke):
+    def entries(study):
+        return {
+            k: v
+            for k, v in yaml.safe_load((smoke / "dvc.lock").read_text())["stages"].items()
+            if f"@{study}" in k
+        }
+
+    mine = entries("smoke")
+    rows = smoke.parent / "other rows.jsonl"  # outside the project, with a space
+    rows.write_bytes((smoke / "polylib" / "data" / "corpus.jsonl").read_bytes())
+    try:
+        shell(sys.executable, "-m", "polylib.study", "smoke", "--data", str(rows), cwd=smoke)
+        shell("dvc", "repro", "data@smoke-other_rows", cwd=smoke)
+        assert "data@smoke-other_rows" in entries("smoke-other_rows")
+        assert {k: v for k, v in entries("smoke").items() if "@smoke-other" not in k} == mine
+    finally:
+        shell(sys.executable, "-m", "polylib.study", "smoke", cwd=smoke)
+    assert shell("dvc", "status", "--json", cwd=smoke).strip() == "{}"

@@ -1,0 +1,147 @@
+"""The house's walls, read from the source: who may import whom, who may write, who may start processes."""
+
+from __future__ import annotations
+
+import ast
+import sys
+
+import pytest
+from conftest import ROOT, imported, source_of
+
+MODULES = {
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
+    for path in sorted((ROOT / "polylib").rglob("*.py"))
+}
+HALL = {f"polylib.{room}" for room in ("settings", "config", "run", "models", "encoder", "sampling")}
+WINGS = ("polylib.data", "polylib.rewards", "polylib.training")
+PURE = {  # room: what it may import besides mathematics and the other pure rooms of its wing
+    "polylib.training.objective": {"torch"},
+    "polylib.training.diversity": {"torch"},
+    "polylib.training.logprobs": {"torch"},
+    "polylib.training.advantages": {"torch"},
+    "polylib.training.measures": {"torch"},
+    "polylib.training.schedules": {"torch"},
+    "polylib.training.pathwise": {"torch"},
+    "polylib.training.anatomy": {"torch"},
+    "polylib.evaluation.metrics": {"numpy", "scipy"},
+    "polylib.evaluation.stats": {"numpy", "scipy"},
+}
+MATHEMATICS = {"__future__", "math", "itertools", "functools", "dataclasses", "typing", "collections"}
+
+
+def inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def calls(path):
+    return [node for node in ast.walk(ast.parse(source_of(path))) if isinstance(node, ast.Call)]
+
+
+def name_of(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_wings_do_not_know_each_other_and_nobody_knows_the_roof(module):
+    for name in imported(MODULES[module]):
+        if not inside(module, "polylib.evaluation"):
+            assert not inside(name, "polylib.evaluation"), f"{module} imports {name}"
+        for wing in WINGS:
+            if inside(name, wing):
+                allowed = (
+                    inside(module, wing) or inside(module, "polylib.evaluation") or module == "polylib.study"
+                )
+                assert allowed, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("room", PURE)
+def test_pure_rooms_import_no_model_file_or_text_library(room):
+    for name in imported(MODULES[room]):
+        top = name.split(".")[0]
+        pure = any(inside(name, other) for other in PURE) or name.rpartition(".")[0] in (
+            "polylib",
+            "polylib.training",
+        )
+        assert top in PURE[room] | MATHEMATICS or pure, f"{room} imports {name}"
+
+
+def test_only_config_knows_yaml():
+    knows = {
+        m
+        for m, path in MODULES.items()
+        if any(inside(n, lib) for n in imported(path) for lib in ("yaml", "ruamel"))
+    }
+    assert knows == {"polylib.config"}
+
+
+def test_only_launch_starts_processes():
+    banned = ("subprocess", "multiprocessing", "torch.multiprocessing", "concurrent", "pty")
+    for module, path in MODULES.items():
+        if module != "polylib.training.launch":
+            assert not {n for n in imported(path) if any(inside(n, b) for b in banned)}, module
+            assert not [c for c in calls(path) if name_of(c) in ("system", "popen", "fork", "spawn")], module
+
+
+def test_nothing_unpickles_or_runs_downloaded_code():
+    for module, path in MODULES.items():
+        assert not {
+            n for n in imported(path) if n.split(".")[0] in ("pickle", "dill", "cloudpickle", "joblib")
+        }, module
+        for call in calls(path):
+            given = {k.arg: k.value for k in call.keywords}
+            assert "trust_remote_code" not in given, module
+            if (
+                name_of(call) == "load"
+                and isinstance(call.func, ast.Attribute)
+                and getattr(call.func.value, "id", "") == "torch"
+            ):
+                only = given.get("weights_only")
+                assert isinstance(only, ast.Constant) and only.value is True, (
+                    f"{module}: torch.load without weights_only=True"
+                )
+            if name_of(call) == "read_pickle":
+                raise AssertionError(module)
+
+
+def test_only_run_writes_files_of_record():
+    """Writers by name. Excused: config, study (params.yaml, fetched rows), models (weights)."""
+    excused = {"polylib.run", "polylib.config", "polylib.study", "polylib.models"}
+    for module, path in MODULES.items():
+        if module in excused:
+            continue
+        for call in calls(path):
+            name = name_of(call)
+            assert name not in ("write_text", "write_bytes", "dump"), f"{module}:{call.lineno} {name}"
+            if name == "open":
+                mode = next(
+                    (
+                        a.value
+                        for a in [*call.args, *(k.value for k in call.keywords if k.arg == "mode")]
+                        if isinstance(a, ast.Constant) and isinstance(a.value, str) and len(a.value) <= 3
+                    ),
+                    "r",
+                )
+                assert not set(mode) & set("wax+"), f"{module}:{call.lineno} opens for writing"
+            if name == "to_csv":  # without a path it returns text
+                assert not call.args and "path_or_buf" not in {k.arg for k in call.keywords}, (
+                    f"{module}:{call.lineno}"
+                )
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_can_be_read_in_one_sitting(module):
+    assert len(source_of(MODULES[module]).splitlines()) <= 250, module
+
+
+def test_the_hall_stands_without_the_wings():
+    assert set(MODULES) >= HALL
+    reach = {m: imported(MODULES[m]) for m in HALL}
+    assert all(not inside(n, wing) for names in reach.values() for n in names for wing in WINGS)
+    assert "polylib.run" not in reach["polylib.config"]
+
+
+def test_no_path_of_one_machine_is_written_anywhere():
+    for path in [*MODULES.values(), *(ROOT / "params").iterdir(), ROOT / "dvc.yaml", ROOT / "Makefile"]:
+        text = path.read_text(encoding="utf-8")
+        for place in ("/home/", "/Users/", "/work/", "/root/", sys.prefix):
+            assert place not in text, f"{path.name} names {place}"
