@@ -1,0 +1,166 @@
+"""Clean rows, and a table of what was rejected, why and how much. Order of rows in the file changes nothing.
+
+Each rejected reply carries the first reason of REASONS that holds for it. Text is compared through `text.key`
+(words only), never changed, with one exception: leading @mentions of a reply are addressing, not content (a
+model would learn to write "@user @user"), so they are cut; the manifest counts how often.
+"""
+from __future__ import annotations
+
+import re
+
+import emoji
+import numpy as np
+import pandas as pd
+
+from polylib.config import DataConfig
+from polylib.data import text as texts
+from polylib.run import UserError
+
+REASONS = {
+    "too_short": "fewer than min_chars characters",
+    "too_long": "more than max_chars characters",
+    "language": "not in `language`, by the lang column or, without one, by script and stop words",
+    "links": "more than max_links links",
+    "hashtags": "more than max_hashtags hashtags",
+    "emoji": "more than max_emoji emoji",
+    "spam_words": "contains one of spam_words as a whole word or phrase",
+    "self_reply": "written by the author of the post",
+    "retweet_style": "a retweet or a quoted tweet, not a reply",
+    "copies_post": "4-gram cosine with the post of at least near_duplicate",
+    "bot_text": "the same words in more than bot_repetition threads (numbers ignored)",
+    "bot_author": "its author repeats own texts more than bot_repetition times",
+    "duplicate": "same words as an earlier reply anywhere",
+    "near_duplicate": "4-gram cosine with an earlier reply of its thread of at least near_duplicate",
+    "too_few_replies": "its post has fewer than min_replies replies left",
+    "subsampled": "its post is not among the max_posts drawn by seeded hash",
+}
+EXAMPLES = 3
+_HASHTAG = re.compile(r"(?<!\w)#\w+")
+_ADDRESSING = re.compile(r"^(?:\.?@\w+[\s,:]*)+")
+_RETWEET = re.compile(r"^(?:rt|mt)\b(?:\s*:|\s+@)|[\"“”‘'«]\s*@\w+\s*:|\brt\s+@\w+", re.IGNORECASE)
+_STOPWORDS = frozenset(re.findall(r"\w+", """
+    a about all am an and any are as at be been but by can could did do does for from get got had has have
+    he her his how i if in is it its just like me my no not now of on one or our out she so some that the
+    their them then there they this to too up was we were what when where who why will with would you your"""))
+
+
+def strip_addressing(reply: str) -> str:
+    """The reply without the @mentions before its first word; a reply of mentions only becomes empty."""
+    return _ADDRESSING.sub("", reply)
+
+
+def looks_english(reply: str) -> bool:
+    """Cheap guess for files without a lang column: at least 80 % of the letters are ASCII and, from eight
+    words on, at least one is an English function word. Short replies in another Latin-script language
+    pass."""
+    letters = [c for c in reply if c.isalpha()]
+    if sum(c.isascii() for c in letters) < 0.8 * len(letters):
+        return False
+    words = re.findall(r"[a-z]+", reply.lower())
+    return len(words) < 8 or not _STOPWORDS.isdisjoint(words)
+
+
+def clean(rows: pd.DataFrame, data: DataConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Apply every rule of REASONS with the thresholds of `cfg.data`.
+
+    Returns (rows sorted by thread, post and reply id; rejects with columns reason, count, examples, the last
+    a list of up to three replies). len(rows) + rejects["count"].sum() is the number of rows that came in.
+    Raises UserError when `language` cannot be checked or when no row is left.
+    """
+    rows = rows.sort_values(["thread_id", "tweet_id", "reply_id"], ignore_index=True)
+    rows["reply"] = [strip_addressing(r) for r in rows["reply"]]
+    reason = np.full(len(rows), "", dtype=object)
+
+    def reject(name: str, mask: np.ndarray) -> None:
+        reason[(reason == "") & np.asarray(mask, dtype=bool)] = name
+
+    _content_rules(rows, data, reject)
+    keys = np.array([texts.key(r) for r in rows["reply"]], dtype=object)
+    posts = rows["tweet"].to_numpy(dtype=object)
+    alive = np.flatnonzero(reason == "")
+    copies = np.zeros(len(rows), dtype=bool)
+    of_posts = texts.vectors([texts.key(p) for p in posts[alive]])
+    copies[alive] = texts.row_cosine(texts.vectors(keys[alive]), of_posts) >= data.near_duplicate
+    reject("copies_post", copies)
+    _bot_rules(rows, keys, data, reject, reason)
+    _duplicate_rules(rows, keys, data, reject, reason)
+    left = pd.Series(reason == "").groupby(rows["tweet_id"]).transform("sum")
+    reject("too_few_replies", left < data.min_replies)
+    if data.max_posts:
+        reject("subsampled", ~rows["tweet_id"].isin(_sample_posts(rows[reason == ""], data)))
+    return _finish(rows, reason)
+
+
+def _content_rules(rows: pd.DataFrame, data, reject) -> None:
+    replies = rows["reply"].tolist()
+    length = np.array([len(r) for r in replies])
+    reject("too_short", length < max(1, data.min_chars))
+    reject("too_long", length > data.max_chars)
+    reject("language", ~_in_language(rows, data.language))
+    reject("links", [len(texts.LINK.findall(r)) > data.max_links for r in replies])
+    reject("hashtags", [len(_HASHTAG.findall(r)) > data.max_hashtags for r in replies])
+    reject("emoji", [not r.isascii() and emoji.emoji_count(r) > data.max_emoji for r in replies])
+    if data.spam_words:  # whole words: "ser" must not reject "user"
+        words = "|".join(re.escape(w.casefold()) for w in data.spam_words)
+        spam = re.compile(rf"(?<!\w)(?:{words})(?!\w)")
+        reject("spam_words", [spam.search(r.casefold()) is not None for r in replies])
+    reject("self_reply", (rows["reply_author"].notna() & (rows["reply_author"] == rows["tweet_author"])))
+    reject("retweet_style", [_RETWEET.search(r) is not None for r in replies])
+
+
+def _in_language(rows: pd.DataFrame, language: str) -> np.ndarray:
+    if language == "any":
+        return np.ones(len(rows), dtype=bool)
+    known = rows["lang"].notna().to_numpy()
+    if language != "en" and not known.all():
+        raise UserError(f"data.language is {language!r}, but {(~known).sum()} rows have no lang; without "
+                        "that column only English can be checked: add it, or set language: any to keep all")
+    codes = rows["lang"].fillna("").str.lower().str.split(r"[-_]", regex=True).str[0]  # en-GB is en
+    return np.array([code == language.lower() if k else looks_english(reply)
+                     for k, code, reply in zip(known, codes, rows["reply"], strict=True)])
+
+
+def _bot_rules(rows: pd.DataFrame, keys: np.ndarray, data, reject, reason: np.ndarray) -> None:
+    alive = reason == ""
+    table = pd.DataFrame({"words": [re.sub(r"\d+", "0", k) for k in keys], "thread": rows["thread_id"],
+                          "author": rows["reply_author"]})[alive]
+    threads = table.groupby("words")["thread"].nunique()
+    reject("bot_text", table["words"].reindex(rows.index).isin(threads[threads > data.bot_repetition].index))
+    known = table.dropna(subset="author")
+    repeats = known.duplicated(["author", "words"]).groupby(known["author"]).sum()
+    reject("bot_author", rows["reply_author"].isin(repeats[repeats > data.bot_repetition].index))
+
+
+def _duplicate_rules(rows: pd.DataFrame, keys: np.ndarray, data, reject, reason: np.ndarray) -> None:
+    # Earliest first: the first writer is the original, and keeping the best liked copy inflates engagement.
+    when = rows["reply_time_diff_seconds"].fillna(np.inf).to_numpy()
+    place = np.empty(len(rows), dtype=int)
+    place[np.lexsort((rows["reply_id"].to_numpy(dtype=str), when))] = np.arange(len(rows))
+    alive = pd.DataFrame({"key": keys, "place": place, "post": rows["tweet_id"]})[reason == ""]
+    alive = alive.sort_values("place")
+    reject("duplicate", rows.index.isin(alive.index[alive.duplicated("key")]))
+    alive = alive[~alive.duplicated("key")]
+    i, j = texts.similar_pairs(alive["key"].tolist(), data.near_duplicate)
+    post = alive["post"].to_numpy()
+    later = j[post[i] == post[j]]  # i < j in order of place
+    reject("near_duplicate", rows.index.isin(alive.index[later]))
+
+
+def _sample_posts(rows: pd.DataFrame, data) -> pd.Index:
+    """max_posts posts, threads in hash order and whole as far as the number allows."""
+    posts = rows.drop_duplicates("tweet_id")
+    order = np.lexsort((texts.seeded_hash(posts["tweet_id"], data.split_seed),
+                        texts.seeded_hash(posts["thread_id"], data.split_seed)))
+    return pd.Index(posts["tweet_id"].iloc[order[:data.max_posts]])
+
+
+def _finish(rows: pd.DataFrame, reason: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
+    counted = [(name, int((reason == name).sum()), rows.loc[reason == name, "reply"].iloc[:EXAMPLES].tolist())
+               for name in REASONS]
+    rejects = pd.DataFrame([c for c in counted if c[1]], columns=["reason", "count", "examples"])
+    kept = rows[reason == ""].reset_index(drop=True)
+    if kept.empty:
+        worst = rejects.sort_values("count").iloc[-1]
+        raise UserError(f"cleaning left none of {len(rows)} rows; most fell to {worst['reason']!r} "
+                        f"({REASONS[worst['reason']]}): loosen it under data: in params")
+    return kept, rejects

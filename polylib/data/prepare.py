@@ -1,0 +1,185 @@
+"""The whole way of the data: read or simulate, clean, split, pair, write; and back in for later stages.
+
+    prepared = prepare.prepare(cfg, "polylib/data/corpus.jsonl", Paths("laptop"))
+    rows = prepare.load_rows(paths)
+    posts = prepare.posts(rows, "train", phase="sft")
+"""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from polylib.config import Config
+from polylib.data import clean, pairs, read, simulate, split
+from polylib.data import text as texts
+from polylib.run import Paths, UserError, atomic_write, write_json
+
+TRUTH = ("reply_id", "style", "latent")
+
+
+@dataclass(frozen=True)
+class Post:
+    """One parent post. gold: its best human replies, all: replies; both by falling engagement."""
+    id: str
+    text: str
+    gold: tuple[str, ...]
+    replies: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` made. truth is None for observed data; rejects has reason, count, examples."""
+    rows: pd.DataFrame
+    truth: pd.DataFrame | None
+    preferences: pd.DataFrame
+    rejects: pd.DataFrame
+    manifest: dict
+
+
+def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
+    """Make a study's data from `source` (a file or hub:owner/name@revision) and write it.
+
+    Writes paths.data/{rows,truth,preferences}.parquet and paths.results("data")/{manifest.json,metrics.json,
+    rejects.csv}. A file of posts with nested replies and no engagement (the bundled corpus) goes through the
+    simulator; anything else holds observed engagement and its truth.parquet is empty. Nothing is written
+    before all is checked. Raises UserError for every fault of the input, with the file, the row and the
+    remedy. """
+    simulated = "replies" in read.first_record(source)
+    if simulated:
+        raw, truth = simulate.simulate(source, cfg.data.simulator_seed)
+        malformed = pd.DataFrame(columns=list(read.MALFORMED))
+    else:
+        (raw, malformed), truth = read.read(source, cfg.data.columns), None
+    rows, rejects = clean.clean(raw, cfg.data)
+    rejects = _with_malformed(rejects, malformed)
+    rows = split.assign(rows, cfg.data)
+    split.assert_disjoint(rows, cfg.data.near_duplicate)
+    preferences = pairs.preference_pairs(rows, cfg.data)
+    if simulated:
+        truth = truth[truth["reply_id"].isin(rows["reply_id"])].reset_index(drop=True)
+    tables = {"rows": rows, "preferences": preferences, "truth": truth if simulated else _no_truth()}
+    content = {name: _parquet(table) for name, table in tables.items()}
+    manifest = {
+        "engagement": "simulated" if simulated else "observed",
+        "source": _name(source, paths.root),
+        "read": len(raw) + len(malformed),
+        "kept": len(rows),
+        "addressing_cut": int((raw["reply"].map(clean.strip_addressing) != raw["reply"]).sum()),
+        "counts": _counts(rows, preferences),
+        "rejects": dict(zip(rejects["reason"], rejects["count"].tolist(), strict=True)),
+        "sha256": {"source": _source_hash(source)} | {f"{n}.parquet": _sha(c) for n, c in content.items()},
+        "simulator": {"seed": cfg.data.simulator_seed} | simulate.parameters() if simulated else {},
+        "thresholds": dataclasses.asdict(cfg.data),
+    }
+    for name, blob in content.items():
+        atomic_write(paths.data / f"{name}.parquet", blob)
+    results = paths.results("data")
+    # hostile text in a table that people open: JSON keeps a list in one cell, quotes and line ends included
+    table = rejects.assign(examples=[json.dumps(e, ensure_ascii=False) for e in rejects["examples"]])
+    atomic_write(results / "rejects.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_json(results / "manifest.json", manifest)
+    write_json(results / "metrics.json", _metrics(manifest))
+    return Prepared(rows, truth, preferences, rejects, manifest)
+
+
+def load_rows(paths: Paths) -> pd.DataFrame:
+    """The clean, split rows of a study."""
+    return _load(paths.data / "rows.parquet")
+
+
+def load_preferences(paths: Paths) -> pd.DataFrame:
+    """The preference pairs of a study."""
+    return _load(paths.data / "preferences.parquet")
+
+
+def load_truth(paths: Paths) -> pd.DataFrame:
+    """The simulator's secret, columns TRUTH, to validate rewards and judges with; empty for observed data."""
+    return _load(paths.data / "truth.parquet")
+
+
+def posts(rows: pd.DataFrame, split: str, phase: str | None = None, gold_per_post: int = 3,
+          limit: int = 0) -> list[Post]:
+    """The posts of a split (train | validation | test | judge) and, in train, of a phase (sft | rl; None or
+    "all": both), in an order by hash of their id, so that the first `limit` (0 = all) are a fair sample and
+    stay the same. gold: the gold_per_post replies of highest controlled engagement. UserError if there are
+    none."""
+    chosen = rows[rows["split"] == split]
+    if phase not in (None, "all"):
+        chosen = chosen[chosen["phase"] == phase]
+    if chosen.empty:
+        raise UserError(f"no posts in split {split!r}{f', phase {phase!r}' if phase else ''}; splits are "
+                        f"{', '.join(sorted(rows['split'].unique()))}")
+    chosen = chosen.sort_values(["engagement", "reply_id"], ascending=[False, True])
+    found = []
+    for name, post in chosen.groupby("tweet_id", sort=True):
+        replies = tuple(post["reply"])
+        found.append(Post(str(name), post["tweet"].iloc[0], replies[:gold_per_post], replies))
+    order = np.argsort(texts.seeded_hash([p.id for p in found], 0), kind="stable")
+    return [found[k] for k in order[:limit or None]]
+
+
+def _load(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise UserError(f"{path}: not there yet; run notebook 01_data or `dvc repro` first")
+    return pd.read_parquet(path)
+
+
+def _with_malformed(rejects: pd.DataFrame, malformed: pd.DataFrame) -> pd.DataFrame:
+    if malformed.empty:
+        return rejects
+    examples = [f"row {m.row}: {f'{m.field} {m.problem}'.strip()}" for m in malformed[:3].itertuples()]
+    first = pd.DataFrame({"reason": ["malformed"], "count": [len(malformed)], "examples": [examples]})
+    return pd.concat([first, rejects], ignore_index=True)
+
+
+def _counts(rows: pd.DataFrame, preferences: pd.DataFrame) -> dict:
+    """Posts, threads, replies and pairs of every split, and of both phases of train."""
+    parts = {name: ("split", name) for name in split.SPLITS}
+    parts |= {f"train_{name}": ("phase", name) for name in ("sft", "rl")}
+    counts = {}
+    for name, (column, value) in parts.items():
+        part = rows[rows[column] == value]
+        counts[name] = {"posts": part["tweet_id"].nunique(), "threads": part["thread_id"].nunique(),
+                        "replies": len(part), "pairs": int((preferences[column] == value).sum())}
+    return counts
+
+
+def _metrics(manifest: dict) -> dict:
+    counts = manifest["counts"]
+    total = {what: sum(counts[name][what] for name in split.SPLITS) for what in ("posts", "replies", "pairs")}
+    return {"read": manifest["read"], "rejected": manifest["rejects"], **total, **counts}
+
+
+def _no_truth() -> pd.DataFrame:
+    return pd.DataFrame({name: pd.Series(dtype="float64" if name == "latent" else "str") for name in TRUTH})
+
+
+def _parquet(table: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _source_hash(source: str | Path) -> str:
+    # a hub source is fixed by the revision in its name
+    return "" if str(source).startswith("hub:") else _sha(Path(source).read_bytes())
+
+
+def _name(source: str | Path, base: Path) -> str:
+    """The source without this machine's folders: relative inside the project, else the file's name."""
+    path = Path(source)
+    if str(source).startswith("hub:"):
+        return str(source)
+    inside = path.resolve().is_relative_to(base.resolve())
+    return path.resolve().relative_to(base.resolve()).as_posix() if inside else path.name
