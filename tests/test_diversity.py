@@ -119,7 +119,8 @@ def test_any_black_box_diversity_works():
     # distinct tokens: a count on the ids, no embedding and no derivative anywhere
     sets = all_sets(N, 4)
     D = measures.distinct_n(IDS[sets], MASK[sets])
-    found = expected_update(THETA, IDS, MASK, sets, dv.jackknife(D, 4))
+    a = dv.diversity_advantages(measures.pairwise_distances(EMB[sets]), measure=D)
+    found = expected_update(THETA, IDS, MASK, sets, a)
     tokens = IDS.tolist()
     expected = truth(lambda s: len({t for i in s for t in tokens[i]}) / (2 * len(s)), 3)
     assert relative_error(found, expected) < 1e-6
@@ -275,6 +276,20 @@ def test_pass_at_k_weights_are_the_published_ones(correct):
     assert dv.max_at_k(rewards, n, centred=False)[0].tolist() == pytest.approx(expected)
     assert dv.max_at_k(rewards, n).sum().abs() < 1e-12  # centred; 0 if hopeless or solved
     assert torch.equal(dv.max_at_k(rewards, n) == 0, torch.full((1, k), correct in (0, 6)))
+
+
+@pytest.mark.parametrize("correct", [0, 1, 3, 6])
+def test_pass_at_k_training_is_the_published_closed_form(correct):
+    # arXiv 2508.10751: A+ = (1 - R) / sigma, A- = (1 - R - C(N- - 1, k - 1) / C(N - 1, k - 1)) / sigma
+    k, n, wrong = 6, 3, 6 - correct
+    rewards = torch.tensor([[1.0] * correct + [0.0] * wrong], dtype=torch.float64)
+    rate = 1 - comb(wrong, n) / comb(k, n)
+    sigma = (rate * (1 - rate)) ** 0.5
+    good, bad = 1 - rate, 1 - rate - comb(max(wrong - 1, 0), n - 1) / comb(k - 1, n - 1)
+    expected = [x / sigma if sigma else 0.0 for x in [good] * correct + [bad] * wrong]
+    assert dv.pass_at_k_training(rewards, n)[0].tolist() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="0 and 1"):
+        dv.pass_at_k_training(rewards + 0.5, n)
 
 
 def test_measures_at_their_extremes():

@@ -125,10 +125,10 @@ def test_clipping_by_hand():
     # ratios 1.5 and 0.5 with both signs: min(rho A, clip(rho) A); the binding side has no gradient
     ratio = torch.tensor([[1.5], [0.5], [1.5], [0.5]])
     logprobs = ratio.log().requires_grad_()
-    a = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    a = torch.tensor([1.0, 1.0, -1.0, -2.0])
     loss, stats = ob.policy_loss(logprobs, torch.zeros(4, 1), a, torch.ones(4, 1), 0.2, 0.3, "sequence")
     loss.backward()
-    assert loss.item() == pytest.approx(-(1.3 + 0.5 - 1.5 - 0.8) / 4)
+    assert loss.item() == pytest.approx(-(1.3 + 0.5 - 1.5 - 1.6) / 4)
     assert logprobs.grad.flatten().tolist() == pytest.approx([0.0, -0.5 / 4, 1.5 / 4, 0.0])
     assert stats["clip_fraction"] == 0.5 and stats["ratio_mean"] == pytest.approx(1.0)
 

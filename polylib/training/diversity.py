@@ -109,6 +109,22 @@ def max_at_k(rewards: Tensor, n: int, centred: bool = True) -> Tensor:
     return set_level(best_of(rewards), rewards.shape[1], n, centred)
 
 
+def pass_at_k_training(rewards: Tensor, n: int) -> Tensor:
+    """Pass@k training's analytic advantage (arXiv 2508.10751), `(B, K)` 0/1 rewards -> `(B, K)`.
+
+    (mean of best-of over subsets with i - mean over all subsets) / sigma, sigma^2 = pass@n (1 - pass@n). The
+    division by each prompt's own sigma re-weights prompts (as a group std does); `max_at_k` has no such bias.
+    0 for a prompt whose sigma is 0. Raises ValueError on rewards other than 0 and 1.
+    """
+    if not ((rewards == 0) | (rewards == 1)).all():
+        raise ValueError("pass@k training needs rewards 0 and 1: threshold them or use max_at_k")
+    k = rewards.shape[1]
+    rate = best_of(rewards)(all_subsets(k, n)).mean(1, keepdim=True)
+    sigma = (rate * (1.0 - rate)).sqrt()
+    difference = set_level(best_of(rewards), k, n) * (k / n - 1.0)  # with-minus-all, from with-minus-without
+    return torch.where(sigma > 0, difference / sigma.clamp(min=1e-12), 0.0)
+
+
 def darling(rewards: Tensor, distances: Tensor, valid: Tensor | None = None) -> Tensor:
     """DARLING (arXiv 2509.02534): reward times own mean distance to the others, centred in the group. `(B,
     K)`.
@@ -132,24 +148,26 @@ def detached(D: SetFunction, k: int) -> Tensor:
 
 # --------------------------------------------------------------------------------- what the loop calls
 def diversity_advantages(distances: Tensor, valid: Tensor | None = None, kind: str = "jackknife",
-                         measure: str = "semantic", rewards: Tensor | None = None, size: int | None = None,
-                         baseline: float | None = None) -> Tensor:
+                         measure: str | SetFunction = "semantic", rewards: Tensor | None = None,
+                         size: int | None = None, baseline: float | None = None) -> Tensor:
     """Per-sample diversity advantages, detached. `distances (B, K, K)`, `valid (B, K)` bool -> `(B, K)`.
 
     `kind`: jackknife, leave_one_out, shared, set_level, f_poly, darling, detached. `measure`: semantic,
-    logdet, vendi. `rewards (B, K)` for f_poly and darling; `size` of the subsets for set_level and f_poly
-    (default K // 2, at least 2); `baseline` for shared. An invalid sample never gets a positive advantage
-    (see measures.py): for all kinds but `shared` and the non-monotone `vendi` that follows from the gate, for
-    those it is enforced. Raises ValueError on an unknown name or missing rewards.
+    logdet, vendi, or any set function of the same samples (say `measures.distinct_n`). `rewards (B, K)` for
+    f_poly and darling; `size` of the subsets for set_level and f_poly (default K // 2, at least 2);
+    `baseline` for shared. An invalid sample never gets a positive advantage: for jackknife, leave_one_out,
+    set_level and f_poly on a gated semantic or logdet measure that follows from the gate, elsewhere the last
+    line enforces it. Raises ValueError on an unknown name or missing rewards.
     """
     distances, k = distances.detach(), distances.shape[-1]
-    if measure not in MEASURES:
+    if not callable(measure) and measure not in MEASURES:
         raise ValueError(f"unknown diversity measure {measure!r}; use one of {', '.join(MEASURES)}")
     if kind in ("f_poly", "darling"):
         if rewards is None:
             raise ValueError(f"kind {kind!r} multiplies diversity by reward and needs rewards (B, K)")
         rewards = rewards.detach() if valid is None else rewards.detach() * valid
-    D, n = MEASURES[measure](distances, valid), size or max(2, k // 2)
+    D = measure if callable(measure) else MEASURES[measure](distances, valid)
+    n = size or max(2, k // 2)
     if kind == "jackknife":
         advantages = jackknife(D, k)
     elif kind == "leave_one_out":
