@@ -17,7 +17,9 @@ from polylib import config
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = {name: stage for name, stage in PIPELINE["stages"].items() if name != "strip"}
 NOTEBOOKS = next(entry["notebooks"] for entry in PIPELINE["vars"] if "notebooks" in entry)
-COMMANDS = {name: re.findall(r"-p (\w+)", stage["cmd"]) for name, stage in STAGES.items()}
+INJECTED = {
+    name: re.findall(r"-p (\w+)", stage["cmd"].partition("${pm}")[2]) for name, stage in STAGES.items()
+}
 
 
 def notebook_of(stage: dict) -> str:
@@ -93,7 +95,7 @@ def test_every_injected_parameter_reaches_its_notebook(name):
     assigned, later = parameters(notebook_of(STAGES[name]))
     body = ast.parse("\n".join(re.sub(r"^\s*[%!].*$", "", source, flags=re.M) for source in later))
     names = [node for node in ast.walk(body) if isinstance(node, ast.Name)]
-    for injected in COMMANDS[name]:
+    for injected in INJECTED[name]:
         assert injected in assigned, f"{name}: -p {injected} is not in the parameters cell"
         assert any(n.id == injected and isinstance(n.ctx, ast.Load) for n in names), (
             f"{injected} is never used"
