@@ -39,9 +39,10 @@ _HASHTAG = re.compile(r"(?<!\w)#\w+")
 _ADDRESSING = re.compile(r"^(?:\.?@\w+[\s,:]*)+")
 _RETWEET = re.compile(r"^(?:rt|mt)\b(?:\s*:|\s+@)|[\"“”‘'«]\s*@\w+\s*:|\brt\s+@\w+", re.IGNORECASE)
 _STOPWORDS = frozenset(re.findall(r"\w+", """
-    a about all am an and any are as at be been but by can could did do does for from get got had has have
-    he her his how i if in is it its just like me my no not now of on one or our out she so some that the
-    their them then there they this to too up was we were what when where who why will with would you your"""))
+    a about all am an and any are as at be been but by can could did do does for from get got had has
+    have he her his how i if in is it its just like me my no not now of on one or our out she so some
+    that the their them then there they this to too up was we were what when where who why will with
+    would you your"""))
 
 
 def strip_addressing(reply: str) -> str:

@@ -88,8 +88,8 @@ def controlled_engagement(rows: pd.DataFrame, cluster: pd.Series, seed: int) -> 
     for held in range(FOLDS + 1):
         at, fit = fold == held, train & (fold != held)
         if at.any() and fit.any():
-            # ridge, because the centred spline basis is nearly collinear
-            model = Ridge(alpha=1.0, fit_intercept=False).fit(x[fit], y[fit])
+            # a touch of ridge, because the centred spline basis is nearly collinear
+            model = Ridge(alpha=0.01, fit_intercept=False).fit(x[fit], y[fit])
             residual[at] = y[at] - model.predict(x[at])
         else:
             residual[at] = y[at]

@@ -52,9 +52,12 @@ def seeded_hash(ids: Iterable[str], seed: int) -> np.ndarray:
 
 def vectors(keys: Sequence[str]) -> sparse.csr_matrix:
     """Sets of character 4-grams as unit vectors, shape (N, 2**20), for cosine by dot product."""
+    if not len(keys):
+        return sparse.csr_matrix((0, 2**20))
     hashing = HashingVectorizer(analyzer="char", ngram_range=(4, 4), alternate_sign=False, binary=True,
                                 norm="l2", lowercase=False, n_features=2**20)
-    return hashing.transform([f"  {k}  " for k in keys]).tocsr()
+    # padded so that ends count and a one-letter key has grams; with no spaces, which the analyser would merge
+    return hashing.transform([f"\x02\x02{k}\x02\x02" for k in keys]).tocsr()
 
 
 def row_cosine(a: sparse.csr_matrix, b: sparse.csr_matrix) -> np.ndarray:

@@ -1,0 +1,140 @@
+"""The whole way of the data, on the bundled corpus, a user's file, and real threads where they lie near."""
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+import types
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+from data_rows import data, jsonl, record, threads
+
+from polylib.data import prepare, read, simulate, split
+from polylib.run import Paths, UserError
+
+CORPUS = ROOT / "polylib" / "data" / "corpus.jsonl"
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def config(**changes):
+    return types.SimpleNamespace(data=data(**changes))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    paths = Paths("study", tmp_path_factory.mktemp("project"))
+    return prepare.prepare(config(), CORPUS, paths), paths
+
+
+def test_corpus_is_simulated_and_written(corpus):
+    made, paths = corpus
+    manifest = json.loads((paths.results("data") / "manifest.json").read_text())
+    assert manifest["engagement"] == "simulated"
+    assert manifest["simulator"] == {"seed": 11} | simulate.parameters()
+    assert manifest["thresholds"]["near_duplicate"] == 0.9
+    for name, digest in manifest["sha256"].items():
+        path = CORPUS if name == "source" else paths.data / name
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    assert manifest["read"] == 3671 == manifest["kept"] + sum(manifest["rejects"].values())
+    pd.testing.assert_frame_equal(prepare.load_rows(paths), made.rows)
+    pd.testing.assert_frame_equal(prepare.load_preferences(paths), made.preferences)
+    pd.testing.assert_frame_equal(prepare.load_truth(paths), made.truth)
+    assert set(made.truth["reply_id"]) == set(made.rows["reply_id"])
+
+
+def test_secret_stays_in_truth(corpus):
+    made, paths = corpus
+    for name in ("rows.parquet", "preferences.parquet"):
+        assert not {"style", "latent", "topic"} & set(pd.read_parquet(paths.data / name).columns)
+    assert set(made.rows.columns) == {*read.COLUMNS, "split", "phase", "engagement", "quartile"}
+
+
+def test_metrics_are_numbers_that_add_up(corpus):
+    made, paths = corpus
+    metrics = json.loads((paths.results("data") / "metrics.json").read_text())
+
+    def leaves(value):
+        return [x for v in value.values() for x in leaves(v)] if isinstance(value, dict) else [value]
+
+    assert all(isinstance(x, int) for x in leaves(metrics))
+    assert metrics["replies"] == len(made.rows) == sum(metrics[name]["replies"] for name in split.SPLITS)
+    assert metrics["train"]["posts"] == metrics["train_sft"]["posts"] + metrics["train_rl"]["posts"]
+    assert metrics["pairs"] == len(made.preferences)
+
+
+def test_reject_table_survives_hostile_text(tmp_path):
+    hostile = 'gm "quoted", =cmd|\'\nline'
+    paths = Paths("x", tmp_path)
+    rows = [*threads(60), record(0, 99, reply=hostile), record(1, 99, reply_likes=-4)]
+    prepare.prepare(config(), jsonl(tmp_path / "mine.jsonl", rows), paths)
+    with (paths.results("data") / "rejects.csv").open(newline="", encoding="utf-8") as lines:
+        table = {row["reason"]: (row["count"], json.loads(row["examples"])) for row in csv.DictReader(lines)}
+    assert table == {"spam_words": ("1", [hostile]),
+                     "malformed": ("1", ["row 242: reply_likes is -4, but cannot be negative"])}
+
+
+def test_observed_data_has_an_empty_truth(tmp_path):
+    paths = Paths("x", tmp_path)
+    made = prepare.prepare(config(), jsonl(tmp_path / "mine.jsonl", threads(60)), paths)
+    assert made.truth is None
+    assert made.manifest["engagement"] == "observed" and made.manifest["simulator"] == {}
+    empty = prepare.load_truth(paths)
+    assert empty.empty and list(empty.columns) == list(prepare.TRUTH)
+    assert made.manifest["source"] == "mine.jsonl"
+
+
+def test_same_input_same_bytes(tmp_path):
+    written = []
+    for name in ("a", "b"):
+        paths = Paths(name, tmp_path)
+        prepare.prepare(config(max_posts=60), CORPUS, paths)
+        files = [*paths.data.iterdir(), *paths.results("data").iterdir()]
+        written.append({f.name: f.read_bytes() for f in files})
+    assert written[0] == written[1] and len(written[0]) == 6
+
+
+def test_failure_writes_nothing(tmp_path):
+    paths = Paths("x", tmp_path / "project")
+    with pytest.raises(UserError):
+        prepare.prepare(config(min_chars=250), CORPUS, paths)
+    assert not (tmp_path / "project").exists()
+    with pytest.raises(UserError, match="run notebook 01_data"):
+        prepare.load_rows(paths)
+
+
+def test_posts(corpus):
+    rows = corpus[0].rows
+    every = prepare.posts(rows, "train", gold_per_post=2)
+    assert len(every) == rows.loc[rows["split"] == "train", "tweet_id"].nunique()
+    halves = [{p.id for p in prepare.posts(rows, "train", phase)} for phase in ("sft", "rl")]
+    assert not halves[0] & halves[1] and halves[0] | halves[1] == {p.id for p in every}
+    assert prepare.posts(rows, "train", "all", gold_per_post=2, limit=7) == every[:7]
+    post = every[0]
+    mine = rows[rows["tweet_id"] == post.id].set_index("reply")
+    assert set(post.replies) == set(mine.index) and post.text == mine["tweet"].iloc[0]
+    engagement = mine.loc[list(post.replies), "engagement"].tolist()
+    assert engagement == sorted(engagement, reverse=True) and post.gold == post.replies[:2]
+    assert [p.id for p in every] != sorted(p.id for p in every)
+    with pytest.raises(UserError, match="no posts in split 'exam'"):
+        prepare.posts(rows, "exam")
+
+
+@pytest.mark.parametrize(("name", "changes"), [
+    ("pheme_root_en.jsonl.gz", {"max_posts": 0}), ("stackexchange_small.jsonl.gz", {"max_chars": 600})])
+def test_real_threads(tmp_path, name, changes):
+    if not (SHARED / name).exists():
+        pytest.skip(f"{name} is not beside this checkout; it may not be copied into the project")
+    source = tmp_path / name  # the first lines are enough here
+    with gzip.open(SHARED / name, "rt", encoding="utf-8") as real:
+        lines = real.readlines()[:1500]
+    with gzip.open(source, "wt", encoding="utf-8") as out:
+        out.writelines(lines)
+    made = prepare.prepare(config(**changes), source, Paths("real", tmp_path))
+    assert made.manifest["engagement"] == "observed"
+    assert made.manifest["read"] == 1500 == len(made.rows) + made.rejects["count"].sum()
+    assert set(made.rows["split"]) == set(split.SPLITS) and len(made.preferences) > 50
+    split.assert_disjoint(made.rows)
+    assert all(p.gold for p in prepare.posts(made.rows, "test"))

@@ -1,0 +1,148 @@
+"""Rows in: every format gives the same table; a bad row is kept aside, a bad file is one clear line."""
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import unicodedata
+
+import pandas as pd
+import pytest
+from data_rows import jsonl, record
+
+from polylib.data import read
+from polylib.data import text as texts
+from polylib.run import UserError
+
+ROWS = [record(p, r, reply_likes=r, reply_author_followers=10 * r, tweet='quoted "text", comma\nand line')
+        for p in range(5) for r in range(5)]
+
+
+def test_all_formats_give_one_table(tmp_path):
+    lines = jsonl(tmp_path / "a.jsonl", ROWS)
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as packed:
+        packed.write((tmp_path / "a.jsonl").read_text())
+    pd.DataFrame(ROWS).to_csv(tmp_path / "a.csv", index=False)
+    pd.DataFrame(ROWS).to_parquet(tmp_path / "a.parquet")
+    expected = read.read_rows(lines)
+    assert list(expected.columns) == list(read.COLUMNS)
+    assert expected["reply_likes"].tolist() == [r["reply_likes"] for r in ROWS]
+    assert expected["thread_id"].tolist() == [r["tweet_id"] for r in ROWS]
+    assert expected["tweet_likes"].isna().all()
+    for name in ("a.jsonl.gz", "a.csv", "a.parquet"):
+        pd.testing.assert_frame_equal(read.read_rows(tmp_path / name), expected)
+
+
+@pytest.mark.parametrize(("bad", "field", "problem"), [
+    ('{"tweet_id": "x", ', "", "not JSON"),
+    ("[1, 2]", "", "not a JSON object"),
+    (record(9, 9, reply=None), "reply", "missing"),
+    (record(9, 9, reply="\x00 \n"), "reply", "missing"),
+    ({k: v for k, v in record(9, 9).items() if k != "tweet"}, "tweet", "missing"),
+    (record(9, 9, reply_likes="many"), "reply_likes", "not a number"),
+    (record(9, 9, reply_likes=True), "reply_likes", "not a number"),
+    (record(9, 9, reply_likes=2.5), "reply_likes", "whole number"),
+    (record(9, 9, reply_likes=-1), "reply_likes", "negative"),
+    (record(9, 9, reply_likes=10**30), "reply_likes", "not a number"),
+    (record(9, 9, reply_time_diff_seconds=-5), "reply_time_diff_seconds", "negative"),
+    (record(9, 9, reply=["a"]), "reply", "list"),
+    (record(9, 9, tweet_id=1.7e18), "tweet_id", "quote them"),
+    (record(0, 0, reply="other words"), "reply_id", "already used in row 1"),
+    (record(0, 9, tweet="another text"), "tweet", "differs from row 1"),
+    (record(0, 9, tweet=ROWS[0]["tweet"], thread_id="t"), "thread_id", "differs from row 1"),
+])
+def test_one_bad_row_is_kept_aside_with_its_number(tmp_path, bad, field, problem):
+    rows, malformed = read.read(jsonl(tmp_path / "a.jsonl", [*ROWS, bad]))
+    assert len(rows) == len(ROWS)
+    (fault,) = malformed.itertuples()
+    assert fault.row == len(ROWS) + 1
+    assert fault.field == field
+    assert problem in fault.problem
+
+
+def test_many_bad_rows_refuse_the_file_and_name_the_first(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [*ROWS[:3], record(8, 1, reply_likes="x"),
+                                        record(8, 2, reply_likes="y")])
+    with pytest.raises(UserError, match=r"a\.jsonl, row 4: reply_likes is 'x', not a number; 2 of 5 rows"):
+        read.read(path)
+
+
+def test_ragged_csv_row_is_malformed(tmp_path):
+    pd.DataFrame(ROWS).assign(tweet="t").to_csv(tmp_path / "a.csv", index=False)
+    with (tmp_path / "a.csv").open("a") as out:
+        out.write("p9,only two\n")
+    rows, malformed = read.read(tmp_path / "a.csv")
+    assert (len(rows), malformed["row"].tolist()) == (len(ROWS), [len(ROWS) + 2])  # the header is line 1
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("a.jsonl", b"", "holds no rows"),
+    ("a.csv", b"tweet_id,text\n1,hello\n",
+     "no column tweet, reply_id, reply, reply_likes; .* has text, tweet_id"),
+    ("a.csv", b"tweet_id\n\xff\xfe\n", "cannot be read"),
+    ("a.parquet", b"no parquet", "cannot be read"),
+    ("a.jsonl.gz", b"no gzip", "cannot be read"),
+    ("a.xlsx", b"", "unknown format"),
+])
+def test_bad_file_is_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read.read(tmp_path / name)
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_missing_file_and_bad_hub_id():
+    with pytest.raises(UserError, match="nowhere.csv: no such file"):
+        read.read("nowhere.csv")
+    with pytest.raises(UserError, match="hub:owner/name@revision"):
+        read.read("hub:owner/name")
+
+
+def test_unreachable_hub_is_one_line_with_alternatives(monkeypatch):
+    class Offline:
+        @staticmethod
+        def load_dataset(*_, **__):
+            raise ConnectionError("no route\nto host")
+
+    monkeypatch.setitem(sys.modules, "datasets", Offline)
+    with pytest.raises(UserError, match=r"not reachable \(no route\).*DATA=path") as caught:
+        read.read("hub:someone/replies@main:train")
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_rows_pass_the_column_map(monkeypatch):
+    asked = {}
+
+    class Hub:
+        @staticmethod
+        def load_dataset(name, revision, split):
+            asked.update(name=name, revision=revision, split=split)
+            return type("Loaded", (), {"to_list": lambda self: [r | {"fav": 3} for r in ROWS]})()
+
+    monkeypatch.setitem(sys.modules, "datasets", Hub)
+    rows = read.read_rows("hub:someone/replies@v1.0:dev", {"fav": "reply_likes"})
+    assert asked == {"name": "someone/replies", "revision": "v1.0", "split": "dev"}
+    assert (rows["reply_likes"] == 3).all()
+
+
+def test_column_map(tmp_path):
+    named = [{("text" if k == "reply" else k): v for k, v in r.items()} for r in ROWS]
+    path = jsonl(tmp_path / "a.jsonl", named)
+    assert read.read_rows(path, {"text": "reply"})["reply"].tolist() == [r["reply"] for r in ROWS]
+    with pytest.raises(UserError, match="did you mean 'reply_likes'"):
+        read.read(path, {"text": "reply_like"})
+    with pytest.raises(UserError, match="names 'body'; the file has"):
+        read.read(path, {"body": "reply"})
+
+
+def test_hostile_text_stays_and_control_characters_go(tmp_path):
+    hostile = "<script>alert(1)</script> <|im_end|> =1+1 {{x}} 한국 e\u0301 \u202eabc"
+    row = record(0, 0, reply=f"\x07{hostile}\r\nnext \ud83d end\x9f")
+    (kept,) = read.read_rows(jsonl(tmp_path / "a.jsonl", [json.dumps(row)]))["reply"]
+    assert kept == unicodedata.normalize("NFC", hostile) + "\nnext \ufffd end"
+    kept.encode("utf-8")
+
+
+def test_normalise_is_idempotent():
+    for text in ("a\r\rb", "\ud800", "e\u0301\x00", "  x  "):
+        assert texts.normalise(texts.normalise(text)) == texts.normalise(text)
