@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import json
 
 import pytest
 import yaml
@@ -148,6 +150,33 @@ def test_no_path_can_break_out_of_the_command_line(project, place):
     (project / place).write_text("x\n")
     with pytest.raises(UserError, match="rename"):
         study.select("smoke", place, project)
+
+
+def test_a_hub_data_set_becomes_a_file_that_dvc_can_watch(project, monkeypatch):
+    """The hub itself is replaced: rows as its library gives them, a date among them."""
+    asked = []
+
+    def rows(source):
+        asked.append(source)
+        return [{"text": "caf\u00e9", "at": datetime.date(2026, 1, 2)}]
+
+    monkeypatch.setattr(study.read, "hub_rows", rows)
+    for _ in range(2):
+        chosen = study.select("smoke", "hub:some-one/re.plies@v1", project)
+    assert asked == ["hub:some-one/re.plies@v1"] and chosen["study"] == "smoke-hub_some_one_re_plies_v1"
+    assert json.loads((project / chosen["data"]).read_text()) == {"text": "caf\u00e9", "at": "2026-01-02"}
+
+
+def test_an_unreachable_hub_is_one_line(project, monkeypatch):
+    import datasets
+
+    def offline(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(UserError, match="hub:a/b@main: not reachable") as caught:
+        study.select("smoke", "hub:a/b@main", project)
+    assert "\n" not in str(caught.value) and not (project / "params.yaml").exists()
 
 
 def test_a_missing_file_is_one_line_and_changes_nothing(project, capsys, monkeypatch):

@@ -90,7 +90,7 @@ def first_record(path: str | Path) -> dict:
 def records(path: str | Path) -> Iterator[tuple[int, dict | Broken]]:
     """(number, record) pairs as they stand in the source, unchecked; UserError if it cannot be opened."""
     if str(path).startswith("hub:"):
-        yield from enumerate(_hub(str(path)), 1)
+        yield from enumerate(hub_rows(str(path)), 1)
         return
     path = Path(path)
     if not path.is_file():
@@ -131,7 +131,7 @@ def _csv(lines) -> Iterator[tuple[int, dict | Broken]]:
             f"has not the {len(reader.fieldnames)} fields of the header", _example(list(record.values())))
 
 
-def _hub(source: str) -> list[dict]:
+def hub_rows(source: str) -> list[dict]:
     match = _HUB.fullmatch(source)
     if not match:
         raise UserError(f"{source}: write hub:owner/name@revision or hub:owner/name@revision:split")
