@@ -56,7 +56,7 @@ def _slug(text: str) -> str:
 
 
 def fetch(source: str, folder: Path) -> Path:
-    """A hub data set (`hub:owner/name@revision[:split]`) as <folder>/<name>.jsonl, fetched once. DVC depends on
+    """A hub data set (`hub:owner/name@revision[:split]`) as <folder>/<name>.jsonl, fetched once. DVC watches
     that file; columns stay as they came. UserError if the hub or the data set cannot be reached."""
     target = folder / f"{_slug(source)}.jsonl"
     if not target.exists():
