@@ -79,7 +79,8 @@ def test_a_row_per_prompt_and_temperature_with_hand_worked_numbers():
     assert one["repeated_elsewhere"] == 2 / 6 and table.iloc[2]["repeated_elsewhere"] == 1 / 6
     rouge = [text.rouge_l(r, list(POSTS[0].replies)) for r in REPLIES["p1"]]
     assert one["rouge_l"] == pytest.approx(np.mean(rouge))
-    assert one["length_tokens"] == np.mean([len(r.split()) for r in REPLIES["p1"]]) and one["truncated"] == 1 / 6
+    assert one["length_tokens"] == np.mean([len(r.split()) for r in REPLIES["p1"]])
+    assert one["truncated"] == 1 / 6
     assert one["n_samples"] == 6 and not table.filter(like="@").isna().any(axis=None)
 
 

@@ -1,0 +1,215 @@
+"""Figures and tables from files alone, on invented numbers: complete grids only, stable bytes, nothing cut
+off."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from study_fixture import small_config, write_study
+
+from polylib.evaluation import curves, effects, figures, results, stats, style, tables
+from polylib.run import UserError, atomic_write
+
+DRAW = [figures.quality_diversity, figures.pass_at_k, figures.best_of_k, figures.forest, figures.side_effects,
+        figures.cost, curves.training_dynamics]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    cfg = small_config()
+    return results.load(write_study(tmp_path_factory.mktemp("study"), cfg), cfg)
+
+
+@pytest.fixture
+def files(study, tmp_path):
+    """A copy of the study's files that a test may damage; load with `results.load(files, cfg)`."""
+    shutil.copytree(study.paths.root / "results", tmp_path / "results")
+    return results.Paths("laptop", tmp_path)
+
+
+def single(tmp_path):
+    cfg = small_config(seeds=(42,))
+    return results.load(write_study(tmp_path, cfg), cfg)
+
+
+@pytest.mark.parametrize("draw", DRAW, ids=lambda f: f.__name__)
+def test_every_figure_says_what_it_rests_on_and_fits_its_page(study, draw):
+    for columns in (1, 2):
+        picture = draw(study, columns)
+        note = " ".join(picture.figure.get_supxlabel().split())
+        assert "24 posts × 10 replies, seeds 42, 123, 456" in note
+        assert "study laptop, simulated engagement" in note
+        assert picture.figure.get_figwidth() == {1: 3.25, 2: 6.75}[columns]
+        assert len(picture.data) and not picture.data.filter(regex="^(method|stage)$").isna().any(axis=None)
+        picture.figure.draw_without_rendering()
+        box = picture.figure.get_tightbbox()  # inches; anything beyond the page would be cut off
+        assert box.x0 > -0.02 and box.x1 < picture.figure.get_figwidth() + 0.02
+        assert box.y0 > -0.02 and box.y1 < picture.figure.get_figheight() + 0.02
+
+
+def test_files_are_the_same_bytes_every_time(study, tmp_path):
+    for folder in ("a", "b"):
+        figures.quality_diversity(study, 1).save(tmp_path / folder, dpi=80)
+        tables.main(study).save(tmp_path / folder)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["quality_diversity.csv", "quality_diversity.pdf", "quality_diversity.png",
+                     "table_main.csv", "table_main.md", "table_main.tex"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert b"CreationDate" not in (tmp_path / "a" / "quality_diversity.pdf").read_bytes()
+
+
+def test_the_csv_of_a_figure_holds_what_the_files_hold(study):
+    frame = pd.read_csv(study.paths.evaluation("grpo", 123) / "per_prompt.csv")
+    data = figures.quality_diversity(study).data
+    row = data[data["method"].eq("grpo") & data["seed"].eq(123)].iloc[0]
+    assert row["judge_mean"] == pytest.approx(frame["judge_mean"].mean())
+    assert row["diversity"] == pytest.approx(frame["diversity"].mean())
+    passes = figures.pass_at_k(study).data.query("seed == 123 and k == 5 and quantile == 0.75")
+    assert passes.set_index("method").loc["grpo", "pass_at_k"] == pytest.approx(frame["pass@5_q0.75"].mean())
+
+
+def test_one_seed_draws_and_says_so(tmp_path):
+    one = single(tmp_path)
+    picture = figures.forest(one)
+    assert "nothing can be said about the method" in picture.figure.get_supxlabel()
+    assert picture.data["method_p"].isna().all() and picture.data["checkpoints_p"].notna().all()
+    assert set(picture.data["method_reason"]) == {stats.ONE_SEED}
+    assert "one run" in tables.main(one).caption
+    for draw in DRAW:
+        draw(one).figure.draw_without_rendering()
+
+
+def test_methods_look_the_same_everywhere_and_differ_in_three_ways(study):
+    for channel in ("color", "marker", "linestyle", "label"):
+        assert len({str(s[channel]) for s in style.METHOD_STYLE.values()}) == len(style.METHOD_STYLE)
+    assert style.ordered(study.methods) == study.methods
+    with pytest.raises(KeyError, match="rloo"):
+        style.ordered(["sft", "rloo"])
+
+
+def test_training_curves_take_one_history_or_several(study):
+    history = study.histories[("grpo", 42)]
+    picture = curves.training_curves(history, "grpo", "Seed 42, simulated engagement")
+    assert [ax.get_title() for ax in picture.figure.axes if ax.get_visible()][0].startswith("cross-entropy")
+    assert len(picture.data) == len(history) and "simulated" in picture.figure.get_supxlabel()
+    sft = curves.training_curves(study.histories[("sft", 42)], "sft")  # no reward, no KL: no empty panels
+    assert len([ax for ax in sft.figure.axes if ax.get_visible()]) == 2
+    both = curves.training_curves({"λ=0": history, "λ=3": history}, "polychromic")
+    assert set(both.data["run"]) == {"λ=0", "λ=3"}
+    curves.training_curves(history[:1], "grpo")._repr_png_()  # the first step of a run in progress
+
+
+def test_missing_and_foreign_cells_are_refused_by_name(files):
+    cfg = small_config()
+    shutil.rmtree(files.evaluation("grpo", 123))
+    shutil.rmtree(files.evaluation("hybrid", 42))
+    with pytest.raises(UserError, match="missing: grpo/s123, hybrid/s42; run `dvc repro`"):
+        results.load(files, cfg)
+    with pytest.raises(UserError, match="not part of this study: .*sft/s456"):
+        results.load(files, dataclasses.replace(cfg, seeds=(42,), methods=("sft",)))
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda p: shutil.rmtree(p.evaluation("human")), "human/per_prompt.csv: missing"),
+    (lambda p: atomic_write(p.evaluation("sft", 42) / "per_prompt.csv", "a,b\n1,2\n"), "no column prompt_id"),
+    (lambda p: (p.results("grpo", 42) / "history.csv").unlink(), "grpo/s42/history.csv: missing"),
+    (lambda p: (p.results("data") / "manifest.json").unlink(), "manifest.json: missing"),
+    (lambda p: _drop_prompt(p), "does not answer the posts"),
+    (lambda p: _drop_temperature(p), "no rows at temperature 1;")])
+def test_files_that_do_not_fit_are_named_in_one_line(files, damage, message):
+    damage(files)
+    with pytest.raises(UserError, match=message) as error:
+        results.load(files, small_config())
+    assert "\n" not in str(error.value)
+
+
+def _edit(path, keep):
+    frame = pd.read_csv(path)
+    frame[keep(frame)].to_csv(path, index=False)
+
+
+def _drop_prompt(paths):
+    _edit(paths.evaluation("grpo", 42) / "per_prompt.csv", lambda f: f["prompt_id"] != "p003")
+
+
+def _drop_temperature(paths):
+    _edit(paths.evaluation("sft", 42) / "per_prompt.csv", lambda f: f["temperature"] != 1.0)
+
+
+def test_temperature_control_is_interpolated_per_run():
+    curve = np.array([[0.40, 0.75], [0.35, 0.80], [0.30, 0.85]])  # judge, diversity at rising temperature
+    assert effects.interpolate(curve, 0.36) == (pytest.approx(0.79), "")
+    assert effects.interpolate(curve, 0.30) == (pytest.approx(0.85), "")
+    value, reason = effects.interpolate(curve, 0.5)
+    assert np.isnan(value) and reason == "0.500 is above all that temperature reaches (0.300-0.400)"
+    bent = np.array([[0.40, 0.75], [0.30, 0.80], [0.38, 0.85]])
+    assert effects.interpolate(bent, 0.35)[0] == pytest.approx(0.83125)  # the crossing that favours SFT
+
+
+def test_at_equal_quality_the_run_is_the_unit(study):
+    m = effects.at_equal_quality(study, "polychromic", fixed="diversity", measured="judge_mean")
+    assert list(m.runs["seed"]) == [42, 123, 456]
+    matched = m.runs["difference"].dropna()
+    if len(matched) == 3:
+        assert m.mean == pytest.approx(matched.mean()) and m.claim.df == 2 and m.exact_floor == 0.25
+    gone = effects.at_equal_quality(study, "grpo")  # GRPO's judge score lies above all of SFT's
+    assert np.isnan(gone.mean) and "seed 42: " in gone.claim.reason and "above all" in gone.claim.reason
+    table = effects.matched_table(study)
+    assert len(table) == 8 and (table["gain"].notna() | table["reason"].ne("")).all()
+
+
+def test_sft_against_itself_gains_nothing_at_equal_quality(study):
+    m = effects.at_equal_quality(study, "sft")
+    assert m.runs["difference"].abs().max() == pytest.approx(0, abs=1e-12)
+
+
+def test_effects_hold_both_claims_and_holm(study):
+    table = effects.effects(study, ["judge_mean", "diversity"])
+    assert len(table) == 8 and set(table["method"]) == {"lambda0", "polychromic", "grpo", "hybrid"}
+    row = table.query("metric == 'judge_mean' and method == 'grpo'").iloc[0]
+    assert row["method_low"] < row["checkpoints_low"] < row["effect"]
+    assert row["effect"] < row["checkpoints_high"] < row["method_high"]
+    assert row["exact_floor"] == 0.25 and (table["method_p_holm"] >= table["method_p"]).all()
+    assert row["boot_low"] < row["effect"] < row["boot_high"]
+
+
+def test_main_table_in_all_formats_shows_the_same_numbers(study):
+    table = tables.main(study)
+    assert list(table.data["label"]) == ["people", "SFT", "SFT, T=0.85", "SFT, T=1", "SFT+ (λ=0)",
+                                         "polychromic", "GRPO", "hybrid"]
+    values = np.array([pd.read_csv(study.paths.evaluation("grpo", s) / "per_prompt.csv")["judge_mean"]
+                       for s in (42, 123, 456)])
+    grpo = table.data.set_index("method").loc["grpo"]
+    assert grpo["judge_mean"] == pytest.approx(values.mean())
+    assert grpo["judge_mean_half"] == pytest.approx(stats.interval(values)[1].high - values.mean())
+    shown = f"{values.mean():.3f}"
+    markdown, latex, page = table.to_markdown(), table.to_latex(), table._repr_html_()
+    assert all(shown in text for text in (markdown, latex, page))
+    assert "24 posts × 10 replies" in markdown and "simulated engagement" in markdown
+    assert "$\\lambda$" in latex and latex.count("\\toprule") == 1
+    assert "nan" not in (markdown + latex + page).lower()
+    people = table.data.iloc[0]
+    assert np.isnan(people["pass@10_q0.5"]) and people["pass@10_q0.5_prompts"] == 0
+    assert table.to_csv().startswith("label,method,temperature,judge_mean,judge_mean_half,")
+
+
+def test_table_escapes_hostile_labels():
+    data = pd.DataFrame([{"label": "<script>a|b_50%", "m": 1.0, "m_half": np.nan}])
+    table = tables.Table(data, {"m": "x & <y>"}, "cap <b>")
+    assert "<script>" not in table._repr_html_() and "&lt;script&gt;" in table._repr_html_()
+    assert "a\\|b" in table.to_markdown()
+    assert r"b\_50\%" in table.to_latex() and r"x \& <y>" in table.to_latex()
+
+
+def test_summary_is_what_dvc_shows(study):
+    tables.write_summary(study)
+    saved = json.loads(study.paths.summary.read_text())
+    controls = {"sft_T0.85", "sft_T1"}
+    assert set(saved["methods"]) == {"human", *study.cfg.methods} | controls
+    assert saved["methods"]["human"]["truncated"] == {"value": None, "reason": "defined at 0 posts"}
+    assert (saved["engagement"], saved["seeds"], saved["prompts"]) == ("simulated", 3, 24)
