@@ -27,8 +27,8 @@ REASONS = {
     "self_reply": "written by the author of the post",
     "retweet_style": "a retweet or a quoted tweet, not a reply",
     "copies_post": "4-gram cosine with the post of at least near_duplicate",
-    "bot_text": "the same words in more than bot_repetition threads (numbers ignored)",
-    "bot_author": "its author repeats own texts more than bot_repetition times",
+    "repeated_text": "the same words in more than bot_repetition threads (numbers ignored)",
+    "repeating_author": "its author repeats own texts more than bot_repetition times",
     "duplicate": "same words as an earlier reply anywhere",
     "near_duplicate": "4-gram cosine with an earlier reply of its thread of at least near_duplicate",
     "too_few_replies": "its post has fewer than min_replies replies left",
@@ -126,10 +126,10 @@ def _bot_rules(rows: pd.DataFrame, keys: np.ndarray, data, reject, reason: np.nd
     table = pd.DataFrame({"words": [re.sub(r"\d+", "0", k) for k in keys], "thread": rows["thread_id"],
                           "author": rows["reply_author"]})[alive]
     threads = table.groupby("words")["thread"].nunique()
-    reject("bot_text", table["words"].reindex(rows.index).isin(threads[threads > data.bot_repetition].index))
+    reject("repeated_text", table["words"].reindex(rows.index).isin(threads[threads > data.bot_repetition].index))
     known = table.dropna(subset="author")
     repeats = known.duplicated(["author", "words"]).groupby(known["author"]).sum()
-    reject("bot_author", rows["reply_author"].isin(repeats[repeats > data.bot_repetition].index))
+    reject("repeating_author", rows["reply_author"].isin(repeats[repeats > data.bot_repetition].index))
 
 
 def _duplicate_rules(rows: pd.DataFrame, keys: np.ndarray, data, reject, reason: np.ndarray) -> None:
