@@ -70,7 +70,7 @@ def test_bots_by_text_and_by_author():
     assert reasons([*GOOD, *copies[:2]]) == {}  # numbers differ: neither bot nor duplicate
     author = [record(p, 60 + k, reply_author="bot", reply=f"offer {'abc'[k]} for you")
               for p in range(3) for k in (0, 1)]
-    assert reasons([*GOOD, *author]) == {"repeating_author": 6}  # each text in 3 threads, 4 repetitions in all
+    assert reasons([*GOOD, *author]) == {"repeating_author": 6}  # each text thrice, 4 repetitions
     busy = [record(p, 60 + k, reply_author="busy") for p in range(6) for k in (0, 1)]
     assert reasons([*GOOD, *busy]) == {}  # much, but never the same
 

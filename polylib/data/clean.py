@@ -126,7 +126,8 @@ def _bot_rules(rows: pd.DataFrame, keys: np.ndarray, data, reject, reason: np.nd
     table = pd.DataFrame({"words": [re.sub(r"\d+", "0", k) for k in keys], "thread": rows["thread_id"],
                           "author": rows["reply_author"]})[alive]
     threads = table.groupby("words")["thread"].nunique()
-    reject("repeated_text", table["words"].reindex(rows.index).isin(threads[threads > data.bot_repetition].index))
+    stock = threads[threads > data.bot_repetition].index
+    reject("repeated_text", table["words"].reindex(rows.index).isin(stock))
     known = table.dropna(subset="author")
     repeats = known.duplicated(["author", "words"]).groupby(known["author"]).sum()
     reject("repeating_author", rows["reply_author"].isin(repeats[repeats > data.bot_repetition].index))
