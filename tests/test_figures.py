@@ -119,7 +119,7 @@ def test_missing_and_foreign_cells_are_refused_by_name(files):
     (lambda p: atomic_write(p.evaluation("sft", 42) / "per_prompt.csv", "a,b\n1,2\n"), "no column prompt_id"),
     (lambda p: (p.results("grpo", 42) / "history.csv").unlink(), "grpo/s42/history.csv: missing"),
     (lambda p: (p.results("data") / "manifest.json").unlink(), "manifest.json: missing"),
-    (lambda p: _drop_prompt(p), "does not answer the posts"),
+    (lambda p: _drop_prompt(p), "repeats posts of the human row"),
     (lambda p: _drop_temperature(p), "no rows at temperature 1;")])
 def test_files_that_do_not_fit_are_named_in_one_line(files, damage, message):
     damage(files)

@@ -49,8 +49,8 @@ def quality_diversity(results: Results, columns: int = 2, x: str = "diversity",
         ax.plot(sft[x], sft[y], **line("sft", zorder=2))
         for temperature, row in sft.iterrows():
             ax.plot(row[x], row[y], **point("sft", markersize=4.5))
-            ax.annotate(f"T={temperature:g}", (row[x], row[y]), xytext=(-6, -7), textcoords="offset points",
-                        ha="right", va="top", fontsize=6.5, color=METHOD_STYLE["sft"]["color"])
+            ax.annotate(f"T={temperature:g}", (row[x], row[y]), xytext=(0, -6), textcoords="offset points",
+                        ha="center", va="top", fontsize=6.5, color=METHOD_STYLE["sft"]["color"])
         for method in ordered(points["method"]):
             part = points[points["method"].eq(method)]
             if len(part) > 1:

@@ -21,7 +21,7 @@ def pass_at_k(n: int, passed: np.ndarray | int, k: int) -> np.ndarray:
 
     `passed` holds how many of the n pass, any shape; the result has the same shape. 1 - C(n-c, k) / C(n, k)
     as a product, which cannot overflow. Says nothing about diversity: for iid replies it depends on the pass
-    rate alone. Raises Undefined unless 1 <= k <= n."""
+    rate alone. Raises Undefined for k > n."""
     _check_k(n, k)
     passed = np.asarray(passed)
     if (passed < 0).any() or (passed > n).any():
@@ -74,14 +74,16 @@ def vendi(similarity: np.ndarray) -> np.ndarray:
 
 
 def _check_k(n: int, k: int) -> None:
-    if not 1 <= k <= n:
-        raise Undefined(f"k = {k} needs 1 <= k <= n, and there are n = {n} replies")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, found {k}")
+    if k > n:
+        raise Undefined(f"fewer than {k} replies")
 
 
 def _check_similarity(similarity: np.ndarray) -> int:
     n = similarity.shape[-1]
     if n < 2:
-        raise Undefined("distances need at least 2 replies")
+        raise Undefined("fewer than 2 replies")
     if not np.allclose(np.diagonal(similarity, axis1=-2, axis2=-1), 1.0, atol=1e-3):
         raise ValueError("a similarity matrix has ones on its diagonal; normalise the embeddings")
     return n

@@ -113,8 +113,8 @@ def _check_frames(paths: Paths, frames: dict, cfg: Config) -> None:
     posts = sorted(frames["human", None, None].index)
     for (method, seed, temperature), frame in frames.items():
         if sorted(frame.index) != posts:
-            raise UserError(f"{paths.evaluation(method, seed)}/per_prompt.csv: T={temperature} does not answer "
-                            "the posts of the human row, each once; run `dvc repro`")
+            raise UserError(f"{paths.evaluation(method, seed)}/per_prompt.csv: T={temperature} lacks or "
+                            "repeats posts of the human row; run `dvc repro`")
     for method, seed in {cell[:2] for cell in frames if cell[0] in cfg.methods}:
         needed = {cfg.sampling.temperature, *(cfg.evaluation.temperatures if method == "sft" else ())}
         missing = sorted(needed - {t for m, s, t in frames if (m, s) == (method, seed)})

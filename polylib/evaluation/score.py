@@ -156,7 +156,7 @@ def _vendi_of_sets(cosine: np.ndarray, size: int, rng: np.random.Generator, draw
     """Vendi score / size, mean over drawn sets of `size` replies: from 1/size (all equal) to 1 (all
     orthogonal)."""
     if len(cosine) < max(size, 2):
-        raise metrics.Undefined(f"Vendi at {size} replies, and there are {len(cosine)}")
+        raise metrics.Undefined(f"fewer than {max(size, 2)} replies")
     picks = rng.permuted(np.tile(np.arange(len(cosine)), (draws, 1)), axis=1)[:, :size]
     return float(metrics.vendi(cosine[picks[:, :, None], picks[:, None, :]]).mean() / size)
 
