@@ -13,10 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
+from polylib.attention import additive_mask
 from polylib.models import format_prompt
 
 COMPACT_AT = 0.8  # drop finished rows once fewer than this share of the batch is alive
@@ -73,20 +72,6 @@ class GrowingCache(Cache):
         self.buffers = [(keys[rows], values[rows]) for keys, values in self.buffers]
 
 
-def grouped_decode(module, query, key, value, attention_mask, scaling, **kwargs):
-    """Attention for one new token: the query heads that share a key head become its query length.
-
-    query (R, Hq, 1, D), key and value (R, Hkv, L, D), attention_mask (R, 1, 1, L) additive -> (R, 1, Hq, D).
-    """
-    rows, heads, _, dim = query.shape
-    grouped = query.view(rows, key.shape[1], heads // key.shape[1], dim)
-    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
-    return out.reshape(rows, 1, heads, dim), None
-
-
-AttentionInterface.register("grouped_decode", grouped_decode)
-
-
 def inverse_cdf(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Sample one index per row: the first whose cumulative probability exceeds uniform·total.
 
@@ -105,19 +90,20 @@ def _prefill(model, tokenizer, prompts: list[list[int]], k: int, extra: int):
     longest = max(map(len, prompts))
     device = model.device
     ids = torch.full((len(prompts), longest), tokenizer.pad_token_id, device=device)
-    mask = torch.zeros((len(prompts), longest), dtype=torch.long, device=device)
+    mask = torch.zeros((len(prompts), longest), dtype=torch.bool, device=device)
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt):] = torch.tensor(prompt, device=device)
-        mask[row, longest - len(prompt):] = 1
+        mask[row, longest - len(prompt):] = True
     position_ids = (mask.cumsum(-1) - 1).clamp(min=0)  # left padding must not shift positions
-    out = model.base_model(input_ids=ids, attention_mask=mask, position_ids=position_ids, use_cache=True)
+    allowed = mask[:, None, None, :] & torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+    out = model.base_model(input_ids=ids, attention_mask=additive_mask(allowed, model.dtype),
+                           position_ids=position_ids, use_cache=True)
     cache = GrowingCache(out.past_key_values, k, extra)
     # contiguous: on a strided slice the matmul below would copy the whole output head once a row
     logits = model.get_output_embeddings()(out.last_hidden_state[:, -1].contiguous())
-    bias = torch.zeros(len(prompts), 1, 1, longest + extra, dtype=model.dtype, device=device)
-    bias[:, 0, 0, :longest].masked_fill_(mask == 0, torch.finfo(model.dtype).min)
-    lengths = mask.sum(-1)
-    return logits, cache, bias.repeat_interleave(k, 0), lengths.repeat_interleave(k, 0)
+    visible = torch.cat([mask, mask.new_ones(len(prompts), extra)], dim=-1)[:, None, None, :]
+    bias = additive_mask(visible, model.dtype).repeat_interleave(k, 0)
+    return logits, cache, bias, mask.sum(-1).repeat_interleave(k, 0)
 
 
 @torch.inference_mode()
@@ -136,9 +122,7 @@ def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> R
     generator = torch.Generator(device="cpu").manual_seed(seed)
     uniforms = torch.rand(limit, rows, generator=generator).to(model.device)  # (T, B·K): one stream a row
 
-    model.set_attn_implementation("sdpa")
     logits, cache, bias, positions = _prefill(model, tokenizer, prompts, k, limit)
-    model.set_attn_implementation("grouped_decode")
     logits = logits.repeat_interleave(k, 0)
 
     ids = torch.full((rows, limit), tokenizer.pad_token_id, device=model.device)

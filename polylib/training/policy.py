@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from polylib import models
+from polylib.attention import additive_mask
 from polylib.training.logprobs import Packed, completion_logprobs
 
 
@@ -47,7 +48,8 @@ class Policy:
         """log π of every packed completion token, (B, N, T) float32; `reference=True` scores with adapters off."""
         with self.model.disable_adapter() if reference else nullcontext():
             out = self.model.get_base_model().base_model(
-                input_ids=packed.input_ids, attention_mask=packed.attention_mask,
+                input_ids=packed.input_ids,
+                attention_mask=additive_mask(packed.attention_mask, self.head.weight.dtype),
                 position_ids=packed.position_ids, use_cache=False)
             return completion_logprobs(out.last_hidden_state, self.head, packed, temperature)
 
