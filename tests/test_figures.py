@@ -32,8 +32,12 @@ def files(study, tmp_path):
 
 
 def single(tmp_path):
+    """One seed, and metrics that no set of replies defined, as after a smoke run."""
     cfg = small_config(seeds=(42,))
-    return results.load(write_study(tmp_path, cfg), cfg)
+    paths = write_study(tmp_path, cfg)
+    for file in paths.results("evaluation").glob("**/per_prompt.csv"):
+        pd.read_csv(file).assign(self_bleu=np.nan, truncated=np.nan).to_csv(file, index=False)
+    return results.load(paths, cfg)
 
 
 @pytest.mark.parametrize("draw", DRAW, ids=lambda f: f.__name__)
@@ -79,7 +83,8 @@ def test_one_seed_draws_and_says_so(tmp_path):
     assert "nothing can be said about the method" in picture.figure.get_supxlabel()
     assert picture.data["method_p"].isna().all() and picture.data["checkpoints_p"].notna().all()
     assert set(picture.data["method_reason"]) == {stats.ONE_SEED}
-    assert "one run" in tables.main(one).caption
+    assert "one run" in tables.main(one).caption and "nan" not in tables.main(one).to_markdown()
+    assert tables.summary(one)["methods"]["grpo"]["self_bleu"] == {"value": None, "reason": "defined at 0 posts"}
     for draw in DRAW:
         draw(one).figure.draw_without_rendering()
 

@@ -41,8 +41,7 @@ def human_thresholds(posts: Iterable, judge: Scorer, quantiles: Iterable[float])
 
 def score(generations: pd.DataFrame, posts: list, reward: Scorer, judge: Scorer, encoder,
           settings: EvaluationConfig, thresholds: dict[float, float]) -> pd.DataFrame:
-    """One row per (prompt_id, temperature); columns in the order of the report's table, see README of
-    results.
+    """One row per (prompt_id, temperature): prompt_id, temperature, n_samples and the metrics.
 
     generations: post_id, sample, temperature, reply, tokens, truncated; `settings.samples` rows per post and
     temperature. References of ROUGE-L are all human replies of the post. Raises UserError for missing

@@ -92,7 +92,7 @@ def distinct_n(texts: list[str], n: int, budget: int, rng: np.random.Generator, 
 def rouge_l(text: str, references: list[str]) -> float:
     """ROUGE-L F (Lin 2004), 2 LCS / (m + n), against the nearest reference: against a single one it is noise.
 
-    On `words`; the rouge-score package (the oracle in the tests) keeps only [a-z0-9] and gives emoji and Cyrillic 0."""
+    On `words`: the rouge-score package, the oracle in the tests, reads only [a-z0-9]."""
     if not references:
         raise Undefined("no human reply to compare with")
     tokens = words(text)
