@@ -40,7 +40,8 @@ def test_every_notebook_is_stripped_and_run():
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_exactly_the_modules_its_notebook_imports(name):
     listed = {path for path in paths_of(STAGES[name], "deps") if path.startswith("polylib/")}
-    assert listed == needs(ROOT / "notebooks" / f"{notebook_of(STAGES[name])}.ipynb")
+    imports = needs(ROOT / "notebooks" / f"{notebook_of(STAGES[name])}.ipynb")
+    assert listed == imports, "run python tools/dependencies.py"
 
 
 @pytest.mark.parametrize("name", STAGES)

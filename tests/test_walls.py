@@ -12,7 +12,10 @@ MODULES = {
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
     for path in sorted((ROOT / "polylib").rglob("*.py"))
 }
-HALL = {f"polylib.{room}" for room in ("settings", "config", "run", "models", "encoder", "sampling", "sources", "attention", "study")}
+HALL = {
+    f"polylib.{room}"
+    for room in ("settings", "config", "run", "sources", "models", "attention", "encoder", "sampling")
+}
 WINGS = ("polylib.data", "polylib.rewards", "polylib.training")
 PURE = {  # room: what it may import besides mathematics and the other pure rooms of its wing
     "polylib.training.objective": {"torch"},
