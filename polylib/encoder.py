@@ -3,8 +3,9 @@
     encoder = Encoder(cfg.model.encoder)
     vectors = encoder.encode(["a post", "a reply"])     # (2, 384) float32, unit norm
 
-Left out on purpose: eviction (60k short texts are 90 MB), pooling or prompt options (the model's own folder sets them).
-"""
+Left out on purpose: eviction (60k short texts are 90 MB), pooling or prompt options (the model's own folder
+sets them)."""
+
 from __future__ import annotations
 
 import hashlib
@@ -31,12 +32,14 @@ class _Settings(NamedTuple):
 class Encoder:
     """Sentence encoder of one model folder.
 
-    `source` follows the grammar of `models.resolve` (wheel:…, hub:…, path:…). `device` "auto" takes a GPU if there is
-    one. `cache` is a folder or None for the default (`$POLYLIB_CACHE` or ~/.cache/polylib); the file in it is SQLite,
-    so several processes may read and add at once and a killed one loses at most its last batch.
+    `source` follows the grammar of `models.resolve` (wheel:…, hub:…, path:…). `device` "auto" takes a GPU if
+    there is one. `cache` is a folder or None for the default (`$POLYLIB_CACHE` or ~/.cache/polylib); the file
+    in it is SQLite, so several processes may read and add at once and a killed one loses at most its last
+    batch.
 
-    `dtype` "auto" computes in bfloat16 where the processor does so natively (twice as fast; against float32 the cosine
-    of two corpus replies moves by 7e-4 on average, .006 at most), float32 elsewhere. The precision is part of the key."""
+    `dtype` "auto" computes in bfloat16 where the processor does so natively (twice as fast; against float32
+    the cosine of two corpus replies moves by 7e-4 on average, .006 at most), float32 elsewhere. The precision
+    is part of the key."""
 
     def __init__(self, source: str, device: str = "auto", cache: Path | None = None, dtype: str = "auto"):
         self.source = source
@@ -51,7 +54,10 @@ class Encoder:
         self._model = None
         self.computed = 0  # texts that really went through the model
         with closing(self._connect()) as db, db:
-            db.execute("CREATE TABLE IF NOT EXISTS embedding (key BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID")
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS embedding"
+                " (key BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
+            )
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Embeddings (N, d), float32, unit norm, in the order of `texts`; equal texts are computed once.
@@ -76,11 +82,15 @@ class Encoder:
 
     def _compute(self, texts: dict[bytes, str]) -> None:
         if self._model is None:
-            from sentence_transformers import SentenceTransformer  # about 5 s to import: only when a text is new
+            from sentence_transformers import (
+                SentenceTransformer,  # about 5 s to import: only when a text is new
+            )
             from torch import bfloat16, float32
 
             kind = {"bfloat16": bfloat16, "float32": float32}[self.dtype]
-            self._model = SentenceTransformer(str(self.path), device=self.device, model_kwargs={"dtype": kind})
+            self._model = SentenceTransformer(
+                str(self.path), device=self.device, model_kwargs={"dtype": kind}
+            )
         vectors = self._model.encode(list(texts.values()), batch_size=BATCH, show_progress_bar=False)
         vectors = np.asarray(vectors, dtype=np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -89,13 +99,17 @@ class Encoder:
         self._memory.update(zip(texts, vectors))
         self.computed += len(texts)
         with closing(self._connect()) as db, db:
-            db.executemany("INSERT OR IGNORE INTO embedding VALUES (?, ?)",
-                           [(key, vector.tobytes()) for key, vector in zip(texts, vectors)])
+            db.executemany(
+                "INSERT OR IGNORE INTO embedding VALUES (?, ?)",
+                [(key, vector.tobytes()) for key, vector in zip(texts, vectors)],
+            )
 
     def _read(self, keys) -> None:
         with closing(self._connect()) as db:
             for chunk in _chunks(list(keys), 500):  # SQLite's bound on ? in one statement
-                found = db.execute(f"SELECT key, vector FROM embedding WHERE key IN ({','.join('?' * len(chunk))})", chunk)
+                found = db.execute(
+                    f"SELECT key, vector FROM embedding WHERE key IN ({','.join('?' * len(chunk))})", chunk
+                )
                 self._memory.update((key, np.frombuffer(blob, dtype=np.float32)) for key, blob in found)
 
     def _connect(self) -> sqlite3.Connection:
@@ -103,11 +117,12 @@ class Encoder:
 
 
 def _chunks(items: list, size: int):
-    return (items[i:i + size] for i in range(0, len(items), size))
+    return (items[i : i + size] for i in range(0, len(items), size))
 
 
 def _fingerprint(folder: Path) -> str:
-    """Hash of everything in the folder that decides an embedding: the same weights under another path share a cache."""
+    """Hash of everything in the folder that decides an embedding: the same weights under another path share a
+    cache."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.suffix in {".json", ".txt", ".safetensors"}:

@@ -1,9 +1,10 @@
-"""Scores of a reply under its post: reward(posts, replies) -> (N,), with components(posts, replies) beside it.
+"""Scores of a reply under its post: reward(posts, replies) -> (N,), with components(posts, replies) beside
+it.
 
-    fitted = rewards.fit_all(rows, encoder, cfg.reward_model, folder, seed)     # notebook 02
-    reward = rewards.load(folder, encoder)                                      # every later stage
-    judge = rewards.load_judge(folder)                                          # evaluation only
-"""
+fitted = rewards.fit_all(rows, encoder, cfg.reward_model, folder, seed)     # notebook 02 reward =
+rewards.load(folder, encoder)                                      # every later stage judge =
+rewards.load_judge(folder)                                          # evaluation only"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -18,7 +19,16 @@ from polylib.rewards.heuristic import HeuristicReward
 from polylib.rewards.judge import Judge
 from polylib.rewards.learned import EngagementReward
 
-__all__ = ["CombinedReward", "EngagementReward", "Fitted", "HeuristicReward", "Judge", "fit_all", "load", "load_judge"]
+__all__ = [
+    "CombinedReward",
+    "EngagementReward",
+    "Fitted",
+    "HeuristicReward",
+    "Judge",
+    "fit_all",
+    "load",
+    "load_judge",
+]
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,8 @@ class Fitted:
 
 
 def fit_all(rows: pd.DataFrame, encoder, cfg: RewardModelConfig, folder: Path, seed: int) -> Fitted:
-    """Fit rewards on split train (learned: stopped on validation) and the judge on split judge; save all in `folder`.
+    """Fit rewards on split train (learned: stopped on validation) and the judge on split judge; save all in
+    `folder`.
 
     `rows` are those of data.prepare.load_rows; nothing of split test is read here."""
     train, validation, judged = (rows[rows["split"] == name] for name in ("train", "validation", "judge"))
@@ -44,7 +55,8 @@ def fit_all(rows: pd.DataFrame, encoder, cfg: RewardModelConfig, folder: Path, s
 
 
 def load(folder: Path, encoder, name: str = "combined") -> CombinedReward | EngagementReward | HeuristicReward:
-    """The reward `name` (combined, learned or heuristic) that `fit_all` saved. Raises UserError if it is not there."""
+    """The reward `name` (combined, learned or heuristic) that `fit_all` saved. Raises UserError if it is not
+    there."""
     folder = _existing(folder, "card.json")
     if name == "learned":
         return learned.load(folder, encoder)

@@ -1,8 +1,9 @@
-"""What a reply looks like, in numbers: length, marks, words of certain kinds, overlap with its post, sentiment.
+"""What a reply looks like, in numbers: length, marks, words of certain kinds, overlap with its post,
+sentiment.
 
-Sentence embeddings are blind to these (a witty and a weak reply to one post are near in meaning), so every learned
-reward reads them too. Each feature is a count, a share or a flag that a person can check by hand.
-"""
+Sentence embeddings are blind to these (a witty and a weak reply to one post are near in meaning), so every
+learned reward reads them too. Each feature is a count, a share or a flag that a person can check by hand."""
+
 from __future__ import annotations
 
 import re
@@ -17,6 +18,10 @@ HASHTAG = re.compile(r"(?<!\w)#\w+")
 MENTION = re.compile(r"(?<!\w)@\w+")
 EMOJI = regex.compile(r"(?=\p{Extended_Pictographic}|\p{Regional_Indicator})\X")
 SENTENCE_END = re.compile(r"[.!?…]+(?=\s|$)")
+DASH = re.compile(r"\s[-–—]\s|—")
+QUOTE = re.compile(r"[\"“”]|(?<!\w)['‘]\w")
+REPEATED = re.compile(r"(\w)\1{2,}|([!?])\2{1,}")
+TERMINAL = (".", "!", "?", "…", '"', "”", ")")
 ALL_CAPS = re.compile(r"\b[A-Z]{3,}\b")
 
 FIRST = frozenset("i me my mine myself i'm i've i'd i'll we us our ours we're we've".split())
@@ -26,31 +31,48 @@ CONTRAST = frozenset("but though although however actually unless except rather 
 NEGATION = frozenset("no not never nobody nothing none don't doesn't didn't won't can't isn't wasn't wouldn't".split())
 MODAL = frozenset("would could should might may can will must".split())
 QUESTION = frozenset("what why how who when where which whose did does do is are".split())
-WARM = frozenset("thank thanks thankyou congrats congratulations proud love lovely hope sorry hugs well brilliant".split())
-FUNCTION = frozenset("""a an the and or but of to in on at by for from with as is are was were be been it its this that
-these those i you he she we they me my your his her our their so if not no do does did have has had will would can could
-there here what when who how why than then just about into over out up down all any some""".split())
+WARM = frozenset(
+    "thank thanks thankyou congrats congratulations proud love lovely hope sorry hugs well brilliant".split()
+)
+FUNCTION = frozenset(
+    """a an the and or but of to in on at by for from with as is are was were be been it its this that
+    these those i you he she we they me my your his her our their so if not no do does did have has had
+    will would can could there here what when who how why than then just about into over out up down all
+    any some""".split()
+)
 
 # Whole replies, or nearly, that fit under any post.
-GENERIC = re.compile(r"""\b(?:so\ true|this\ is\ so|love\ (?:this|it|that)|great\ (?:post|point|thread|stuff)|nice\ (?:one|post)|
-    well\ said|well\ done|agreed?|couldn['’]?t\ agree\ more|thanks\ for\ (?:sharing|posting)|same(?:\ here)?|relatable|facts|
-    exactly|lol|lmao|haha+|wow|amazing|awesome|interesting|good\ (?:point|luck|for\ you|one|stuff)|totally|absolutely|
-    100\s?%|fair\ (?:point|enough)|this[.!]*$|mood|no\ way|omg|cool|nice|yes+|yep|nope|ok(?:ay)?|true|who\ knows|it\ is\ what)\b""",
-    re.I | re.X)
-PROMO = re.compile(r"""\b(?:check\ (?:out|my)|link\ in|dm\ (?:me|us|for)|discount|promo|giveaway|%\ off|follow\ (?:me|us|for)|
-    sign\ up|subscribe|free\ (?:trial|shipping|guide|course|ebook|delivery)|use\ code|code\ [A-Z0-9]{4,}|click|limited|order\ now|
-    my\ (?:course|channel|page|shop|book|newsletter)|shop\ (?:now|our)|offer|sale|today\ only|bio)\b""", re.I | re.X)
+GENERIC = re.compile(
+    r"""\b(?: so\ true | this\ is\ so | love\ (?:this|it|that) | great\ (?:post|point|thread|stuff)
+    | nice\ (?:one|post) | well\ said | well\ done | agreed? | couldn['’]?t\ agree\ more
+    | thanks\ for\ (?:sharing|posting) | same(?:\ here)? | relatable | facts | exactly | lol
+    | lmao | haha+ | wow | amazing | awesome | interesting | totally | absolutely
+    | good\ (?:point|luck|for\ you|one|stuff) | 100\s?% | fair\ (?:point|enough) | this[.!]*$
+    | mood | no\ way | omg | cool | nice | yes+ | yep | nope | ok(?:ay)? | true | who\ knows
+    | it\ is\ what )\b""",
+    re.I | re.X,
+)
+PROMO = re.compile(
+    r"""\b(?: check\ (?:out|my) | link\ in | dm\ (?:me|us|for) | discount | promo | giveaway | %\ off
+    | sign\ up | follow\ (?:me|us|for) | subscribe
+    | free\ (?:trial|shipping|guide|course|ebook|delivery) | use\ code | code\ [A-Z0-9]{4,}
+    | click | limited | order\ now | my\ (?:course|channel|page|shop|book|newsletter)
+    | shop\ (?:now|our) | offer | sale | today\ only | bio )\b""",
+    re.I | re.X,
+)
 
-NAMES = (
-    "log_chars log_words word_length long_words sentences words_per_sentence question ends_question exclamation comma period "
-    "ellipsis dash colon quote paren digits caps all_caps lower_start no_end emoji hashtags links mentions first second "
-    "starts_first past contrast negation modal starts_question_word warm function_words type_token repeated_char generic "
-    "generic_share promo copy1 copy3 content_overlap length_ratio vader vader_gap vader_neg vader_pos"
-).split()
+NAMES = tuple(
+    """log_chars log_words word_length long_words sentences words_per_sentence question ends_question
+    exclamation comma period ellipsis dash colon quote paren digits caps all_caps lower_start no_end
+    emoji hashtags links mentions first second starts_first past contrast negation modal
+    starts_question_word warm function_words type_token repeated_char generic generic_share promo copy1
+    copy3 content_overlap length_ratio vader vader_gap vader_neg vader_pos""".split()
+)
 
 
 def words(text: str) -> list[str]:
-    """Lower-case word and number tokens of a text, links, tags and mentions left out; typographic apostrophes folded."""
+    """Lower-case word and number tokens of a text, links, tags and mentions left out; typographic apostrophes
+    folded."""
     bare = MENTION.sub(" ", HASHTAG.sub(" ", LINK.sub(" ", text)))
     return [token.replace("’", "'") for token in WORD.findall(bare.lower())]
 
@@ -61,44 +83,52 @@ def surface(posts: list[str], replies: list[str]) -> np.ndarray:
     Counts grow with length, so most are per word or log1p; nothing is standardised here."""
     if len(posts) != len(replies):
         raise ValueError(f"{len(posts)} posts but {len(replies)} replies")
-    return np.array([_row(post, reply) for post, reply in zip(posts, replies)], dtype=np.float64).reshape(-1, len(NAMES))
+    table = [list(_row(post, reply).values()) for post, reply in zip(posts, replies)]
+    return np.array(table, dtype=np.float64).reshape(-1, len(NAMES))
 
 
-def _row(post: str, reply: str) -> list[float]:
-    of_post, tokens = _post(post), words(reply)
-    n, chars = len(tokens), len(reply)
-    per_word, per_char = 1 / max(n, 1), 1 / max(chars, 1)
-    kinds = set(tokens)
+def _row(post: str, reply: str) -> dict[str, float]:
+    of_post, tokens, polarity = _post(post), words(reply), sentiment(reply)
+    n, chars, end = len(tokens), len(reply), reply.rstrip()
+    per_word = 1 / max(n, 1)
+    kinds, grams = set(tokens), ngrams(tokens, 3)
+    content = kinds - FUNCTION
+    first = tokens[0] if tokens else ""
     letters = sum(map(str.isalpha, reply))
     sentences = max(len(SENTENCE_END.findall(reply)), 1)
     generic = GENERIC.findall(reply)
-    stripped = reply.rstrip()
-    first = tokens[0] if tokens else ""
-    content = kinds - FUNCTION
-    grams = ngrams(tokens, 3)
-    polarity = sentiment(reply)
-    start = next(filter(str.isalpha, reply), "A")
 
     def share(lexicon: frozenset) -> float:
         return sum(token in lexicon for token in tokens) * per_word
 
-    return [
-        np.log1p(chars), np.log1p(n), sum(map(len, tokens)) * per_word, sum(len(t) > 6 for t in tokens) * per_word,
-        np.log1p(sentences), n / sentences, float("?" in reply), float(stripped.endswith("?")), np.log1p(reply.count("!")),
-        reply.count(",") * per_word, np.log1p(reply.count(".")), float("..." in reply or "…" in reply),
-        float(bool(re.search(r"\s[-–—]\s|—", reply))), float(":" in reply), float(bool(re.search(r"[\"“”]|(?<!\w)['‘]\w", reply))),
-        float("(" in reply), sum(t[0].isdigit() for t in tokens) * per_word, sum(map(str.isupper, reply)) / max(letters, 1),
-        np.log1p(len(ALL_CAPS.findall(reply))), float(start.islower()),
-        float(not stripped.endswith((".", "!", "?", "…", '"', "”", ")"))),
-        np.log1p(len(EMOJI.findall(reply))), np.log1p(len(HASHTAG.findall(reply))), np.log1p(len(LINK.findall(reply))),
-        np.log1p(len(MENTION.findall(reply))), share(FIRST), share(SECOND), float(first in FIRST), share(PAST), share(CONTRAST),
-        share(NEGATION), share(MODAL), float(first in QUESTION), share(WARM), share(FUNCTION), len(kinds) * per_word,
-        float(bool(re.search(r"(\w)\1{2,}|([!?])\2{1,}", reply))), float(len(generic)),
-        min(1.0, sum(map(len, generic)) * per_char), float(len(PROMO.findall(reply))),
-        len(kinds & of_post["words"]) / max(len(kinds), 1), len(grams & of_post["grams"]) / max(len(grams), 1),
-        len(content & of_post["content"]) / max(len(content), 1), np.log1p(chars) - of_post["log_chars"],
-        polarity["compound"], abs(polarity["compound"] - of_post["compound"]), polarity["neg"], polarity["pos"],
-    ]
+    # fmt: off
+    return {
+        "log_chars": np.log1p(chars), "log_words": np.log1p(n),
+        "word_length": sum(map(len, tokens)) * per_word,
+        "long_words": sum(len(t) > 6 for t in tokens) * per_word, "sentences": np.log1p(sentences),
+        "words_per_sentence": n / sentences, "question": "?" in reply, "ends_question": end.endswith("?"),
+        "exclamation": np.log1p(reply.count("!")), "comma": reply.count(",") * per_word,
+        "period": np.log1p(reply.count(".")), "ellipsis": "..." in reply or "…" in reply,
+        "dash": bool(DASH.search(reply)), "colon": ":" in reply, "quote": bool(QUOTE.search(reply)),
+        "paren": "(" in reply, "digits": sum(t[0].isdigit() for t in tokens) * per_word,
+        "caps": sum(map(str.isupper, reply)) / max(letters, 1),
+        "all_caps": np.log1p(len(ALL_CAPS.findall(reply))),
+        "lower_start": next(filter(str.isalpha, reply), "A").islower(), "no_end": not end.endswith(TERMINAL),
+        "emoji": np.log1p(len(EMOJI.findall(reply))), "hashtags": np.log1p(len(HASHTAG.findall(reply))),
+        "links": np.log1p(len(LINK.findall(reply))), "mentions": np.log1p(len(MENTION.findall(reply))),
+        "first": share(FIRST), "second": share(SECOND), "starts_first": first in FIRST, "past": share(PAST),
+        "contrast": share(CONTRAST), "negation": share(NEGATION), "modal": share(MODAL),
+        "starts_question_word": first in QUESTION, "warm": share(WARM), "function_words": share(FUNCTION),
+        "type_token": len(kinds) * per_word, "repeated_char": bool(REPEATED.search(reply)),
+        "generic": len(generic), "generic_share": min(1.0, sum(map(len, generic)) / max(chars, 1)),
+        "promo": len(PROMO.findall(reply)), "copy1": len(kinds & of_post["words"]) / max(len(kinds), 1),
+        "copy3": len(grams & of_post["grams"]) / max(len(grams), 1),
+        "content_overlap": len(content & of_post["content"]) / max(len(content), 1),
+        "length_ratio": np.log1p(chars) - of_post["log_chars"], "vader": polarity["compound"],
+        "vader_gap": abs(polarity["compound"] - of_post["compound"]), "vader_neg": polarity["neg"],
+        "vader_pos": polarity["pos"],
+    }
+    # fmt: on
 
 
 def ngrams(tokens: list[str], n: int) -> set[tuple[str, ...]]:
@@ -121,5 +151,10 @@ def _vader():
 @lru_cache(maxsize=4096)
 def _post(post: str) -> dict:
     tokens = words(post)
-    return {"words": set(tokens), "grams": ngrams(tokens, 3), "content": set(tokens) - FUNCTION,
-            "log_chars": np.log1p(len(post)), "compound": sentiment(post)["compound"]}
+    return {
+        "words": set(tokens),
+        "grams": ngrams(tokens, 3),
+        "content": set(tokens) - FUNCTION,
+        "log_chars": np.log1p(len(post)),
+        "compound": sentiment(post)["compound"],
+    }

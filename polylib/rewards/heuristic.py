@@ -1,8 +1,10 @@
-"""A reward that needs no training labels: a weighted mean of bounded components, each with a shape fitted to people.
+"""A reward that needs no training labels: a weighted mean of bounded components, each with a shape fitted to
+people.
 
-Relevance, length, sentiment fit, variety, punctuation, specificity and toxicity, all in [0, 1], 1 = as people write. Scales come
-from human training replies, so that "too long" or "off the point" mean what they mean in this corpus.
-"""
+Relevance, length, sentiment fit, variety, punctuation, specificity and toxicity, all in [0, 1], 1 = as people
+write. Scales come from human training replies, so that "too long" or "off the point" mean what they mean in
+this corpus."""
+
 from __future__ import annotations
 
 import hashlib
@@ -17,18 +19,41 @@ from polylib import run
 from polylib.config import UserError
 from polylib.rewards import features
 
-COMPONENTS = ("relevance", "length", "sentiment", "variety", "punctuation", "specificity", "toxicity", "profanity")
+COMPONENTS = (
+    "relevance",
+    "length",
+    "sentiment",
+    "variety",
+    "punctuation",
+    "specificity",
+    "toxicity",
+    "profanity",
+)
 
-# Tiers of harm: a threat or a slur ends the component, an insult costs most of it. Swearing is not harm ("hell yeah this
-# slaps"): it is reported as `profanity` and weighs only if params say so. Slurs are kept as hashes of the word.
-THREAT = re.compile(r"\b(?:kill yourself|kys|i(?:'ll| will) (?:kill|find|hurt) you|hope (?:you|they) (?:all )?die|go die|"
-                    r"(?:you|they) (?:all )?(?:deserve|need) to (?:die|be shot|be hanged)|shoot (?:you|them all))\b")
-INSULT = re.compile(r"\b(?:you(?:'re|r| are)? (?:an? |all |such |so |just )*(?:idiots?|morons?|stupid|dumb|pathetic|losers?|clowns?|trash|"
-                    r"scum|vermin|disgusting|worthless|liars?)|shut up|idiots?|morons?|imbeciles?|scum(?:bags?)?|vermin|retard(?:s|ed)?|"
-                    r"nobody asked|piece of (?:shit|crap|trash))\b")
-PROFANITY = re.compile(r"\b(?:(?:mother)?f+u+c+k\w*|(?:bull)?shit\w*|bitch\w*|bastards?|ass(?:hole|holes)?|damn\w*|hell|crap\w*|piss\w*|"
-                       r"bollocks|wtf|cunts?|dick(?:head)?s?|wank\w*)\b")
-SLURS = frozenset()
+# Tiers of harm: a threat or a slur ends the component, an insult costs most of it. Swearing is not harm
+# ("hell yeah this slaps"): it is reported as `profanity` and weighs only if params say so. Slurs are kept as
+# hashes of the word.
+THREAT = re.compile(
+    r"\b(?:kill yourself|kys|i(?:'ll| will) (?:kill|find|hurt) you|hope (?:you|they) (?:all )?die|go die|"
+    r"(?:you|they) (?:all )?(?:deserve|need) to (?:die|be shot|be hanged)|shoot (?:you|them all))\b"
+)
+INSULT = re.compile(
+    r"\b(?:you(?:'re|r| are)? (?:an? |all |such |so |just )*(?:idiots?|morons?|stupid|dumb|pathetic|losers?|"
+    r"clowns?|trash|scum|vermin|disgusting|worthless|liars?)|shut up|idiots?|morons?|imbeciles?|"
+    r"scum(?:bags?)?|vermin|nobody asked|piece of (?:shit|crap|trash))\b"
+)
+PROFANITY = re.compile(
+    r"\b(?:(?:mother)?f+u+c+k\w*|(?:bull)?shit\w*|bitch\w*|bastards?|ass(?:hole|holes)?|damn\w*|hell|crap\w*|piss\w*|"
+    r"bollocks|wtf|cunts?|dick(?:head)?s?|wank\w*)\b"
+)
+SLURS = frozenset(
+    """
+    044eb98b18769b88 08a841e996781e9e 0ce875d620076b53 120f6e5b4ea32f65 16ea09fc78ca83ca 17a110e533284872
+    1e02eec4f1095143 22fc75e65a0e9d34 268651b3ece98010 341d56384afc0f47 3b1e0d7c5dd45583 402f7ebd98864afe
+    45cd3e1bb472d8e2 5b3ae48be122f7ed 7122c9a14ba2d20e 8f5083e3e5c7dc89 98b52c4b6b7d1f48 c3de533e9b7fe63b
+    eef3bd091670c344 f9d0d9b18ae9033a
+""".split()
+)  # first 16 hex digits of sha256
 
 
 class HeuristicReward:
@@ -41,18 +66,22 @@ class HeuristicReward:
     def __init__(self, encoder, weights: dict[str, float]):
         unknown = sorted(set(weights) - set(COMPONENTS))
         if unknown or not sum(weights.values()) > 0 or min(weights.values()) < 0:
-            raise UserError(f"reward_model.heuristic: {f'unknown component {unknown[0]}' if unknown else 'weights must be >= 0, not all 0'}; "
-                            f"components are {', '.join(COMPONENTS)}")
+            wrong = f"unknown component {unknown[0]}" if unknown else "weights must be >= 0 and not all 0"
+            raise UserError(f"reward_model.heuristic: {wrong}; components are {', '.join(COMPONENTS)}")
         self.encoder, self.weights = encoder, dict(weights)
         self.scales: dict[str, float] = {}
 
     def fit(self, rows: pd.DataFrame) -> HeuristicReward:
-        """Take the components' scales, and the mean and sd of the whole, from human replies (tweet, reply[, engagement]).
+        """Take the components' scales, and the mean and sd of the whole, from human replies (tweet, reply[,
+        engagement]).
 
-        Length is fitted to replies at or above the median engagement of their post where that is known: the commonest
-        short replies are not the ones to aim at."""
+        Length is fitted to replies at or above the median engagement of their post where that is known: the
+        commonest short replies are not the ones to aim at."""
         posts, replies = list(rows["tweet"]), list(rows["reply"])
-        cosine, shuffled = self._cosine(posts, replies), self._cosine(posts, list(np.roll(np.array(replies, dtype=object), len(replies) // 2)))
+        cosine, shuffled = (
+            self._cosine(posts, replies),
+            self._cosine(posts, list(np.roll(np.array(replies, dtype=object), len(replies) // 2))),
+        )
         good = np.ones(len(rows), dtype=bool)
         if "engagement" in rows:
             good = (rows["engagement"] >= rows.groupby("tweet_id")["engagement"].transform("median")).to_numpy()
@@ -60,11 +89,17 @@ class HeuristicReward:
         mood, marks = _moods(posts, replies), _marks(replies)
         low, high = float(np.median(shuffled)), float(np.quantile(cosine, 0.75))
         self.scales = {
-            "cosine_low": low, "cosine_high": max(high, low + 0.05), "cosine_echo": min(max(float(np.quantile(cosine, 0.99)), low + 0.1), 0.95),
-            "length_mean": float(np.median(log_chars)), "length_sd": max(float(np.subtract(*np.quantile(log_chars, [0.84, 0.16])) / 2), 0.1),
-            "mood_mean": float(mood.mean()), "mood_sd": max(float(mood.std()), 0.1),
-            **{f"mark_{name}": max(float(np.quantile(marks[name], 0.9)), floor)
-               for name, floor in (("punctuation", 0.05), ("caps", 0.05), ("emoji", 0.5), ("tags", 0.5))},
+            "cosine_low": low,
+            "cosine_high": max(high, low + 0.05),
+            "cosine_echo": min(max(float(np.quantile(cosine, 0.99)), low + 0.1), 0.95),
+            "length_mean": float(np.median(log_chars)),
+            "length_sd": max(float(np.subtract(*np.quantile(log_chars, [0.84, 0.16])) / 2), 0.1),
+            "mood_mean": float(mood.mean()),
+            "mood_sd": max(float(mood.std()), 0.1),
+            **{
+                f"mark_{name}": max(float(np.quantile(marks[name], 0.9)), floor)
+                for name, floor in (("punctuation", 0.05), ("caps", 0.05), ("emoji", 0.5), ("tags", 0.5))
+            },
         }
         total = self(posts, replies)
         self.scales |= {"mean": float(total.mean()), "sd": float(total.std()) or 1.0}
@@ -72,7 +107,9 @@ class HeuristicReward:
 
     def __call__(self, posts: list[str], replies: list[str]) -> np.ndarray:
         parts = self.components(posts, replies)
-        return sum(weight * parts[name].to_numpy() for name, weight in self.weights.items()) / sum(self.weights.values())
+        return sum(weight * parts[name].to_numpy() for name, weight in self.weights.items()) / sum(
+            self.weights.values()
+        )
 
     def standardised(self, posts: list[str], replies: list[str]) -> np.ndarray:
         """The same, with mean 0 and sd 1 over the human replies it was fitted to."""
@@ -83,24 +120,32 @@ class HeuristicReward:
         s, posts, replies = self.scales, list(posts), list(replies)
         cosine, marks = self._cosine(posts, replies), _marks(replies)
         overlap = features.surface(posts, replies)
-        copied, content, generic, promo = (overlap[:, features.NAMES.index(name)]
-                                           for name in ("copy3", "content_overlap", "generic_share", "promo"))
+        copied, content, generic, promo = (
+            overlap[:, features.NAMES.index(name)] for name in ("copy3", "content_overlap", "generic_share", "promo")
+        )
         near = np.clip((cosine - s["cosine_low"]) / (s["cosine_high"] - s["cosine_low"]), 0, 1)
-        # Repeating the post is not answering it: no credit for a cosine beyond what people's replies reach, for its
+        # Repeating the post is not answering it: no credit for a cosine beyond people's replies, for its
         # trigrams, or for using nothing but its words.
         own = np.clip((1 - cosine) / (1 - s["cosine_echo"]), 0, 1) * (1 - copied) * (1 - np.clip(2 * content - 1, 0, 1))
         chars = np.log1p([len(reply) for reply in replies])
-        excess = sum(np.clip(marks[name] / s[f"mark_{name}"] - 1, 0, None) for name in ("punctuation", "caps", "emoji", "tags"))
-        return pd.DataFrame({
-            "relevance": near * own,
-            "length": np.exp(-0.5 * ((chars - s["length_mean"]) / s["length_sd"]) ** 2),
-            "sentiment": np.exp(-0.5 * ((_moods(posts, replies) - s["mood_mean"]) / s["mood_sd"]) ** 2),
-            "variety": np.array([_fresh(reply) for reply in replies], dtype=float),
-            "punctuation": np.exp(-excess),
-            "specificity": (1 - generic) * 0.5 ** promo,  # what fits under any post, or sells something, says little
-            "toxicity": np.array([_harmless(reply) for reply in replies], dtype=float),
-            "profanity": np.array([0.0 if PROFANITY.search(reply.lower()) else 1.0 for reply in replies], dtype=float),
-        }, columns=list(COMPONENTS))
+        excess = sum(
+            np.clip(marks[name] / s[f"mark_{name}"] - 1, 0, None) for name in ("punctuation", "caps", "emoji", "tags")
+        )
+        return pd.DataFrame(
+            {
+                "relevance": near * own,
+                "length": np.exp(-0.5 * ((chars - s["length_mean"]) / s["length_sd"]) ** 2),
+                "sentiment": np.exp(-0.5 * ((_moods(posts, replies) - s["mood_mean"]) / s["mood_sd"]) ** 2),
+                "variety": np.array([_fresh(reply) for reply in replies], dtype=float),
+                "punctuation": np.exp(-excess),
+                "specificity": (1 - generic) * 0.5**promo,  # what fits under any post, or sells something, says little
+                "toxicity": np.array([_harmless(reply) for reply in replies], dtype=float),
+                "profanity": np.array(
+                    [0.0 if PROFANITY.search(reply.lower()) else 1.0 for reply in replies], dtype=float
+                ),
+            },
+            columns=list(COMPONENTS),
+        )
 
     def _cosine(self, posts: list[str], replies: list[str]) -> np.ndarray:
         product = self.encoder.encode(posts).astype(np.float64) * self.encoder.encode(replies)
@@ -119,7 +164,9 @@ def load(folder: Path, encoder) -> HeuristicReward:
 
 def _moods(posts: list[str], replies: list[str]) -> np.ndarray:
     """Reply minus half the post's polarity: people answer gloom with less gloom, not with a mirror of it."""
-    return np.array([features.sentiment(r)["compound"] - 0.5 * features.sentiment(p)["compound"] for p, r in zip(posts, replies)])
+    return np.array(
+        [features.sentiment(r)["compound"] - 0.5 * features.sentiment(p)["compound"] for p, r in zip(posts, replies)]
+    )
 
 
 def _marks(replies: list[str]) -> dict[str, np.ndarray]:
@@ -133,11 +180,16 @@ def _marks(replies: list[str]) -> dict[str, np.ndarray]:
 
 
 def _fresh(reply: str) -> float:
-    """Share of distinct word pairs times the square root of the share of distinct words; 1 for nothing said twice."""
+    """Share of distinct word pairs times that of distinct content words: 1 for nothing said twice, at any
+    length."""
     tokens = features.words(reply)
+    content = [token for token in tokens if token not in features.FUNCTION]
     pairs = list(zip(tokens, tokens[1:]))
-    distinct = len(set(pairs)) / len(pairs) if pairs else 1.0
-    return distinct * (len(set(tokens)) / len(tokens)) ** 0.5 if tokens else 0.0
+    return float(bool(tokens)) * _distinct(pairs) * _distinct(content)
+
+
+def _distinct(items: list) -> float:
+    return len(set(items)) / len(items) if items else 1.0
 
 
 def _harmless(reply: str) -> float:

@@ -1,13 +1,15 @@
 """The judge: a second opinion on engagement that no policy is ever trained against.
 
-It differs from the proxy in everything a policy could exploit: fitted on the judge split alone, on word and character
-n-grams instead of sentence embeddings, with its own few surface counts, by kernel regression on controlled engagement
-instead of a network on shares of likes. Scores are scaled so that their differences within a post are log-odds:
-P(a beats b) = sigmoid(judge(a) - judge(b)), the scale fitted on out-of-fold predictions.
+It differs from the proxy in everything a policy could exploit: fitted on the judge split alone, on word and
+character n-grams instead of sentence embeddings, with its own few surface counts, by kernel regression on
+controlled engagement instead of a network on shares of likes. Scores are scaled so that their differences
+within a post are log-odds: P(a beats b) = sigmoid(judge(a) - judge(b)), the scale fitted on out-of-fold
+predictions.
 
-Stored as the regression's support vectors (safetensors) and the two vocabularies (JSON), so loading runs no code from
-the file and takes no second fit; refitting on load would need the judge's rows beside every saved judge.
-"""
+Stored as the regression's support vectors (safetensors) and the two vocabularies (JSON), so loading runs no
+code from the file and takes no second fit; refitting on load would need the judge's rows beside every saved
+judge."""
+
 from __future__ import annotations
 
 import json
@@ -24,20 +26,22 @@ from polylib.config import UserError
 
 WORD_OR_MARK = r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]"
 TFIDF = {  # both see the reply only; relevance enters through the overlap counts below
-    "word": dict(analyzer="word", token_pattern=WORD_OR_MARK, ngram_range=(1, 2), min_df=3, max_features=6000, sublinear_tf=True),
-    "char": dict(analyzer="char_wb", lowercase=False, ngram_range=(2, 4), min_df=4, max_features=8000, sublinear_tf=True),
+    "word": {"analyzer": "word", "token_pattern": WORD_OR_MARK, "ngram_range": (1, 2), "min_df": 3},
+    "char": {"analyzer": "char_wb", "lowercase": False, "ngram_range": (2, 4), "min_df": 4},
 }
-DIMENSIONS = 60       # kept of each n-gram block
-MAX_ROWS = 6000       # of the judge split that are fitted: kernel regression grows with the square
+MAX_TERMS = 8000  # of each vocabulary, commonest first
+DIMENSIONS = 30  # kept of each n-gram block
+MAX_ROWS = 6000  # of the judge split that are fitted: kernel regression grows with the square
 FOLDS = 4
-C, EPSILON = 0.3, 0.2  # chosen by out-of-fold pair accuracy on the judge split
-COUNT_WEIGHT = 3.0     # the counts' share of the kernel's distance against one n-gram block
+C, EPSILON = 1.0, 0.2  # this and the next chosen on other simulated data sets than the one reported
+COUNT_WEIGHT = 4.0  # the counts' weight in the kernel's distance
 
 
 class Judge:
     """judge(posts, replies) -> (N,) float64, mean 0 over the judge split's replies, in log-odds units.
 
-    `pair_accuracy` is its out-of-fold accuracy within posts of the judge split, `pairs` how many it rests on."""
+    `pair_accuracy` is its out-of-fold accuracy within posts of the judge split, `pairs` how many it rests
+    on."""
 
     name = "judge"
 
@@ -46,62 +50,74 @@ class Judge:
         self.pair_accuracy, self.pairs = card["pair_accuracy"], card["pairs"]
 
     def __call__(self, posts: list[str], replies: list[str]) -> np.ndarray:
-        return (self._regress(_inputs(self.vectorizers, self.arrays, posts, replies)) - self.card["mean"]) / self.card["scale"]
+        raw = self._regress(_inputs(self.vectorizers, self.arrays, posts, replies))
+        return (raw - self.card["mean"]) / self.card["scale"]
 
     def components(self, posts: list[str], replies: list[str]) -> pd.DataFrame:
         return pd.DataFrame({"judge": self(posts, replies)})
 
     def prefer(self, posts: list[str], a: list[str], b: list[str]) -> np.ndarray:
-        """Calibrated probability (N,) that reply a draws more controlled engagement than reply b to the same post."""
+        """Calibrated probability (N,) that reply a draws more controlled engagement than reply b to the same
+        post."""
         return 1 / (1 + np.exp(self(posts, b) - self(posts, a)))
 
     def _regress(self, x: np.ndarray) -> np.ndarray:
         support, dual = self.arrays["support"], self.arrays["dual"]
         out = np.empty(len(x))
         for start in range(0, len(x), 1024):  # a block of the kernel matrix at a time
-            part = x[start:start + 1024]
-            distance = (part ** 2).sum(1)[:, None] + (support ** 2).sum(1) - 2 * part @ support.T
-            out[start:start + 1024] = np.exp(-self.card["gamma"] * distance) @ dual + self.card["intercept"]
+            part = x[start : start + 1024]
+            distance = (part**2).sum(1)[:, None] + (support**2).sum(1) - 2 * part @ support.T
+            out[start : start + 1024] = np.exp(-self.card["gamma"] * distance) @ dual + self.card["intercept"]
         return out
 
     def save(self, folder: Path) -> None:
         folder = Path(folder)
         tensors = {key: np.ascontiguousarray(value) for key, value in self.arrays.items()}
         run.atomic_write(folder / "judge.safetensors", save(tensors))
-        run.write_json(folder / "judge.json", {"card": self.card, "vocabulary": {
-            name: list(vectorizer.get_feature_names_out()) for name, vectorizer in self.vectorizers.items()}})
+        vocabulary = {name: list(v.get_feature_names_out()) for name, v in self.vectorizers.items()}
+        run.write_json(folder / "judge.json", {"card": self.card, "vocabulary": vocabulary})
 
 
 def load(folder: Path) -> Judge:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    stored, arrays = json.loads((Path(folder) / "judge.json").read_text(encoding="utf-8")), load_file(Path(folder) / "judge.safetensors")
-    vectorizers = {}
-    for name, vocabulary in stored["vocabulary"].items():
-        vectorizers[name] = TfidfVectorizer(**TFIDF[name], vocabulary=vocabulary)
+    stored = json.loads((Path(folder) / "judge.json").read_text(encoding="utf-8"))
+    arrays, vectorizers = load_file(Path(folder) / "judge.safetensors"), {}
+    for name, settings in TFIDF.items():  # not the file's order: JSON keys come back sorted
+        vocabulary = stored["vocabulary"][name]
+        vectorizers[name] = TfidfVectorizer(**settings, sublinear_tf=True, vocabulary=vocabulary)
         vectorizers[name].idf_ = arrays[f"{name}.idf"]
     return Judge(vectorizers, arrays, stored["card"])
 
 
 def fit(rows: pd.DataFrame, seed: int) -> Judge:
-    """Fit on the judge split: tweet_id, thread_id, tweet, reply and `engagement` (controlled for post, followers, delay).
+    """Fit on the judge split: tweet_id, thread_id, tweet, reply, reply_likes and `engagement` (likes
+    controlled for post, followers and delay). Posts whose replies were all liked alike are left out: there
+    the control is all that remains.
 
     Raises UserError with fewer than 8 posts that have replies of different engagement."""
-    rows = _sample(rows, seed)
+    informative = rows.groupby("tweet_id")["reply_likes"].transform("nunique") > 1
+    rows = _sample(rows[informative], seed)
+    if rows["tweet_id"].nunique() < 8:
+        raise UserError(
+            f"split judge has only {rows['tweet_id'].nunique()} posts whose replies differ in likes; "
+            "use more data or a larger data.judge"
+        )
     target = _target(rows)
-    if rows["tweet_id"][target != 0].nunique() < 8:
-        raise UserError(f"the judge split has {rows['tweet_id'].nunique()} posts and too few whose replies differ in engagement; "
-                        "use more data or a larger data.judge")
     posts, replies = list(rows["tweet"]), list(rows["reply"])
     held, fold = np.zeros(len(rows)), pd.factorize(rows["thread_id"])[0] % FOLDS
     for k in range(FOLDS):
         out = fold == k
         part = _fit_regression(rows[~out], target[~out], seed)
         held[out] = part._regress(_inputs(part.vectorizers, part.arrays, rows["tweet"][out], rows["reply"][out]))
-    margin, wins = _pairs(held, target, rows["tweet_id"])
+    margin, wins = _pairs(held, target, rows["reply_likes"].to_numpy(), rows["tweet_id"])
     judge = _fit_regression(rows, target, seed)
-    judge.card |= {"mean": float(judge._regress(_inputs(judge.vectorizers, judge.arrays, posts, replies)).mean()),
-                   "scale": _scale(margin), "pair_accuracy": float(wins), "pairs": len(margin)}
+    judge.card |= {
+        "mean": float(judge._regress(_inputs(judge.vectorizers, judge.arrays, posts, replies)).mean()),
+        "scale": _scale(margin),
+        "pair_accuracy": float(wins),
+        "pairs": len(margin),
+    }
     return Judge(judge.vectorizers, judge.arrays, judge.card)
 
 
@@ -112,19 +128,25 @@ def _fit_regression(rows: pd.DataFrame, target: np.ndarray, seed: int) -> Judge:
 
     replies, vectorizers, arrays = list(rows["reply"]), {}, {}
     for name, settings in TFIDF.items():
-        vectorizers[name] = TfidfVectorizer(**settings).fit(replies)
-        counts = vectorizers[name].transform(replies)
-        svd = TruncatedSVD(min(DIMENSIONS, counts.shape[1] - 1), random_state=seed).fit(counts)
+        vectorizers[name] = TfidfVectorizer(**settings, sublinear_tf=True, max_features=MAX_TERMS)
+        counts = vectorizers[name].fit_transform(replies)
+        svd = TruncatedSVD(min(DIMENSIONS, *(n - 1 for n in counts.shape)), random_state=seed).fit(counts)
         arrays[f"{name}.idf"] = vectorizers[name].idf_
         arrays[f"{name}.basis"] = svd.components_.T / svd.transform(counts).std()
     counts = _counts(list(rows["tweet"]), replies)
     arrays["counts.mean"], arrays["counts.sd"] = counts.mean(0), np.maximum(counts.std(0), 1e-6)
     x = _inputs(vectorizers, arrays, rows["tweet"], rows["reply"])
-    gamma = 1 / (x.shape[1] * x.var())  # sklearn's "scale", fixed here because the saved judge needs the number
+    gamma = 1 / (x.shape[1] * x.var())  # sklearn's "scale"; the saved judge needs the number
     svr = SVR(C=C, epsilon=EPSILON, gamma=gamma).fit(x, target)
     arrays["support"], arrays["dual"] = svr.support_vectors_, svr.dual_coef_[0]
-    card = {"gamma": float(gamma), "intercept": float(svr.intercept_[0]), "mean": 0.0, "scale": 1.0,
-            "pair_accuracy": 0.0, "pairs": 0}
+    card = {
+        "gamma": float(gamma),
+        "intercept": float(svr.intercept_[0]),
+        "mean": 0.0,
+        "scale": 1.0,
+        "pair_accuracy": 0.0,
+        "pairs": 0,
+    }
     return Judge(vectorizers, arrays, card)
 
 
@@ -136,25 +158,38 @@ def _inputs(vectorizers: dict, arrays: dict, posts, replies) -> np.ndarray:
 
 
 def _counts(posts: list[str], replies: list[str]) -> np.ndarray:
-    """The judge's own view of form and of overlap with the post (N, 14); shares no code with the proxy's features."""
+    """The judge's own view of form and of overlap with the post (N, 14); shares no code with the proxy's
+    features."""
     table = []
     for post, reply in zip(posts, replies):
         here, there = (set(re.findall(r"[^\W\d_]{4,}", text.lower())) for text in (reply, post))
         tokens = reply.split()
         stems, post_stems = {word[:5] for word in here}, {word[:5] for word in there}
         lower = f" {reply.lower()} "
-        table.append([
-            np.sqrt(len(reply)), len(tokens), len(reply) / max(len(tokens), 1), reply.count("?"), reply.count("!"),
-            sum(reply.count(c) for c in ".;:") / max(len(tokens), 1), reply.count(",") / max(len(tokens), 1),
-            sum(ord(c) > 0x2190 for c in reply), reply.count("#") + reply.count("http") + reply.count("@"),
-            sum(token.isupper() and len(token) > 1 for token in tokens), sum(map(str.isdigit, reply)),
-            lower.count(" i ") + lower.count(" my ") + lower.count(" we ") + lower.count(" our "),
-            lower.count(" you ") + lower.count(" your "), len(stems & post_stems) / max(len(stems), 1)])
+        table.append(
+            [
+                np.sqrt(len(reply)),
+                len(tokens),
+                len(reply) / max(len(tokens), 1),
+                reply.count("?"),
+                reply.count("!"),
+                sum(reply.count(c) for c in ".;:") / max(len(tokens), 1),
+                reply.count(",") / max(len(tokens), 1),
+                sum(ord(c) > 0x2190 for c in reply),
+                reply.count("#") + reply.count("http") + reply.count("@"),
+                sum(token.isupper() and len(token) > 1 for token in tokens),
+                sum(map(str.isdigit, reply)),
+                lower.count(" i ") + lower.count(" my ") + lower.count(" we ") + lower.count(" our "),
+                lower.count(" you ") + lower.count(" your "),
+                len(stems & post_stems) / max(len(stems), 1),
+            ]
+        )
     return np.array(table, dtype=np.float64).reshape(-1, 14)
 
 
 def _target(rows: pd.DataFrame) -> np.ndarray:
-    """Controlled engagement, centred within the post, over its sd and clipped: one viral reply is not ten good ones."""
+    """Controlled engagement, centred within the post, over its sd and clipped: one viral reply is not ten
+    good ones."""
     values = rows["engagement"] - rows.groupby("tweet_id")["engagement"].transform("mean")
     return np.clip(values.to_numpy(dtype=float) / max(float(values.std()), 1e-9), -3, 3)
 
@@ -162,23 +197,28 @@ def _target(rows: pd.DataFrame) -> np.ndarray:
 def _sample(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Whole threads in random order until MAX_ROWS is reached."""
     threads = np.random.default_rng(seed).permutation(np.sort(rows["thread_id"].unique()))
+    if len(rows) <= MAX_ROWS:
+        return rows.reset_index(drop=True)
     sizes = rows.groupby("thread_id").size()[threads].cumsum()
-    return rows[rows["thread_id"].isin(threads[:max(1, int((sizes <= MAX_ROWS).sum()))])].reset_index(drop=True)
+    kept = threads[: max(1, int((sizes <= MAX_ROWS).sum()))]
+    return rows[rows["thread_id"].isin(kept)].reset_index(drop=True)
 
 
-def _pairs(score: np.ndarray, target: np.ndarray, parent: pd.Series) -> tuple[np.ndarray, float]:
-    """Score margins winner minus loser over all pairs within a parent that differ in target, and the share above 0."""
+def _pairs(score: np.ndarray, target: np.ndarray, likes: np.ndarray, parent: pd.Series) -> tuple[np.ndarray, float]:
+    """Score margins, winner by target minus loser, over all pairs within a parent whose likes differ; share
+    above 0."""
     margins = []
     for rows in parent.groupby(parent).indices.values():
         i, j = np.triu_indices(len(rows), 1)
-        sign = np.sign(target[rows[i]] - target[rows[j]])
+        sign = np.sign(target[rows[i]] - target[rows[j]]) * (likes[rows[i]] != likes[rows[j]])
         margins.append((sign * (score[rows[i]] - score[rows[j]]))[sign != 0])
     margin = np.concatenate(margins)
     return margin, float((margin > 0).mean() + 0.5 * (margin == 0).mean())
 
 
 def _scale(margin: np.ndarray) -> float:
-    """T that maximises the likelihood of sigmoid(margin / T): temperature scaling (Guo et al. 2017) on pairs."""
+    """T that maximises the likelihood of sigmoid(margin / T): temperature scaling (Guo et al. 2017) on
+    pairs."""
     spread = max(float(np.abs(margin).mean()), 1e-9)
     loss = lambda log_t: np.logaddexp(0, -margin / (spread * np.exp(log_t))).mean()  # noqa: E731
     return float(spread * np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))

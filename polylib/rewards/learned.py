@@ -1,14 +1,16 @@
 """The engagement model: which of the replies under one post would collect the larger share of its likes?
 
-Likes of reply i under post j are taken as Poisson(exp(a_j + r(x, y) + o_ij)). Given a post's total, its counts are
-multinomial with softmax_i(r + o): the post's popularity a_j cancels exactly (McFadden 1974; for two replies this is
-Bradley-Terry with soft labels). Only shares of likes enter, each post once, so over-dispersed totals carry no weight
-and multiplying a post's likes by any number changes nothing. o is what the author's followers and the delay explain by
-themselves; its coefficients come from other threads (cross-fitting) and it is dropped when a reply is scored.
+Likes of reply i under post j are taken as Poisson(exp(a_j + r(x, y) + o_ij)). Given a post's total, its
+counts are multinomial with softmax_i(r + o): the post's popularity a_j cancels exactly (McFadden 1974; for
+two replies this is Bradley-Terry with soft labels). Only shares of likes enter, each post once, so
+over-dispersed totals carry no weight and multiplying a post's likes by any number changes nothing. o is what
+the author's followers and the delay explain by themselves; its coefficients come from other threads
+(cross-fitting) and it is dropped when a reply is scored.
 
-Left out on purpose: member bootstraps (at a few hundred posts a resample costs more accuracy than it buys spread) and
-n-gram inputs (no gain over surface features on held-out threads, and the judge should not share them).
-"""
+Left out on purpose: products and differences of the embeddings and n-gram inputs (no gain on held-out threads
+over form and cosine, and n-grams are the judge's), tempered shares (likes^t, t < 1: less accurate for every t
+tried)."""
+
 from __future__ import annotations
 
 import copy
@@ -23,22 +25,30 @@ from safetensors.numpy import load_file, save
 from polylib import run
 from polylib.config import RewardModelConfig, UserError
 from polylib.rewards import features
+from polylib.rewards.conditional import Threads, nll, offsets
 
-COMPONENTS = 32       # principal directions kept of each embedding block: more overfit at a few thousand replies
-CLIP = 4.0            # a policy's odd reply must not buy reward by leaving the range seen in training
+COMPONENTS = 16  # principal directions kept of each embedding: on held-out corpus threads 32 and 64 do worse
+CLIP = 4.0  # a policy's odd reply must not buy reward by leaving the range seen in training
 DROPOUT = 0.3
 PARENTS_PER_BATCH = 32
-PATIENCE = 8          # epochs without a better validation likelihood
-CENTRE = 1e-2         # pull of each post's mean score towards 0: the likelihood leaves a term f(post) free
-FOLDS = 5
+PATIENCE = 8  # epochs without a better validation likelihood
+CENTRE = 1e-2  # pull of each post's mean score towards 0: the likelihood leaves a term f(post) free
 
 
 class EngagementReward:
-    """reward(posts, replies) -> (N,) float64: ensemble mean, mean 0 and sd 1 over the human training replies."""
+    """reward(posts, replies) -> (N,) float64: ensemble mean, mean 0 and sd 1 over the human training
+    replies."""
 
     name = "learned"
 
-    def __init__(self, encoder, inputs: dict[str, dict[str, np.ndarray]], members: list[torch.nn.Module], mean: float, sd: float):
+    def __init__(
+        self,
+        encoder,
+        inputs: dict[str, dict[str, np.ndarray]],
+        members: list[torch.nn.Module],
+        mean: float,
+        sd: float,
+    ):
         self.encoder, self.inputs, self.members, self.mean, self.sd = encoder, inputs, members, mean, sd
 
     def __call__(self, posts: list[str], replies: list[str]) -> np.ndarray:
@@ -57,25 +67,44 @@ class EngagementReward:
 
     def save(self, folder: Path) -> None:
         """weights.safetensors (input transform and members) and card.json (shapes and standardisation)."""
-        tensors = {f"inputs.{block}.{key}": value for block, parts in self.inputs.items() for key, value in parts.items()}
+        tensors = {
+            f"inputs.{block}.{key}": value for block, parts in self.inputs.items() for key, value in parts.items()
+        }
         for i, member in enumerate(self.members):
             tensors |= {f"member{i}.{key}": value.numpy() for key, value in member.state_dict().items()}
-        run.atomic_write(Path(folder) / "weights.safetensors", save({k: np.ascontiguousarray(v) for k, v in tensors.items()}))
-        run.write_json(Path(folder) / "card.json", {
-            "blocks": list(self.inputs), "hidden": self.members[0][1].out_features, "members": len(self.members),
-            "mean": self.mean, "sd": self.sd, "features": list(features.NAMES)})
+        run.atomic_write(
+            Path(folder) / "weights.safetensors",
+            save({k: np.ascontiguousarray(v) for k, v in tensors.items()}),
+        )
+        run.write_json(
+            Path(folder) / "card.json",
+            {
+                "blocks": list(self.inputs),
+                "hidden": self.members[0][1].out_features,
+                "members": len(self.members),
+                "mean": self.mean,
+                "sd": self.sd,
+                "features": list(features.NAMES),
+            },
+        )
 
 
 def load(folder: Path, encoder) -> EngagementReward:
     """Read what `save` wrote. Raises UserError if it was fitted with another list of surface features."""
     card = json.loads((Path(folder) / "card.json").read_text())
     if card["features"] != list(features.NAMES):
-        raise UserError(f"{folder}: fitted with other surface features than this version computes; run stage reward_model again")
+        raise UserError(
+            f"{folder}: fitted with other surface features than this version computes; run reward_model again"
+        )
     tensors = load_file(Path(folder) / "weights.safetensors")
     inputs = {block: {key: tensors[f"inputs.{block}.{key}"] for key in ("mean", "basis")} for block in card["blocks"]}
     members = []
     for i in range(card["members"]):
-        state = {key.partition(".")[2]: torch.from_numpy(value) for key, value in tensors.items() if key.startswith(f"member{i}.")}
+        state = {
+            key.partition(".")[2]: torch.from_numpy(value)
+            for key, value in tensors.items()
+            if key.startswith(f"member{i}.")
+        }
         member = _head(state["1.weight"].shape[1], card["hidden"])
         member.load_state_dict(state)
         members.append(member.eval())
@@ -85,53 +114,27 @@ def load(folder: Path, encoder) -> EngagementReward:
 def fit(train: pd.DataFrame, validation: pd.DataFrame, encoder, cfg: RewardModelConfig, seed: int) -> EngagementReward:
     """Fit the ensemble on training threads, each member stopped by the likelihood of validation threads.
 
-    Rows need tweet_id, thread_id, tweet, reply, reply_likes; reply_author_followers and reply_time_diff_seconds may be
-    null. Raises UserError if no training post has two replies and a like."""
-    data, held = _Threads(train, offsets(train)), _Threads(validation, offsets(validation, train))
+    Rows need tweet_id, thread_id, tweet, reply, reply_likes; reply_author_followers and
+    reply_time_diff_seconds may be null. Raises UserError if no training post has two replies and a like."""
+    data, held = Threads(train, offsets(train)), Threads(validation, offsets(validation, train))
     if not (data.informative and held.informative):
-        raise UserError("the engagement model needs posts with at least two replies and one like, in train and in validation")
+        raise UserError("the engagement model needs posts with two replies and a like, both in train and in validation")
     raw = _blocks(encoder, list(train["tweet"]), list(train["reply"]))
     inputs = _fit_transform(raw)
     x = torch.from_numpy(_transform(inputs, raw))
-    x_held = torch.from_numpy(_transform(inputs, _blocks(encoder, list(validation["tweet"]), list(validation["reply"]))))
+    x_held = torch.from_numpy(
+        _transform(inputs, _blocks(encoder, list(validation["tweet"]), list(validation["reply"])))
+    )
     members = [_fit_member(x, data, x_held, held, cfg, seed * 1000 + i) for i in range(cfg.members)]
     with torch.no_grad():
         scores = torch.stack([member(x).squeeze(1) for member in members]).double().mean(dim=0)
     return EngagementReward(encoder, inputs, members, float(scores.mean()), float(scores.std(correction=0)) or 1.0)
 
 
-# ---- the conditional likelihood -----------------------------------------------------------------------------------
-
-class _Threads:
-    """Replies grouped by parent: group index (N,), share of the parent's likes (N,), offset (N,)."""
-
-    def __init__(self, rows: pd.DataFrame, offset: np.ndarray):
-        group = pd.factorize(rows["tweet_id"])[0]
-        likes = rows["reply_likes"].to_numpy(dtype=float)
-        total = np.bincount(group, likes)[group]
-        self.share = torch.from_numpy(np.divide(likes, total, out=np.zeros_like(likes), where=total > 0)).float()
-        self.offset = torch.from_numpy(offset).float()
-        self.order = np.argsort(group, kind="stable")
-        self.sizes = np.bincount(group)
-        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
-        self.informative = int(((self.sizes > 1) & (np.bincount(group, likes) > 0)).sum())
-
-    def batch(self, parents: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row numbers of these parents' replies, and for each row which of the parents it belongs to."""
-        rows = np.concatenate([self.order[self.starts[p]:self.starts[p + 1]] for p in parents])
-        return torch.from_numpy(rows), torch.from_numpy(np.repeat(np.arange(len(parents)), self.sizes[parents]))
+# ---- the ensemble -----------------------------------------------------------------------------------------
 
 
-def nll(score: torch.Tensor, share: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """-sum_i share_i log softmax_within_group(score)_i, mean over groups. All (N,); groups are numbered 0..G-1.
-    Groups without likes have share 0 and add nothing to the sum."""
-    groups = int(group.max()) + 1
-    top = torch.full((groups,), -torch.inf).scatter_reduce(0, group, score.detach(), "amax")
-    total = torch.zeros(groups).index_add(0, group, torch.exp(score - top[group]))
-    return -(share * (score - top[group] - torch.log(total)[group])).sum() / groups
-
-
-def _fit_member(x, data: _Threads, x_held, held: _Threads, cfg: RewardModelConfig, seed: int) -> torch.nn.Module:
+def _fit_member(x, data: Threads, x_held, held: Threads, cfg: RewardModelConfig, seed: int) -> torch.nn.Module:
     order, everything = np.random.default_rng(seed), held.batch(np.arange(len(held.sizes)))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -142,7 +145,7 @@ def _fit_member(x, data: _Threads, x_held, held: _Threads, cfg: RewardModelConfi
             head.train()
             parents = order.permutation(len(data.sizes))
             for start in range(0, len(parents), PARENTS_PER_BATCH):
-                rows, group = data.batch(parents[start:start + PARENTS_PER_BATCH])
+                rows, group = data.batch(parents[start : start + PARENTS_PER_BATCH])
                 score = head(x[rows]).squeeze(1)
                 mean = torch.zeros(int(group.max()) + 1).index_add(0, group, score) / torch.bincount(group)
                 loss = nll(score + data.offset[rows], data.share[rows], group) + CENTRE * mean.square().mean()
@@ -165,74 +168,37 @@ def _fit_member(x, data: _Threads, x_held, held: _Threads, cfg: RewardModelConfi
 
 
 def _head(width: int, hidden: int) -> torch.nn.Sequential:
-    return torch.nn.Sequential(torch.nn.Dropout(DROPOUT), torch.nn.Linear(width, hidden), torch.nn.GELU(),
-                               torch.nn.Dropout(DROPOUT), torch.nn.Linear(hidden, 1))
+    return torch.nn.Sequential(
+        torch.nn.Dropout(DROPOUT),
+        torch.nn.Linear(width, hidden),
+        torch.nn.GELU(),
+        torch.nn.Dropout(DROPOUT),
+        torch.nn.Linear(hidden, 1),
+    )
 
 
-# ---- followers and delay ------------------------------------------------------------------------------------------
+# ---- inputs ------------------------------------------------------------------------------------------------
 
-def offsets(rows: pd.DataFrame, reference: pd.DataFrame | None = None) -> np.ndarray:
-    """Log-rate (N,) that followers and delay explain by themselves, mean 0 within each parent; 0 where both are null.
-
-    The coefficients of [log1p followers, log1p delay, its square] maximise the same conditional likelihood, without any
-    text. With `reference` they come from there; without, by cross-fitting: a thread's coefficients never saw it."""
-    if reference is not None:
-        return _nuisance(rows) @ _nuisance_fit(reference)
-    fold = pd.factorize(rows["thread_id"])[0] % FOLDS
-    offset, z = np.zeros(len(rows)), _nuisance(rows)
-    for k in np.unique(fold):
-        others = rows[fold != k]
-        if len(others):
-            offset[fold == k] = z[fold == k] @ _nuisance_fit(others)
-    return offset
-
-
-def _nuisance(rows: pd.DataFrame) -> np.ndarray:
-    """(N, 3), centred within the parent. A null takes its parent's mean, so it neither gains nor loses."""
-    frame = pd.DataFrame(index=range(len(rows)))
-    for column, name in (("reply_author_followers", "followers"), ("reply_time_diff_seconds", "delay")):
-        known = rows[column] if column in rows else pd.Series(np.nan, index=rows.index)
-        frame[name] = np.log1p(pd.to_numeric(known).astype(float).clip(lower=0).to_numpy())
-    frame["delay2"] = (frame["delay"] - 7.0) ** 2  # 7 = 18 minutes: keeps the square from repeating the linear term
-    centred = frame - frame.groupby(rows["tweet_id"].to_numpy()).transform("mean")
-    return centred.fillna(0.0).to_numpy()
-
-
-def _nuisance_fit(rows: pd.DataFrame) -> np.ndarray:
-    """Newton's method on the convex conditional likelihood; the small ridge decides columns that do not vary."""
-    z, data = _nuisance(rows), _Threads(rows, np.zeros(len(rows)))
-    group, share = pd.factorize(rows["tweet_id"])[0], data.share.double().numpy()
-    liked = np.bincount(group, share)[group]  # 1 for parents with a like, else 0
-    beta = np.zeros(z.shape[1])
-    for _ in range(20):
-        rate = np.exp(np.clip(z @ beta, -30, 30))
-        p = liked * rate / np.bincount(group, rate)[group]
-        zbar = np.stack([np.bincount(group, p * column) for column in z.T], axis=1)[group]
-        gradient = z.T @ (share - p) - beta
-        hessian = (z - zbar).T @ ((z - zbar) * p[:, None]) + np.eye(len(beta))
-        step = np.linalg.solve(hessian, gradient)
-        beta += step / max(1.0, np.abs(step).max())
-        if np.abs(step).max() < 1e-8:
-            break
-    return beta
-
-
-# ---- inputs -------------------------------------------------------------------------------------------------------
 
 def _blocks(encoder, posts: list[str], replies: list[str]) -> dict[str, np.ndarray]:
+    """What the head reads: topic of the post, content of the reply, and form with their cosine."""
     post, reply = encoder.encode(list(posts)), encoder.encode(list(replies))
-    return {"post": post, "reply": reply, "product": post * reply, "difference": np.abs(post - reply),
-            "surface": features.surface(list(posts), list(replies))}
+    cosine = (post * reply).sum(axis=1, keepdims=True)
+    return {
+        "post": post,
+        "reply": reply,
+        "form": np.hstack([features.surface(list(posts), list(replies)), cosine]),
+    }
 
 
 def _fit_transform(raw: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Surface features to unit variance each; embedding blocks to their leading principal directions, whose relative
-    sizes are kept and whose overall sd is 1."""
+    """Surface features to unit variance each; embedding blocks to their leading principal directions, whose
+    relative sizes are kept and whose overall sd is 1."""
     inputs = {}
     for block, values in raw.items():
         values = values.astype(np.float64)
         mean, centred = values.mean(axis=0), values - values.mean(axis=0)
-        if block == "surface":
+        if block == "form":
             sd = centred.std(axis=0)
             basis = np.diag(np.divide(1.0, sd, out=np.zeros_like(sd), where=sd > 1e-6))
         else:

