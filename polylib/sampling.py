@@ -86,7 +86,7 @@ def inverse_cdf(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
 
 def _prefill(model, tokenizer, prompts: list[list[int]], k: int, extra: int):
-    """One forward pass over the left-padded prompts -> (logits (B, V), GrowingCache, bias (B·K, 1, 1, L), next_position)."""
+    """One pass over the left-padded prompts -> logits (B, V), GrowingCache, mask (B·K, 1, 1, L), next positions."""
     longest = max(map(len, prompts))
     device = model.device
     ids = torch.full((len(prompts), longest), tokenizer.pad_token_id, device=device)

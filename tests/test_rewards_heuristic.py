@@ -93,6 +93,11 @@ def test_swearing_is_not_toxicity_and_slurs_are_stored_as_hashes(reward, monkeyp
     assert part(reward, "toxicity", "what a Duck!") == 0 and part(reward, "toxicity", "what a duckling") == 1
 
 
+def test_sentiment_fit_allows_half_the_mood_of_the_post():
+    smart = "VADER is smart, handsome, and funny."  # 0.8316 in VADER's README
+    np.testing.assert_allclose(heuristic._moods([smart, "a", smart], [smart, smart, "a"]), [0.4158, 0.8316, -0.4158])
+
+
 def test_unknown_or_empty_weights_are_refused():
     with pytest.raises(UserError, match="unknown component relevanse; components are relevance"):
         HeuristicReward(ENCODER, {"relevanse": 1.0})

@@ -58,7 +58,8 @@ def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, r
     gold_tokens = sum(len(y) for group in gold for y in group)
     temperatures = torch.tensor([1.0] * g + [t] * k)
     tokens = sum(map(len, prompts)) + gold_tokens + (int(scored.rollouts.lengths.sum()) if k else 0)
-    totals = {"tokens": tokens, "loss": 0.0, "ce": 0.0 if g else float("nan"), "kl": 0.0 if section.kappa else float("nan"),
+    totals = {"tokens": tokens, "loss": 0.0,
+              "ce": 0.0 if g else float("nan"), "kl": 0.0 if section.kappa else float("nan"),
               "clip_fraction": 0.0 if k else float("nan")}
     size = section.micro_prompts or len(posts)
     for start in range(0, len(posts), size):
@@ -131,7 +132,7 @@ def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *,
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda done: min(1.0, (done + 1) / max(1, section.warmup_steps)))
     scales = {"reward": RunningScale(), "diversity": RunningScale()}
-    scratch, out = paths.scratch(method, seed), paths.results(method, seed)
+    scratch = paths.scratch(method, seed)
     log = run.History(scratch / "history.csv", COLUMNS)
     first, resumes, pending = 0, 0, []
     if (state := load_state(scratch, policy, optimizer)) is not None:

@@ -1,0 +1,163 @@
+"""The loop as a whole: what is off costs and changes nothing, a killed run continues, slices add up."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import CFG, POSTS, letters, talkative
+
+from polylib import models, run
+from polylib.training import loop, policy, rollouts
+
+SECTION = dataclasses.replace(
+    CFG.sft, init="base", steps=3, prompts_per_step=2, samples_per_prompt=4, gold_per_prompt=2, lr=1e-2, warmup_steps=1,
+    rollout_every=1, micro_prompts=0, eval_every=3, eval_samples=2, save_every=100, min_relevance=-1.0)
+HYBRID = dataclasses.replace(SECTION, alpha=0.1, beta=1.0, lam=1.0, kappa=0.05)
+
+
+def length_reward(posts, replies):
+    return np.array([float(len(reply)) for reply in replies])
+
+
+@pytest.fixture(autouse=True)
+def talkative_models(monkeypatch):
+    """Every model of these tests ends its replies now and then."""
+    plain = models.load_model
+    monkeypatch.setattr(models, "load_model", lambda cfg, parents=(), seed=0: talkative(plain(cfg, parents, seed), 2))
+
+
+def train(folder, section, reward=length_reward, encode=letters, seed=3):
+    paths = run.Paths("t", folder)
+    folder.mkdir(exist_ok=True)
+    history = loop.train(CFG, section, "m", seed, POSTS, POSTS[:2], paths=paths, encode=encode,
+                         reward=reward)
+    return history, load_file(paths.models("m", seed) / "adapter.safetensors"), paths
+
+
+@pytest.fixture(autouse=True)
+def in_project(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_everything_is_written_and_finite(tmp_path):
+    history, adapter, paths = train(tmp_path, HYBRID)
+    assert list(history.step) == [0, 1, 2, 3]
+    steps = history[history.step > 0]
+    for column in ("loss", "ce", "reward", "diversity", "kl", "grad_norm", "tokens_per_s"):
+        assert np.isfinite(steps[column]).all(), column
+    assert any((tensor != 0).any() for name, tensor in adapter.items() if name.endswith("lora_B"))
+    metrics = json.loads((paths.results("m", 3) / "metrics.json").read_text())
+    assert metrics["literal_lambda"] > 0 and metrics["resumes"] == 0
+    samples = json.loads((paths.results("m", 3) / "samples.json").read_text())
+    assert len(samples) == 2 and len(samples[0]["before"]) == len(samples[0]["after"]) == 2
+    assert not paths.scratch("m", 3).exists()
+
+
+def test_kl_is_zero_at_the_start_and_grows(tmp_path):
+    history, _, _ = train(tmp_path, HYBRID)
+    assert abs(history.val_kl.iloc[0]) < 1e-6 and abs(history.kl.iloc[1]) < 1e-6
+    assert history.val_kl.iloc[-1] > 1e-4
+
+
+def test_lambda_zero_and_the_detached_term_are_bit_equal_to_sft(tmp_path):
+    sft = train(tmp_path / "a", SECTION)[1]
+    zero = train(tmp_path / "b", dataclasses.replace(SECTION, lam=0.0))[1]
+    detached = train(tmp_path / "c", dataclasses.replace(SECTION, lam=3.0, diversity_gradient="detached"))[1]
+    jackknife = train(tmp_path / "d", dataclasses.replace(SECTION, lam=3.0))[1]
+    assert equal(sft, zero) and equal(sft, detached)
+    assert not equal(sft, jackknife), "the diversity term must move the weights"
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_a_killed_run_continues_to_the_same_weights(tmp_path, ahead):
+    section = dataclasses.replace(HYBRID, steps=5, save_every=2, rollout_every=ahead)
+    whole, expected, _ = train(tmp_path / "whole", section)
+    calls = []
+
+    def dies_once(posts, replies):
+        calls.append(1)
+        if len(calls) == (5 if ahead == 1 else 3):
+            raise KeyboardInterrupt
+        return length_reward(posts, replies)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", section, reward=dies_once)
+    resumed, adapter, paths = train(tmp_path / "killed", section, reward=length_reward)
+    assert json.loads((paths.results("m", 3) / "metrics.json").read_text())["resumes"] == 1
+    assert equal(adapter, expected)
+    columns = [c for c in whole.columns if c not in ("seconds", "tokens_per_s")]
+    assert whole[columns].equals(resumed[columns])
+
+
+def gradients(section, micro, seed=5):
+    torch.manual_seed(0)
+    actor = policy.Policy(CFG.model, [], 0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, master in actor.masters.items():
+            if name.endswith("lora_B"):
+                master.copy_(torch.randn(master.shape, generator=generator) * 0.05)
+    actor.publish()
+    sampled = loop.sampling.sample(actor.shadow, actor.tokenizer, [p.text for p in POSTS], 4, CFG.sampling, seed)
+    scales = {"reward": loop.RunningScale(), "diversity": loop.RunningScale()}
+    scored = rollouts.score(section, POSTS, sampled, length_reward, letters, scales)
+    section = dataclasses.replace(section, micro_prompts=micro)
+    totals = loop.backward(actor, CFG, section, POSTS, scored, np.random.default_rng(0))
+    return totals, {name: p.grad.clone() for name, p in actor.params.items()}
+
+
+@pytest.mark.parametrize("normalizer", ["dr_grpo", "grpo", "dapo", "sequence"])
+def test_slices_of_a_batch_add_up_to_the_batch(normalizer):
+    section = dataclasses.replace(HYBRID, loss_normalizer=normalizer)
+    (whole, a), (sliced, b) = gradients(section, 0), gradients(section, 1)
+    assert whole["loss"] == pytest.approx(sliced["loss"], abs=1e-5)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=1e-4)
+
+
+def test_later_steps_of_one_rollout_use_the_ratio(tmp_path):
+    section = dataclasses.replace(HYBRID, steps=2, rollout_every=2, lr=0.1, clip_low=1e-4, clip_high=1e-4)
+    history, _, _ = train(tmp_path, section)
+    assert history.clip_fraction.iloc[1] == 0, "on policy: the ratio is 1"
+    assert history.clip_fraction.iloc[2] > 0, "one step later the policy has moved"
+
+
+def test_invalid_replies_earn_no_diversity():
+    one_word = rollouts.sampling.Rollouts(
+        [[1]] * 1, torch.zeros(1, 3, 2, dtype=torch.long), torch.ones(1, 3, 2, dtype=torch.bool),
+        torch.zeros(1, 3, 2), torch.zeros(1, 3, dtype=torch.bool), [["zzz", "a good reply", "b fine answer"]])
+    scales = {"reward": loop.RunningScale(), "diversity": loop.RunningScale()}
+    section = dataclasses.replace(SECTION, lam=1.0, beta=0.0)
+    scored = rollouts.score(section, POSTS[:1], one_word, None, letters, scales)
+    assert scored.valid.tolist() == [[False, True, True]]
+    assert scored.advantages[0, 0] < 0
+
+
+def test_posts_of_an_epoch_are_all_seen_once():
+    seen = [p.id for step in range(2) for p in rollouts.batch_of(POSTS, step, 2, seed=9)]
+    assert sorted(seen) == sorted(p.id for p in POSTS)
+    assert [p.id for p in rollouts.batch_of(POSTS, 1, 2, 9)] == seen[2:]
+
+
+def test_a_weight_without_its_callable_raises(tmp_path):
+    with pytest.raises(run.UserError, match="no reward"):
+        train(tmp_path, HYBRID, reward=None)
+    with pytest.raises(run.UserError, match="no encoder"):
+        train(tmp_path, HYBRID, encode=None)
+
+
+def test_a_rewarded_habit_is_learned(tmp_path):
+    """End to end: reward short replies, and replies become shorter."""
+    section = dataclasses.replace(SECTION, alpha=0.0, beta=1.0, steps=25, prompts_per_step=4, samples_per_prompt=8,
+                                  lr=2e-2, eval_every=25, eval_samples=16)
+    history, _, _ = train(tmp_path, section, reward=lambda posts, replies: -length_reward(posts, replies))
+    assert history.val_length.iloc[-1] < 0.8 * history.val_length.iloc[0]
