@@ -3,6 +3,7 @@
 PRESET ?= laptop
 DATA ?=
 ARGS ?=
+JOBS ?=
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1# the kernel named python3 is the one in .venv, not one in the home folder
@@ -30,9 +31,9 @@ quick: setup      ## the same without the smoke study and the notebooks
 	ruff check .
 	python -m pytest -m "not pipeline" $(ARGS)
 
-reproduce: setup  ## run a study: PRESET=laptop (default) | smoke | gpu | paper, DATA=your file
+reproduce: setup  ## run a study: PRESET=laptop (default) | quick | smoke | gpu | paper, DATA=your file, JOBS=at a time
 	python -m polylib.study "$(PRESET)" $(if $(DATA),--data "$(DATA)")
-	dvc repro $(ARGS)
+	JOBS="$(JOBS)" sh tools/reproduce.sh $(ARGS)
 
 lab: setup        ## JupyterLab on the notebooks
 	jupyter lab --notebook-dir=. notebooks

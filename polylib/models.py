@@ -15,7 +15,7 @@ from polylib import attention
 from polylib.run import UserError, device_dtype
 from polylib.sources import resolve
 
-SYSTEM = "Reply to the post in one or two short sentences, as a person would."
+SYSTEM = "Write a short reply to the post."
 LORA_TARGETS = "all-linear"
 
 
