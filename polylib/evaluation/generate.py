@@ -1,0 +1,66 @@
+"""Replies to test posts, from a trained model or from people, as one table: what `score` reads.
+
+    model = models.load_model(cfg.model, models.adapter_chain(paths.models("grpo", 42), paths.root))
+    table = generate.replies(model, tokenizer, posts, 10, cfg.sampling, [0.7], seed=2024)
+    generate.save(table, paths.evaluation("grpo", 42))         # generations.jsonl
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from polylib import run, sampling
+from polylib.config import SamplingConfig, UserError
+
+COLUMNS = ["post_id", "post", "sample", "temperature", "reply", "tokens", "truncated", "logprob"]
+ROWS = 240  # completions decoded together: enough to fill the processor, small enough for 2 GB
+
+
+def replies(model, tokenizer, posts: list, samples: int, settings: SamplingConfig, temperatures: list[float],
+            seed: int) -> pd.DataFrame:
+    """`samples` replies to every post at every temperature, columns COLUMNS; same seed, same replies.
+
+    tokens counts EOS, truncated means that none came within `settings.max_new_tokens`, logprob is the sum over
+    the reply's tokens at the sampling temperature, in nats. The random numbers of a post depend on its place
+    alone, so that methods and temperatures are compared on common draws. UserError without posts."""
+    if not posts:
+        raise UserError("evaluation: no test posts; raise data.test or data.max_posts")
+    size = max(1, ROWS // samples)
+    starts = range(0, len(posts), size)
+    todo = [(temperature, start) for temperature in temperatures for start in starts]
+    rows = []
+    for temperature, start in run.progress(todo, len(todo), "batches sampled"):
+        part = posts[start:start + size]
+        at = dataclasses.replace(settings, temperature=temperature)
+        drawn = sampling.sample(model, tokenizer, [post.text for post in part], samples, at, seed + start)
+        tokens, cut = drawn.lengths.tolist(), drawn.truncated.tolist()
+        logprob = drawn.logprobs.sum(-1).tolist()
+        rows += [(post.id, post.text, i, temperature, drawn.texts[b][i], tokens[b][i], cut[b][i], logprob[b][i])
+                 for b, post in enumerate(part) for i in range(samples)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def people(posts: list) -> pd.DataFrame:
+    """All human replies in the same columns; what people do not have (temperature, log-probability) is NaN."""
+    rows = [(post.id, post.text, i, np.nan, reply, np.nan, np.nan, np.nan)
+            for post in posts for i, reply in enumerate(post.replies)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def save(table: pd.DataFrame, folder: Path) -> None:
+    """generations.jsonl in `folder`: one reply a line, log-probabilities to four digits."""
+    lines = (json.dumps(row, ensure_ascii=False) for row in table.round({"logprob": 4}).to_dict("records"))
+    run.atomic_write(Path(folder) / "generations.jsonl", "".join(f"{line}\n" for line in lines))
+
+
+def load(folder: Path) -> pd.DataFrame:
+    """What `save` wrote. UserError if it is not there."""
+    file = Path(folder) / "generations.jsonl"
+    if not file.is_file():
+        raise UserError(f"{file}: missing; run notebook 07_evaluation or `dvc repro`")
+    with file.open(encoding="utf-8") as stream:
+        return pd.DataFrame([json.loads(line) for line in stream], columns=COLUMNS)

@@ -1,0 +1,100 @@
+"""Tables for reading in a notebook: settings, and replies side by side. All text is hostile and escaped.
+
+    reading.settings(sampling=cfg.sampling, grpo=cfg.grpo)
+    reading.samples(paths.results("grpo", 42) / "samples.json")
+"""
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from polylib.config import UserError
+
+LONGEST = 280  # characters shown of one text
+CELL = "text-align:left;vertical-align:top;padding:6px 10px;white-space:normal;max-width:24em"
+RULE = "border-top:1px solid #ddd"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Rich in a notebook, plain lines in a log."""
+
+    html: str
+    plain: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.plain
+
+
+def settings(**sections) -> Reading:
+    """Sections of a preset (dataclasses), one row each: `name  key value · key value`."""
+    rows, lines = [], []
+    for name, section in sections.items():
+        pairs = [(key, _value(value)) for key, value in dataclasses.asdict(section).items()]
+        cells = " · ".join(f"{html.escape(k)}&nbsp;<b>{html.escape(v)}</b>" for k, v in pairs)
+        rows.append(f"<tr><th style='{CELL}'>{html.escape(name)}</th>"
+                    f"<td style='{CELL};max-width:60em'>{cells}</td></tr>")
+        lines.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in pairs))
+    return Reading(f"<table>{''.join(rows)}</table>", "\n".join(lines))
+
+
+def samples(file: Path, posts: int = 4, replies: int = 3) -> Reading:
+    """People, the model before and after training, on the same validation posts and random numbers: the
+    samples.json of a training run. UserError if it is not there or holds no samples (eval_samples 0)."""
+    if not Path(file).is_file():
+        raise UserError(f"{file}: missing; run the training cell first")
+    entries = json.loads(Path(file).read_text(encoding="utf-8"))[:posts]
+    if not entries:
+        raise UserError(f"{file}: no samples were kept; set eval_samples above 0")
+    columns = ("human", "before", "after")
+    rows = [[[e["post"]], *(e[name][:replies] for name in columns)] for e in entries]
+    return table(["post", "people", "before", "after"], rows)
+
+
+def side_by_side(generations: pd.DataFrame, posts: list, shown: int = 4, replies: int = 3) -> Reading:
+    """People's replies beside sampled ones, a column for each temperature of `generations`."""
+    temperatures = sorted(generations["temperature"].dropna().unique())
+    rows = []
+    for post in posts[:shown]:
+        mine = generations[generations["post_id"].eq(post.id)]
+        sampled = [mine.loc[mine["temperature"].eq(t), "reply"].head(replies).tolist() for t in temperatures]
+        rows.append([[post.text], list(post.replies[:replies]), *sampled])
+    return table(["post", "people", *(f"T = {t:g}" for t in temperatures)], rows)
+
+
+def table(head: list[str], rows: list[list[list[str]]]) -> Reading:
+    """A table whose cells are lists of texts; the first column is the post."""
+    top = "".join(f"<th style='{CELL}'>{html.escape(name)}</th>" for name in head)
+    body = "".join(
+        f"<tr style='background:none;{RULE}'>" + "".join(
+            f"<td style='{CELL}{';color:#666' if i == 0 else ''}'>{_stack(cell)}</td>"
+            for i, cell in enumerate(row)) + "</tr>" for row in rows)
+    lines = [f"{name}: {' | '.join(map(_one_line, cell))}" for row in rows for name, cell in zip(head, row)]
+    return Reading(f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>", "\n".join(lines))
+
+
+def _stack(texts: list[str]) -> str:
+    """One text under the other; <bdi> keeps right-to-left marks of one from turning its neighbours round."""
+    return "".join(f"<div style='margin-bottom:5px'><bdi>{html.escape(_one_line(t)) or '<i>(empty)</i>'}</bdi></div>"
+                   for t in texts)
+
+
+def _one_line(text: str) -> str:
+    flat = "".join(c if c.isprintable() else " " for c in text)
+    return flat if len(flat) <= LONGEST else flat[:LONGEST - 1] + "…"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_value(v)}" for k, v in value.items())
+    return ", ".join(map(_value, value)) if isinstance(value, (list, tuple)) else str(value)
