@@ -39,6 +39,10 @@ __all__ = ["METHODS", "Config", "DataConfig", "EvaluationConfig", "ModelConfig",
 class UserError(Exception):
     """A mistake the user can repair. The message is one line: what is wrong, where, and what to do."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython, JupyterLab and papermill show instead of a traceback: the one line."""
+        return [f"UserError: {self}"]
+
 
 def load(preset: str, root: Path | None = None) -> Config:
     """Read `params/<preset>.yaml` below `root` (default: working directory), or file `preset` if it

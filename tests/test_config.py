@@ -36,8 +36,8 @@ def laptop(tmp_path):
     return edit
 
 
-def test_there_are_four_presets():
-    assert PRESETS == ["gpu", "laptop", "paper", "smoke"]
+def test_these_presets_exist():
+    assert PRESETS == ["gpu", "laptop", "paper", "quick", "smoke"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -96,13 +96,23 @@ def test_a_mistake_gives_one_line_naming_file_and_key(laptop, old, new, says):
 
 
 def test_an_unknown_preset_names_the_known_ones():
-    with pytest.raises(UserError, match="laptpo.*gpu, laptop, paper, smoke"):
+    with pytest.raises(UserError, match="laptpo.*gpu, laptop, paper, quick, smoke"):
         config.load("laptpo", ROOT)
 
 
 def test_the_table_shown_in_notebooks_escapes_its_values(laptop):
     cfg = config.load(laptop("language: en", 'language: "<script>"'))
     assert "<script>" not in cfg._repr_html_() and "&lt;script&gt;" in cfg._repr_html_()
+
+
+def test_a_user_error_is_one_line_in_a_notebook_too():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    shown = []
+    shell._showtraceback = lambda kind, error, lines: shown.extend(lines)
+    shell.run_cell("from polylib.config import UserError; raise UserError('a.csv row 3: likes missing')")
+    assert shown == ["UserError: a.csv row 3: likes missing"]
 
 
 # ---- choosing a study
