@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,7 +84,7 @@ def test_lambda_zero_and_the_detached_term_are_bit_equal_to_sft(tmp_path):
 
 @pytest.mark.parametrize("ahead", [1, 2])
 def test_a_killed_run_continues_to_the_same_weights(tmp_path, ahead):
-    section = dataclasses.replace(HYBRID, steps=5, save_every=2, rollout_every=ahead)
+    section = dataclasses.replace(HYBRID, steps=5, save_every=2, rollout_every=ahead, warmup_steps=4)
     whole, expected, _ = train(tmp_path / "whole", section)
     calls = []
 
@@ -98,6 +102,57 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path, ahead):
     assert whole[columns].equals(resumed[columns])
 
 
+def test_a_state_of_other_settings_is_not_resumed(tmp_path, capsys):
+    calls = []
+
+    def dies(posts, replies):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return length_reward(posts, replies)
+    section = dataclasses.replace(HYBRID, steps=5, save_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, section, reward=dies)
+    history, _, paths = train(tmp_path, dataclasses.replace(section, lam=2.0))
+    assert "other settings" in capsys.readouterr().out
+    assert list(history.step) == [0, 1, 2, 3, 4, 5]
+    assert json.loads((paths.results("m", 3) / "metrics.json").read_text())["resumes"] == 0
+
+
+TWO = """
+import sys; sys.path[:0] = [{tests!r}, {repo!r}]
+import dataclasses, pathlib
+import test_loop
+from polylib import models, run
+from polylib.training import loop
+from tiny import CFG, POSTS
+folder = pathlib.Path.cwd()
+section = dataclasses.replace(test_loop.SECTION, steps=2, prompts_per_step=4, eval_samples=0)
+loop.train(CFG, section, "m", 3, POSTS, POSTS[:2], paths=run.Paths("t", folder))
+"""
+
+
+def test_two_processes_equal_one(tmp_path):
+    """The same batch on one process and on two (gloo): the same adapter up to rounding."""
+    adapters = []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        (folder / "dvc.yaml").touch()
+        code = TWO.format(tests=str(Path(__file__).parent), repo=str(Path(__file__).parents[1]))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000), "WORLD_SIZE": str(world),
+                   "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(world)}
+        ranks = [subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, text=True,
+                                  env=os.environ | (address | {"RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else
+                                                    {"OMP_NUM_THREADS": "1"})) for r in range(world)]
+        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+        assert all(rank.returncode == 0 for rank in ranks), outputs
+        adapters.append(load_file(run.Paths("t", folder).models("m", 3) / "adapter.safetensors"))
+    for name, tensor in adapters[0].items():
+        torch.testing.assert_close(tensor, adapters[1][name], atol=1e-5, rtol=1e-3)
+
+
 def gradients(section, micro, seed=5):
     torch.manual_seed(0)
     actor = policy.Policy(CFG.model, [], 0)
@@ -111,7 +166,7 @@ def gradients(section, micro, seed=5):
     scales = {"reward": loop.RunningScale(), "diversity": loop.RunningScale()}
     scored = rollouts.score(section, POSTS, sampled, length_reward, letters, scales)
     section = dataclasses.replace(section, micro_prompts=micro)
-    totals = loop.backward(actor, CFG, section, POSTS, scored, np.random.default_rng(0))
+    totals = loop.backward(actor, CFG, section, POSTS, scored, [0, 0])
     return totals, {name: p.grad.clone() for name, p in actor.params.items()}
 
 

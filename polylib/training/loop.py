@@ -19,6 +19,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +31,19 @@ from accelerate import Accelerator
 
 from polylib import models, run, sampling
 from polylib.training import objective as obj
-from polylib.training.advantages import RunningScale, zero_variance
+from polylib.training.advantages import RunningScale
 from polylib.training.logprobs import pack
 from polylib.training.policy import Policy, load_state, save_state
-from polylib.training.rollouts import Scored, batch_of, gold_ids, sampled_ids, score, split
+from polylib.training.rollouts import (
+    Scored,
+    batch_of,
+    behaviour_logprobs,
+    describe,
+    gold_ids,
+    sampled_ids,
+    score,
+    split,
+)
 from polylib.training.validation import look
 
 COLUMNS = ["step", "loss", "ce", "reward", "reward_std", "diversity", "kl", "length", "truncated", "zero_variance",
@@ -39,23 +51,26 @@ COLUMNS = ["step", "loss", "ce", "reward", "reward_std", "diversity", "kl", "len
            "val_ce", "val_reward", "val_diversity", "val_kl", "val_length", "val_truncated"]
 
 
-def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, rng) -> dict[str, float]:
+def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, key: list[int],
+             average: Callable[[float], float] = float) -> dict[str, float]:
     """Loss and gradient of one step, in slices of `micro_prompts` rows that add up to exactly the whole batch.
 
     One packed row per post: [prompt | gold replies | sampled replies]. Samples whose advantage is 0 are left out
-    when nothing else needs them (kappa = 0): they would only be multiplied by zero.
+    when nothing else needs them (kappa = 0): they would only be multiplied by zero. `key` seeds the choice of gold
+    replies; `average` is the mean of a number over processes, which makes their mean gradient that of the whole.
     """
     g = section.gold_per_prompt if section.alpha else 0
     limit, t = cfg.sampling.max_new_tokens, cfg.sampling.temperature
-    gold = gold_ids(policy, posts, g, limit, rng) if g else [[] for _ in posts]
+    gold = gold_ids(policy, posts, g, limit, key) if g else [[] for _ in posts]
     prompts = [models.format_prompt(policy.tokenizer, post.text, cfg.sampling.max_prompt_tokens) for post in posts]
     k = 0 if scored is None else scored.rollouts.truncated.shape[1]
     if k:
         needed = torch.ones_like(scored.advantages) if section.kappa else scored.advantages != 0
         sampled = sampled_ids(scored.rollouts, needed.long().to(scored.rollouts.lengths.device))
         policy_rows = scored.rollouts.completion_mask.flatten(0, 1).cpu()
-        bottom = obj.batch_denominator(policy_rows, section.loss_normalizer, limit)
+        bottom = average(obj.batch_denominator(policy_rows, section.loss_normalizer, limit))
     gold_tokens = sum(len(y) for group in gold for y in group)
+    bottom_ce = average(gold_tokens)
     temperatures = torch.tensor([1.0] * g + [t] * k)
     tokens = sum(map(len, prompts)) + gold_tokens + (int(scored.rollouts.lengths.sum()) if k else 0)
     totals = {"tokens": tokens, "loss": 0.0,
@@ -72,7 +87,7 @@ def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, r
         ce = policy_term = kl = None
         if g:
             ce = obj.cross_entropy(logprobs[:, :g].flatten(0, 1), packed.completion_mask[:, :g].flatten(0, 1),
-                                   denominator=gold_tokens)
+                                   denominator=bottom_ce)
         if k:
             new, mask = logprobs[:, g:].flatten(0, 1), packed.completion_mask[:, g:].flatten(0, 1)
             old = None if scored.old_logprobs is None else \
@@ -95,20 +110,6 @@ def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, r
     return totals
 
 
-def step_row(scored: Scored | None) -> dict[str, float]:
-    """What the history says of one step's rollouts; empty without any."""
-    if scored is None:
-        return {}
-    row = {"length": scored.rollouts.lengths.float().mean().item(),
-           "truncated": scored.rollouts.truncated.float().mean().item()}
-    if scored.rewards is not None:
-        row |= {"reward": scored.rewards.mean().item(), "reward_std": scored.rewards.std(1).mean().item(),
-                "zero_variance": zero_variance(scored.rewards)}
-    if scored.diversity is not None:
-        row |= {"diversity": scored.diversity.mean().item(), "invalid": 1 - scored.valid.float().mean().item()}
-    return row
-
-
 def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *, paths, reward=None, encode=None,
           parents: list[Path] = ()) -> pd.DataFrame:
     """Train one method with one seed and return its history, one row a step.
@@ -129,31 +130,33 @@ def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *,
     run.seed_everything(seed)
     policy = Policy(cfg.model, parents, seed)
     optimizer = torch.optim.AdamW(policy.masters.values(), lr=section.lr, weight_decay=section.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda done: min(1.0, (done + 1) / max(1, section.warmup_steps)))
     scales = {"reward": RunningScale(), "diversity": RunningScale()}
-    scratch = paths.scratch(method, seed)
-    log = run.History(scratch / "history.csv", COLUMNS)
-    first, resumes, pending = 0, 0, []
-    if (state := load_state(scratch, policy, optimizer)) is not None:
-        first, resumes = state["step"], state["resumes"] + 1
+    rank, world, size = accelerator.process_index, accelerator.num_processes, section.prompts_per_step
+    if size % world:
+        raise run.UserError(f"{method}: prompts_per_step {size} cannot be shared by {world} processes")
+    scratch, mark = paths.scratch(method, seed), fingerprint(cfg, section, posts, parents)
+    state = load_state(scratch, policy, optimizer, mark)
+    first, resumes = (state["step"], state["resumes"] + 1) if state else (0, 0)
+    log = run.History(scratch / (f"rank{rank}" if rank else "") / "history.csv", COLUMNS)
+    log.truncate(first)
+    if state:
         for name, scale in scales.items():
             scale.load_state_dict(state["scales"][name])
-        schedule.load_state_dict({**schedule.state_dict(), "last_epoch": first, "_step_count": first + 1})
-        print(f"{method}: resumed at step {first} of {section.steps}")
-    log.truncate(first)
-    policy.publish()
-    samples = [] if first == 0 else json.loads((scratch / "before.json").read_text())
-    if first == 0:
-        row, samples = look(policy, cfg, section, val_posts, reward, encode, seed)
+        before = json.loads((scratch / "before.json").read_text())
+        print(f"{method} s{seed}: resumed at step {first} of {section.steps}")
+    else:
+        log.rows.clear()
+        row, before = look(policy, cfg, section, val_posts, reward, encode, seed)
         log.append({"step": 0, **row})
-        run.write_json(scratch / "before.json", samples)
+        run.write_json(scratch / "before.json", before)
 
-    size, rank, world = section.prompts_per_step, accelerator.process_index, accelerator.num_processes
+    def average(number: float) -> float:
+        return accelerator.reduce(torch.tensor(float(number), device=policy.device), "mean").item()
+
+    pending = []
     for step in run.progress(range(first, section.steps), section.steps - first, f"{method} s{seed}"):
         tick = time.monotonic()
         batch = batch_of(posts, step, size, seed)[rank::world]
-        rng = np.random.default_rng([seed, step, rank])
         scored = None
         if section.beta or section.lam:
             if not pending:  # sample for `rollout_every` steps at once, never past a checkpoint
@@ -162,43 +165,43 @@ def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *,
                 rollouts = sampling.sample(policy.shadow, policy.tokenizer, [p.text for p in coming],
                                            section.samples_per_prompt, cfg.sampling,
                                            seed=(seed * 1_000_003 + step) * world + rank)
-                whole = score(section, coming, rollouts, reward if section.beta else None,
-                              encode, scales)
+                whole = score(section, coming, rollouts, reward if section.beta else None, encode, scales,
+                              lambda x: accelerator.gather(x.to(policy.device)).cpu())
                 pending = split(whole, len(batch))
                 for later in pending[1:]:  # by then the policy has moved: keep what it thought when it sampled
                     later.old_logprobs = behaviour_logprobs(policy, cfg, later)
             scored = pending.pop(0)
-        totals = backward(policy, cfg, section, batch, scored, rng)
+        totals = backward(policy, cfg, section, batch, scored, [seed, step], average)
         policy.collect_gradients(accelerator)
         norm = torch.nn.utils.clip_grad_norm_(policy.masters.values(), section.max_grad_norm)
-        lr = schedule.get_last_lr()[0]
+        lr = section.lr * min(1.0, (step + 1) / max(1, section.warmup_steps))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
         optimizer.step()
-        schedule.step()
         policy.publish()
-        row = {"step": step + 1, **totals, **step_row(scored), "grad_norm": norm.item(), "lr": lr}
+        row = {"step": step + 1, **totals, **describe(scored), "grad_norm": norm.item(), "lr": lr}
         if (step + 1) % section.eval_every == 0 or step + 1 == section.steps:
             val, after = look(policy, cfg, section, val_posts, reward, encode, seed)
             row |= val
             print(f"{method} s{seed} step {step + 1}: " + ", ".join(f"{k} {v:.3f}" for k, v in val.items()), flush=True)
         seconds = time.monotonic() - tick
         log.append({**row, "seconds": seconds, "tokens_per_s": totals["tokens"] / seconds})
-        if (step + 1) % section.save_every == 0 and step + 1 < section.steps:
-            save_state(scratch, policy, optimizer, {"step": step + 1, "resumes": resumes, "scales":
-                                                    {name: scale.state_dict() for name, scale in scales.items()}})
+        if (step + 1) % section.save_every == 0 and step + 1 < section.steps and rank == 0:
+            save_state(scratch, policy, optimizer, {
+                "step": step + 1, "resumes": resumes, "fingerprint": mark,
+                "scales": {name: scale.state_dict() for name, scale in scales.items()}})
+    accelerator.wait_for_everyone()
+    if rank:
+        return pd.read_csv(log.path)
     return finish(cfg, section, method, seed, policy, log, scales, paths, parents, val_posts,
-                  (samples, after), resumes, time.monotonic() - started)
+                  (before, after), resumes, time.monotonic() - started)
 
 
-@torch.no_grad()
-def behaviour_logprobs(policy: Policy, cfg, scored: Scored) -> torch.Tensor:
-    """Log-probs of the sampled tokens under the policy as it is now, by the training forward pass: (B, K, T).
-
-    Not the sampler's own: in bfloat16 the two differ by up to 0.3 a token, more than the clip range.
-    """
-    r = scored.rollouts
-    packed = pack(r.prompt_ids, sampled_ids(r, torch.ones_like(r.lengths)), policy.tokenizer.pad_token_id,
-                  policy.device)
-    return policy.logprobs(packed, cfg.sampling.temperature)
+def fingerprint(cfg, section, posts: list, parents: list[Path]) -> str:
+    """What a resumed run must share with the one that was killed: settings, posts and the weights it starts from."""
+    parts = [asdict(cfg.model), asdict(cfg.sampling), asdict(section), [(p.text, p.gold) for p in posts],
+             [models.adapter_digest(p) for p in parents]]
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def finish(cfg, section, method, seed, policy, log, scales, paths, parents, val_posts, samples, resumes,

@@ -82,10 +82,18 @@ def save_state(folder: Path, policy: Policy, optimizer, scalars: dict) -> None:
     partial.rename(folder / "state.safetensors")
 
 
-def load_state(folder: Path, policy: Policy, optimizer) -> dict | None:
-    """Restore what `save_state` wrote and return its scalars; None when there is nothing to resume."""
+def load_state(folder: Path, policy: Policy, optimizer, fingerprint: str) -> dict | None:
+    """Restore what `save_state` wrote and return its scalars; None when there is nothing to resume.
+
+    A state of other settings, posts or parents (another `fingerprint`) is not resumed, and one line says so.
+    """
     file = folder / "state.safetensors"
     if not file.is_file():
+        return None
+    with safe_open(file, framework="pt") as handle:
+        scalars = json.loads(handle.metadata()["scalars"])
+    if scalars["fingerprint"] != fingerprint:
+        print(f"{file} belongs to other settings or data: starting from step 0")
         return None
     tensors = load_file(file)
     with torch.no_grad():
@@ -96,5 +104,4 @@ def load_state(folder: Path, policy: Policy, optimizer) -> dict | None:
                 key: tensors[f"adam.{key}.{name}"].to(master.device) for key in ("exp_avg", "exp_avg_sq")}
     torch.set_rng_state(tensors["rng.torch"])
     policy.publish()
-    with safe_open(file, framework="pt") as handle:
-        return json.loads(handle.metadata()["scalars"])
+    return scalars

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ import torch
 from polylib import models, sampling
 from polylib.training import diversity as div
 from polylib.training import objective as obj
+from polylib.training.advantages import zero_variance
 from polylib.training.logprobs import Packed, pack
 from polylib.training.policy import Policy
 
@@ -36,11 +39,14 @@ def batch_of(posts: list, step: int, size: int, seed: int) -> list:
     return picked
 
 
-def gold_ids(policy: Policy, posts: list, n: int, limit: int, rng) -> list[list[list[int]]]:
-    """`n` human replies of each post as token ids with EOS, drawn without replacement; fewer leave empty slots."""
+def gold_ids(policy: Policy, posts: list, n: int, limit: int, key: list[int]) -> list[list[list[int]]]:
+    """`n` human replies of each post as token ids with EOS, drawn without replacement; fewer leave empty slots.
+
+    The draw depends on `key` and on the text alone, so it is the same however a batch is cut over processes.
+    """
     groups = []
     for post in posts:
-        order = rng.permutation(len(post.gold))[:n]
+        order = np.random.default_rng([*key, crc32(post.text.encode())]).permutation(len(post.gold))[:n]
         group = [models.encode_reply(policy.tokenizer, post.gold[i], limit) for i in order]
         groups.append(group + [[]] * (n - len(group)))
     return groups
@@ -53,8 +59,12 @@ def sampled_ids(rollouts: sampling.Rollouts, keep: torch.Tensor) -> list[list[li
             for row, row_lengths in zip(rollouts.completion_ids.tolist(), lengths)]
 
 
-def score(section, posts: list, rollouts, reward, encode, scales: dict) -> Scored:
-    """Rewards, diversity and their advantages for rollouts of `posts`. Calls the reward and the encoder once each."""
+def score(section, posts: list, rollouts, reward, encode, scales: dict,
+          gather: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Scored:
+    """Rewards, diversity and their advantages for rollouts of `posts`. Calls the reward and the encoder once each.
+
+    `gather` collects the advantages of all processes, so that the running scales are the same everywhere.
+    """
     b, k = rollouts.truncated.shape
     flat_posts = [post.text for post in posts for _ in range(k)]
     flat = [text for group in rollouts.texts for text in group]
@@ -76,7 +86,7 @@ def score(section, posts: list, rollouts, reward, encode, scales: dict) -> Score
                                                  rewards=None if rewards is None else rewards)
     sizes = {"reward": 1.0, "diversity": 1.0}
     if section.scale_advantages == "running":
-        sizes = {name: scales[name].update(adv) if adv is not None else 1.0
+        sizes = {name: scales[name].update(gather(adv)) if adv is not None else 1.0
                  for name, adv in (("reward", reward_adv), ("diversity", diversity_adv))}
     advantages = torch.zeros(b, k)
     if section.beta or section.lam:
@@ -101,3 +111,26 @@ def split(scored: Scored, size: int) -> list[Scored]:
         parts.append(Scored(scored.posts[cut], part, *(None if x is None else x[cut] for x in (
             scored.rewards, scored.diversity, scored.advantages, scored.valid, scored.old_logprobs))))
     return parts
+
+
+@torch.no_grad()
+def behaviour_logprobs(policy: Policy, cfg, scored: Scored) -> torch.Tensor:
+    """Log-probs of the sampled tokens under the policy as it is now, by the training forward pass: (B, K, T).
+
+    Not the sampler's own: in bfloat16 the two differ by up to 0.3 a token, more than the clip range.
+    """
+    return policy.logprobs(sampled_pack(policy, scored), cfg.sampling.temperature)
+
+
+def describe(scored: Scored | None) -> dict[str, float]:
+    """What the history says of one step's rollouts; empty without any."""
+    if scored is None:
+        return {}
+    row = {"length": scored.rollouts.lengths.float().mean().item(),
+           "truncated": scored.rollouts.truncated.float().mean().item()}
+    if scored.rewards is not None:
+        row |= {"reward": scored.rewards.mean().item(), "reward_std": scored.rewards.std(1).mean().item(),
+                "zero_variance": zero_variance(scored.rewards)}
+    if scored.diversity is not None:
+        row |= {"diversity": scored.diversity.mean().item(), "invalid": 1 - scored.valid.float().mean().item()}
+    return row

@@ -17,11 +17,10 @@ from polylib.training.rollouts import Scored, gold_ids, sampled_pack, split
 def look(policy: Policy, cfg, section, posts: list, reward, encode, seed: int) -> tuple[dict, list[list[str]]]:
     """Validation: CE on all gold replies, and reward, diversity, KL, length of fresh samples. Same seed every time."""
     most = max(len(post.gold) for post in posts)
-    rng = np.random.default_rng(0)
     ce = tokens = 0.0
     for start in range(0, len(posts), 8):
         part = posts[start:start + 8]
-        gold = gold_ids(policy, part, most, cfg.sampling.max_new_tokens, rng)
+        gold = gold_ids(policy, part, most, cfg.sampling.max_new_tokens, [0])
         prompts = [models.format_prompt(policy.tokenizer, p.text, cfg.sampling.max_prompt_tokens) for p in part]
         packed = pack(prompts, gold, policy.tokenizer.pad_token_id, policy.device)
         ce -= policy.logprobs(packed, 1.0).sum().item()
