@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polylib import models, run
+from polylib import run, sources
 
 BATCH = 64
 
@@ -32,7 +32,7 @@ class _Settings(NamedTuple):
 class Encoder:
     """Sentence encoder of one model folder.
 
-    `source` follows the grammar of `models.resolve` (wheel:…, hub:…, path:…). `device` "auto" takes a GPU if
+    `source` follows the grammar of `sources.resolve` (wheel:…, hub:…, path:…). `device` "auto" takes a GPU if
     there is one. `cache` is a folder or None for the default (`$POLYLIB_CACHE` or ~/.cache/polylib); the file
     in it is SQLite, so several processes may read and add at once and a killed one loses at most its last
     batch.
@@ -43,7 +43,7 @@ class Encoder:
 
     def __init__(self, source: str, device: str = "auto", cache: Path | None = None, dtype: str = "auto"):
         self.source = source
-        self.path = Path(models.resolve(source))
+        self.path = Path(sources.resolve(source))
         place, precision, _ = run.device_dtype(_Settings(device, dtype))
         self.device, self.dtype = str(place), str(precision).removeprefix("torch.")
         folder = Path(cache or os.environ.get("POLYLIB_CACHE") or Path.home() / ".cache" / "polylib")

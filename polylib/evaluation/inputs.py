@@ -41,7 +41,8 @@ def rewards(validation: pd.DataFrame, kind: str, columns: int = 2) -> Picture:
     """Share of reply pairs ranked as people's likes do, with 95 % intervals, rewards above, baselines below."""
     wanted = {f"pair_accuracy_{name}": name for name in TARGETS}
     data = validation[validation["metric"].isin(wanted)].dropna(subset=["value"])
-    models = list(dict.fromkeys(data["model"]))
+    fitted = set(validation.loc[validation["metric"].eq("mean_human"), "model"])  # baselines have no controls
+    models = sorted(dict.fromkeys(data["model"]), key=lambda name: name not in fitted)
     with rc_context(STYLE):
         figure, axes = canvas(1, 1, 1.1 + 0.2 * len(models), columns)
         ax = axes[0, 0]

@@ -16,7 +16,7 @@ import pandas as pd
 from polylib.config import UserError
 
 LONGEST = 280  # characters shown of one text
-CELL = "text-align:left;vertical-align:top;padding:6px 10px;white-space:normal;max-width:24em"
+CELL = "text-align:left;vertical-align:top;padding:6px 10px;white-space:normal;overflow-wrap:anywhere"
 RULE = "border-top:1px solid #ddd"
 
 
@@ -41,7 +41,7 @@ def settings(**sections) -> Reading:
         pairs = [(key, _value(value)) for key, value in dataclasses.asdict(section).items()]
         cells = " · ".join(f"{html.escape(k)}&nbsp;<b>{html.escape(v)}</b>" for k, v in pairs)
         rows.append(f"<tr><th style='{CELL}'>{html.escape(name)}</th>"
-                    f"<td style='{CELL};max-width:60em'>{cells}</td></tr>")
+                    f"<td style='{CELL}'>{cells}</td></tr>")
         lines.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in pairs))
     return Reading(f"<table>{''.join(rows)}</table>", "\n".join(lines))
 
@@ -70,15 +70,17 @@ def side_by_side(generations: pd.DataFrame, posts: list, shown: int = 4, replies
     return table(["post", "people", *(f"T = {t:g}" for t in temperatures)], rows)
 
 
-def table(head: list[str], rows: list[list[list[str]]]) -> Reading:
-    """A table whose cells are lists of texts; the first column is the post."""
-    top = "".join(f"<th style='{CELL}'>{html.escape(name)}</th>" for name in head)
+def table(head: list[str], rows: list[list[list[str]]], widths: list[str] | None = None) -> Reading:
+    """A table whose cells are lists of texts, the first column in grey. widths: CSS, "auto" shares the rest."""
+    top = "".join(f"<th style='{CELL};width:{width}'>{html.escape(name)}</th>"
+                  for name, width in zip(head, widths or ["auto"] * len(head), strict=True))
     body = "".join(
         f"<tr style='background:none;{RULE}'>" + "".join(
             f"<td style='{CELL}{';color:#666' if i == 0 else ''}'>{_stack(cell)}</td>"
             for i, cell in enumerate(row)) + "</tr>" for row in rows)
     lines = [f"{name}: {' | '.join(map(_one_line, cell))}" for row in rows for name, cell in zip(head, row)]
-    return Reading(f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>", "\n".join(lines))
+    page = f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
+    return Reading(f"<table style='table-layout:fixed;width:100%'>{page}</table>", "\n".join(lines))
 
 
 def _stack(texts: list[str]) -> str:
@@ -95,6 +97,8 @@ def _one_line(text: str) -> str:
 def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         return ", ".join(f"{k} {_value(v)}" for k, v in value.items())
-    return ", ".join(map(_value, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (dict, list, tuple)):
+        return ", ".join(map(_value, value)) or "–"
+    return str(value)
