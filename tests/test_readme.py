@@ -1,0 +1,171 @@
+"""The README: its tables are what the files say, and every target, path, parameter and setting it names exists."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shutil
+
+import nbformat
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, shell
+from study_fixture import write_study
+
+from polylib import config
+from polylib.config import UserError
+from polylib.evaluation import figures, results, tables
+from polylib.run import Paths, write_json
+
+_SPEC = importlib.util.spec_from_file_location("readme_results", ROOT / "tools" / "readme_results.py")
+script = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(script)
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.sub(r"\\\n\s*", "", "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S)))  # continued lines joined
+TREE = re.search(r"## What is where\n\n```text\n(.*?)```", README, re.S)[1]
+MENTIONED = COMMANDS + "\n" + "\n".join(re.findall(r"`([^`\n]+)`", README))  # code blocks and code in prose
+
+
+def tree_paths() -> list[str]:
+    """Paths of the annotated tree; two spaces a level, the name ends at the first space."""
+    paths, above = [], []
+    for line in TREE.splitlines():
+        indent, name = re.match(r"( *)(\S+)", line).groups()
+        above[len(indent) // 2:] = [name]
+        paths.append("".join(above))
+    return paths
+
+
+# ---- the tables
+
+
+def test_the_tables_are_what_the_script_writes():
+    changed = shell("git", "status", "--porcelain", "--", "results", cwd=ROOT, fail=False).strip()
+    if not Paths("laptop", ROOT).summary.is_file():
+        pytest.skip("results/laptop is not in this checkout: there is nothing to compare with")
+    if changed:
+        pytest.skip("results/ is not as committed: a study was run here; python tools/readme_results.py updates README")
+    blocks = {"results": script.results_block(ROOT), "presets": script.presets_block(ROOT)}
+    assert script.fill(README, blocks) == README, "run python tools/readme_results.py"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Invented results of the laptop preset, with what notebook 08 writes from them."""
+    root = tmp_path_factory.mktemp("study")
+    shutil.copytree(ROOT / "params", root / "params")
+    cfg = config.load("laptop", root)
+    paths = write_study(root, cfg, prompts=8)
+    found = results.load(paths, cfg)
+    tables.main(found).save(paths.figures)
+    figures.forest(found).save(paths.figures, dpi=40)
+    figures.quality_diversity(found).save(paths.figures, dpi=40)
+    shutil.rmtree(paths.results("data"))
+    for number, file in enumerate(sorted((root / "results").glob("**/env.json"))):
+        write_json(file, {"preset": "laptop", "wall_seconds": 60 * (number + 1), "peak_memory_mb": 1024,
+                          "peak_gpu_memory_mb": 3072, "device": "cpu, 2 cores", "dtype": "bfloat16"})
+    write_json(paths.results("data") / "manifest.json", {"engagement": "simulated"})
+    return root, cfg, paths, found
+
+
+def test_results_say_simulated_n_and_what_the_files_hold(study):
+    root, cfg, paths, found = study
+    block = script.results_block(root)
+    assert "*simulated engagement*" in block and "n = 8 posts" in block and "p = 0.25" in block
+    for method in cfg.methods:
+        mean = np.mean([found.cells("diversity")[method, seed].mean() for seed in cfg.seeds])
+        assert re.search(rf"^\|.*\b{mean:.3f} ± ", block, re.M), method
+    first = np.mean([found.histories["grpo", s]["val_reward"].dropna().iloc[0] for s in cfg.seeds])
+    last = np.mean([found.histories["grpo", s]["val_reward"].dropna().iloc[-1] for s in cfg.seeds])
+    assert f"{first:.4g} → {last:.4g}" in block
+    assert "nan" not in block.lower().replace("nann", "")
+
+
+def test_presets_add_up_minutes_and_own_up_to_what_never_ran(study):
+    root, _, paths, _ = study
+    runs = len(list((root / "results").glob("**/env.json")))
+    rows = {line.split("|")[1].strip(): line for line in script.presets_block(root).splitlines() if "|" in line}
+    assert f"| {runs * (runs + 1) / 2:.1f} | 3.0 | cpu, 2 cores, bfloat16 |" in rows["`laptop`"]
+    assert all("not run here" in rows[f"`{preset}`"] for preset in ("smoke", "gpu", "paper"))
+    assert "| 3 |" in rows["`grpo`"]
+
+
+def test_a_missing_file_is_named(study, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(study[0], root)
+    (root / "results/laptop/grpo/s42/history.csv").unlink()
+    with pytest.raises(UserError, match="grpo/s42/history.csv: missing"):
+        script.results_block(root)
+
+
+def test_only_marked_blocks_change():
+    text = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
+    assert script.fill(text, {"x": "new"}) == "a\n<!-- x -->\nnew\n<!-- /x -->\nb\n"
+    assert script.fill("<!-- x -->\n<!-- /x -->\n", {"x": r"\1"}) == "<!-- x -->\n\\1\n<!-- /x -->\n"
+    with pytest.raises(UserError, match="<!-- y -->"):
+        script.fill(text, {"y": "new"})
+
+
+# ---- what it names exists
+
+
+def test_make_targets_exist_and_continuous_integration_calls_the_test_command():
+    named = set(re.findall(r"\bmake ([a-z][a-z-]*)", MENTIONED))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert {"test", "reproduce", "lab"} <= named <= targets
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("\nmake test")
+
+
+def test_every_path_of_the_tree_exists():
+    paths = tree_paths()
+    assert len(paths) > 60 and len(set(paths)) == len(paths)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_tree_leaves_no_module_notebook_preset_or_tool_out():
+    here = {f.relative_to(ROOT).as_posix() for folder in ("polylib", "notebooks", "params", "tools")
+            for f in (ROOT / folder).rglob("*") if f.suffix in (".py", ".ipynb", ".yaml", ".sh")}
+    hidden = {path for path in here if path.endswith("__init__.py") or ".ipynb_checkpoints" in path}
+    assert here - hidden - set(tree_paths()) == set()
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_names_in_the_idea_are_in_the_files_they_point_to():
+    idea = README.split("## The one idea")[1].split("\n## ")[0]
+    code = "\n".join(f.read_text() for f in (ROOT / "polylib" / "training").glob("*.py"))
+    names = [name for name in re.findall(r"`([A-Za-z_]+)`", idea)]
+    assert len(names) > 8 and [name for name in names if not re.search(rf"^(def|class) {name}\b", code, re.M)] == []
+
+
+def test_papermill_parameters_reach_their_notebooks():
+    calls = [line for line in COMMANDS.splitlines() if line.strip().startswith("papermill")]
+    assert len(calls) >= 2
+    for call in calls:
+        path = ROOT / re.search(r"(notebooks/\w+\.ipynb)", call)[1]
+        cell = next(c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+        assert "parameters" in cell.metadata["tags"]
+        known = {node.target.id for node in ast.parse(cell.source).body}
+        given = set(re.findall(r" -p (\w+)", call))
+        assert given and given <= known, f"{path.name}: {given - known}"
+
+
+def test_stages_and_settings_in_commands_exist():
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert set(re.findall(r"\b(\w+)@laptop", COMMANDS)) <= set(pipeline)
+    changed = re.findall(r"-S 'params/(\w+)\.yaml:(\w+)\.(\w+)=", COMMANDS)
+    assert changed
+    for preset, section, key in changed:
+        assert key in yaml.safe_load((ROOT / "params" / f"{preset}.yaml").read_text())[section]
+
+
+@pytest.mark.parametrize("name", ["README.md", "LOG.md"])
+def test_no_path_of_one_machine(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert not re.search(r"/(home|Users|work|root|tmp)/|localhost|\.internal", text)

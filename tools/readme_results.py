@@ -1,0 +1,120 @@
+"""Fill the marked blocks of README.md from files under results/ and from nothing else.
+
+    python tools/readme_results.py     # after `make reproduce`, before results are committed
+
+<!-- results --> is results/laptop; <!-- presets --> comes from the env.json of every study run in this checkout.
+"""
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from polylib import config  # noqa: E402
+from polylib.evaluation import effects, results, style, tables  # noqa: E402
+from polylib.run import Paths, UserError, atomic_write  # noqa: E402
+
+STUDY, PRESETS = "laptop", ("smoke", "quick", "laptop", "gpu", "paper")  # cheapest first; others follow by name
+STAGES = ("data", "reward_model", "sft", "lambda0", "polychromic", "grpo", "hybrid", "evaluation")
+TABLE = ("judge_mean", "pass@", "reward_mean", "diversity", "relevance", "length_words", "truncated")
+EFFECTS = ("judge_mean", "reward_mean", "diversity", "relevance")
+DYNAMICS = {"val_ce": "CE, nats/token", "val_reward": "reward", "val_diversity": "diversity",
+            "val_kl": "KL to the start, nats", "val_length": "tokens"}
+
+
+def results_block(root: Path) -> str:
+    """Figure, main table, differences to SFT, the temperature control, what training did. UserError without files."""
+    paths, cfg = Paths(STUDY, root), config.load(STUDY, root)
+    found = results.load(paths, cfg)  # refuses a missing or a foreign cell, in one line
+    headings = {c: h for c, h in tables.columns(found).items() if c.startswith(TABLE) and c != "diversity_tfidf"}
+    caption = (paths.figures / "table_main.md").read_text(encoding="utf-8").strip().splitlines()[-1]
+    main = tables.Table(pd.read_csv(paths.figures / "table_main.csv"), headings, caption)
+    forest = pd.read_csv(paths.figures / "forest.csv").query("metric in @EFFECTS")
+    return "\n\n".join([
+        f"![Judge score against semantic diversity](results/{STUDY}/paper_figures/quality_diversity.png)",
+        main.to_markdown().strip().replace("simulated engagement", "*simulated engagement*"),
+        "**Differences to SFT.** Effect, then two 95 % intervals: *these checkpoints* (other posts) / *the method* "
+        f"(other training runs too). With {forest['seeds'].max()} runs the exact sign-flip test cannot fall below p = "
+        f"{forest['exact_floor'].max():g}, whatever the data show.",
+        _by_method(forest, [results.LABELS[name] for name in forest["metric"].unique()], lambda c: f"{c.effect:+.3f} "
+                   f"{_interval(c.checkpoints_low, c.checkpoints_high)} / {_interval(c.method_low, c.method_high)}"),
+        "**Against heat alone.** Gain over SFT at the temperature that gives it the same judge score or diversity, and "
+        "its 95 % interval over runs. A dash: temperature does not take SFT there in every run (in how many it does).",
+        _by_method(effects.matched_table(found), ["diversity at equal judge score", "judge score at equal diversity"],
+                   lambda c: f"{c.gain:+.3f} {_interval(c.low, c.high)}" if np.isfinite(c.gain) else
+                   f"– ({c.matched_runs} of {c.runs})"),
+        f"**What training did** on {cfg.sft.eval_prompts} validation posts, before → after, mean over runs.",
+        _dynamics(found)])
+
+
+def presets_block(root: Path) -> str:
+    """Minutes and memory of every study found, with a row for a preset that never ran; then the stages of laptop."""
+    files = {file.stem: file.read_text(encoding="utf-8") for file in (root / "params").glob("*.yaml")}
+    rows, lines, top = [], [], root / "results"
+    for file in sorted(top.glob("*/**/env.json")):
+        env, (study, stage) = json.loads(file.read_text(encoding="utf-8")), file.relative_to(top).parts[:2]
+        rows.append([study, stage, env["preset"], env["wall_seconds"] / 60,
+                     max(env["peak_memory_mb"], env["peak_gpu_memory_mb"]) / 1024, f"{env['device']}, {env['dtype']}"])
+    envs = pd.DataFrame(rows, columns=["study", "stage", "preset", "minutes", "memory", "device"])
+    for preset in sorted(files, key=lambda name: (PRESETS.index(name) if name in PRESETS else len(PRESETS), name)):
+        comment = " ".join(re.match(r"(#.*\n)+", files[preset])[0].replace("#", " ").split())
+        purpose = re.split(r"(?<=[\w)])\. |\.$", comment.removeprefix(f"{preset}: "))[0]  # the file's first sentence
+        studies = envs[envs["preset"].eq(preset)]
+        lines += [[f"`{study}`", purpose, f"{part['minutes'].sum():.1f}", f"{part['memory'].max():.1f}",
+                   "; ".join(sorted(set(part["device"])))] for study, part in studies.groupby("study")]
+        if studies.empty:
+            lines.append([f"`{preset}`", purpose, "not run here", "–", "–"])
+    text = _markdown(["study", "what it is", "minutes, stages added up", "peak GiB of a stage", "measured on"], lines)
+    stages = envs[envs["study"].eq(STUDY)].groupby("stage").agg(
+        runs=("minutes", "size"), minutes=("minutes", "mean"), peak=("memory", "max")).reindex(STAGES).dropna()
+    rows = [[f"`{r.Index}`", f"{r.runs:g}", f"{r.minutes:.1f}", f"{r.peak:.1f}"] for r in stages.itertuples()]
+    return text if not rows else "\n\n".join(
+        [text, f"Stages of `{STUDY}`:", _markdown(["stage", "runs", "minutes a run", "peak GiB"], rows)])
+
+
+def fill(readme: str, blocks: dict[str, str]) -> str:
+    """README text with what stands between each pair of markers replaced. UserError if a pair is missing."""
+    for name, body in blocks.items():
+        parts = re.split(rf"(?<=<!-- {name} -->\n)(?s:.*?)(?=<!-- /{name} -->)", readme)
+        if len(parts) != 2:
+            raise UserError(f"README.md: needs one pair of lines <!-- {name} --> and <!-- /{name} -->")
+        readme = f"{parts[0]}{body}\n{parts[1]}"
+    return readme
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{low:+.3f}, {high:+.3f}]" if np.isfinite([low, high]).all() else "[no interval]"
+
+
+def _by_method(table: pd.DataFrame, head: list[str], cell) -> str:
+    groups = table.groupby("method", sort=False)
+    return _markdown(["", *head], [[style.METHOD_STYLE[m]["label"], *map(cell, g.itertuples())] for m, g in groups])
+
+
+def _dynamics(found: results.Results) -> str:
+    rows = []
+    for method in found.cfg.methods:
+        looks = [found.histories[method, s].dropna(subset="val_ce").reindex(columns=DYNAMICS) for s in found.cfg.seeds]
+        ends = np.mean([look.iloc[[0, -1]].to_numpy() for look in looks], axis=0).T
+        cells = ["–" if np.isnan([a, b]).any() else f"{a:.4g} → {b:.4g}" for a, b in ends]
+        rows.append([style.METHOD_STYLE[method]["label"], *cells])
+    return _markdown(["", *DYNAMICS.values()], rows)
+
+
+if __name__ == "__main__":
+    try:
+        blocks = {"results": results_block(ROOT), "presets": presets_block(ROOT)}
+        atomic_write(ROOT / "README.md", fill((ROOT / "README.md").read_text(encoding="utf-8"), blocks))
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}; README.md stays as it is")
