@@ -179,13 +179,14 @@ def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *,
             group["lr"] = lr
         optimizer.step()
         policy.publish()
-        row = {"step": step + 1, **totals, **describe(scored), "grad_norm": norm.item(), "lr": lr}
+        seconds = time.monotonic() - tick  # of the step; a look at validation posts is not counted
+        row = {"step": step + 1, **totals, **describe(scored), "grad_norm": norm.item(), "lr": lr, "seconds": seconds,
+               "tokens_per_s": totals["tokens"] / seconds}
         if (step + 1) % section.eval_every == 0 or step + 1 == section.steps:
             val, after = look(policy, cfg, section, val_posts, reward, encode, seed)
             row |= val
             print(f"{method} s{seed} step {step + 1}: " + ", ".join(f"{k} {v:.3f}" for k, v in val.items()), flush=True)
-        seconds = time.monotonic() - tick
-        log.append({**row, "seconds": seconds, "tokens_per_s": totals["tokens"] / seconds})
+        log.append(row)
         if (step + 1) % section.save_every == 0 and step + 1 < section.steps and rank == 0:
             save_state(scratch, policy, optimizer, {
                 "step": step + 1, "resumes": resumes, "fingerprint": mark,
