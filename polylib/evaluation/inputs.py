@@ -33,7 +33,7 @@ def engagement(rows: pd.DataFrame, kind: str, columns: int = 2) -> Picture:
             ax.errorbar(part["x"], part["y"], yerr=1.96 * part["sd"] / np.sqrt(part["n"]), fmt="o-",
                         color="#0072B2", ms=4, lw=1.2)
             ax.set(title=label, xscale="log", xlabel="followers of the author of the reply")
-        finish(figure, f"{len(known)} replies, {kind} engagement.", columns)
+        finish(figure, f"{len(known)} replies by authors of known followers, {kind} engagement.", columns)
     return Picture("engagement", figure, known[["reply_id", "followers", "raw", "engagement"]])
 
 
