@@ -9,14 +9,13 @@ from matplotlib import rc_context
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from polylib.evaluation.results import Results
 from polylib.evaluation.style import METHOD_STYLE, STYLE, Picture, canvas, finish, line, ordered
 
 # (column of every step, its held-out counterpart, label)
 PANELS = [("ce", "val_ce", "cross-entropy, nats/token"), ("reward", "val_reward", "reward"),
           ("diversity", "val_diversity", "semantic diversity"), ("kl", "val_kl", "KL to the start, nats"),
           ("length", "val_length", "length, tokens"), ("grad_norm", "", "gradient norm")]
-HELD_OUT = [("val_reward", "reward"), ("val_diversity", "semantic diversity"), ("val_kl", "KL to SFT, nats"),
+HELD_OUT = [("val_reward", "reward"), ("val_diversity", "semantic diversity"), ("val_kl", "KL to the start, nats"),
             ("val_ce", "cross-entropy, nats/token"), ("val_length", "length, tokens"),
             ("truncated", "truncated (5 batches)")]
 
@@ -51,9 +50,10 @@ def training_curves(history: pd.DataFrame | Mapping[str, pd.DataFrame], method: 
     return Picture(f"training_{method}", figure, data)
 
 
-def training_dynamics(results: Results, columns: int = 2) -> Picture:
+def training_dynamics(results, columns: int = 2) -> Picture:
     """All methods on held-out posts over training: seeds thin, their mean bold. SFT counts its own steps, all
-    others start where it ended."""
+    others start where it ended, so KL is to the base model for SFT and to SFT for the others. `results`: a study as
+    `results.load` returns it (not imported here: a training notebook must not depend on it)."""
     runs = results.histories.items()
     data = pd.concat([frame.assign(method=method, seed=seed) for (method, seed), frame in runs],
                      ignore_index=True)

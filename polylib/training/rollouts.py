@@ -24,7 +24,7 @@ class Scored:
     posts: list
     rollouts: sampling.Rollouts
     rewards: torch.Tensor | None
-    diversity: torch.Tensor | None      # (B,) D of each set
+    diversity: torch.Tensor | None      # (B,) D of each set, ungated: what a reader sees
     advantages: torch.Tensor            # (B, K) beta * A_reward + lambda * A_diversity
     valid: torch.Tensor                 # (B, K) replies that may buy diversity
     old_logprobs: torch.Tensor | None   # (B, K, T) of the policy that sampled; None = the current policy
@@ -77,7 +77,7 @@ def score(section, posts: list, rollouts, reward, encode, scales: dict,
         of_posts = torch.from_numpy(encode([post.text for post in posts]))
         valid &= torch.einsum("bkd,bd->bk", embeddings, of_posts) >= section.min_relevance
         distances = div.pairwise_distances(embeddings)
-        d = div.mean_pairwise(distances, valid)
+        d = div.mean_pairwise(distances)
     if section.beta:
         scale = section.scale_advantages if section.scale_advantages == "group" else "none"
         reward_adv = obj.group_advantages(rewards, scale)
