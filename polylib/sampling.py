@@ -1,11 +1,10 @@
 """The rollout engine: K completions of every prompt in one batch.
 
-What makes it quick on a small model, in order of what it saves (`benchmarks/` has the ratios):
-prompts are prefilled once and their keys and values repeated K times; all B·K rows decode together; finished
-rows leave the batch; keys and values live in one buffer that is never re-concatenated; grouped attention reads
-it without copying heads; the next token comes from one inverse-CDF look-up instead of a sort or a draw over the
-whole vocabulary. Left out on purpose: top-p and top-k here (they bias the score function unless the same kept
-set is replayed in training) and speculative decoding.
+What makes it quick on a small model (`benchmarks/engine.py` measures each): prompts are prefilled once and their keys
+and values repeated K times; all B·K rows decode together; finished rows leave the batch; the next token comes from
+one inverse-CDF look-up instead of a sort or a draw over the whole vocabulary; grouped attention reads the keys and
+values without copying heads. Left out on purpose: top-p and top-k here (they bias the score function unless the same
+kept set is replayed in training) and speculative decoding.
 """
 
 from __future__ import annotations
