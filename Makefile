@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 export DVC_NO_ANALYTICS := 1
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup test quick reproduce lab notebooks-clean clean
+.PHONY: help setup test quick mutants reproduce lab notebooks-clean clean
 
 help:             ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -30,6 +30,9 @@ test: setup       ## style, unit tests, the smoke study from a clean copy, every
 quick: setup      ## the same without the smoke study and the notebooks
 	ruff check .
 	python -m pytest -m "not pipeline" $(ARGS)
+
+mutants: setup    ## put known faults into the code, one at a time, and name the test that catches each (20 minutes)
+	python tests/mutants.py $(ARGS)
 
 reproduce: setup  ## run a study: PRESET=laptop (default) | quick | smoke | gpu | paper, DATA=your file, JOBS=at a time
 	python -m polylib.study "$(PRESET)" $(if $(DATA),--data "$(DATA)")

@@ -123,7 +123,13 @@ def checkout(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke(checkout) -> Path:
-    """The checkout after `dvc repro` of the smoke preset (minutes)."""
+    """The checkout after `make reproduce PRESET=smoke`, less the set-up (minutes)."""
     shell(sys.executable, "-m", "polylib.study", "smoke", cwd=checkout)
-    shell("dvc", "repro", cwd=checkout)
+    shell("sh", "tools/reproduce.sh", cwd=checkout)
     return checkout
+
+
+@pytest.fixture(scope="session")
+def desk(smoke, tmp_path_factory) -> Path:
+    """A copy of the smoke study for running notebooks by hand: they write over its results, with other timings."""
+    return shutil.copytree(smoke, tmp_path_factory.mktemp("desk") / "project", symlinks=True)

@@ -1,11 +1,11 @@
-"""Do the tests of the pure training rooms catch what they claim to catch? Inject known faults, one at a time.
+"""Do the tests of the training rooms catch what they claim to catch? Inject known faults, one at a time.
 
     python tests/mutants.py [words of a fault's name]      ends with "caught N of N", exit status 1 if one was
     missed
 
-A scratch copy of `polylib/training` is edited, never the checkout. Each fault runs in a fork of a process
-that has already imported torch, and stops at the first test that fails. Not collected by pytest (minutes, not
-seconds).
+A scratch copy of `polylib` is edited, never the checkout. Each fault runs in a fork of a process that has already
+imported torch, and stops at the first test that fails. Faults of the pure rooms run the tests of the mathematics,
+faults of the rooms that touch a model those of the engine. Not collected by pytest (minutes, not seconds).
 """
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ import pytest
 import torch
 import transformers.loss.loss_utils  # noqa: F401  (imported once here, shared by every fork)
 import trl.trainer.grpo_trainer  # noqa: F401
-from faults import FAULTS
+from faults import FAULTS as PURE
+from faults_engine import FAULTS as ENGINE
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ["objective", "advantages", "diversity", "measures", "pathwise", "schedules", "anatomy"]
-SUITES = ["objective", "kl", "advantages", "normalizers", "diversity", "pathwise", "trl_parity"]
+SUITES = {"pure": ["objective", "kl", "advantages", "normalizers", "diversity", "pathwise", "trl_parity"],
+          "engine": ["sampling", "logprobs", "models", "loop"]}
+FAULTS = ([("pure", name, f"training/{room}", old, new) for name, room, old, new in PURE]
+          + [("engine", *fault) for fault in ENGINE])
 
 
-def first_failure(scratch: Path) -> str:
+def first_failure(scratch: Path, kind: str) -> str:
     """Run the suites in a fork with the scratch copy first on the path; name of the first failing test or
     ''."""
     log = scratch / "log.txt"
@@ -37,7 +40,7 @@ def first_failure(scratch: Path) -> str:
         os.dup2(out, 1)
         os.dup2(out, 2)
         status = pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:nbval",
-                              *(f"tests/test_{s}.py" for s in SUITES)])
+                              *(f"tests/test_{s}.py" for s in SUITES[kind])])
         sys.stdout.flush()
         os._exit(int(status))
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -53,27 +56,25 @@ def main(words: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="polylib-mutants-") as folder:
         scratch = Path(folder)
         shutil.copytree(ROOT / "tests", scratch / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-        (scratch / "polylib" / "training").mkdir(parents=True)
-        for package in ("polylib", "polylib/training"):
-            (scratch / package / "__init__.py").touch()
-        sources = {room: (ROOT / f"polylib/training/{room}.py").read_text() for room in ROOMS}
-        for room, text in sources.items():
-            (scratch / f"polylib/training/{room}.py").write_text(text)
+        for folder in ("polylib", "params"):
+            shutil.copytree(ROOT / folder, scratch / folder, ignore=shutil.ignore_patterns("__pycache__"))
         os.chdir(scratch)
         (scratch / "pytest.ini").write_text("[pytest]\npythonpath = . tests\n")
         checkout = (ROOT, ROOT / "tests")
         sys.path = [str(scratch)] + [p for p in sys.path if Path(p or ".").resolve() not in checkout]
-        if broken := first_failure(scratch):
-            raise SystemExit(f"the suite is red before any fault: {broken}")
-        faults = [f for f in FAULTS if all(w in f[0] for w in words)]
+        faults = [f for f in FAULTS if all(w in f[1] for w in words)]
+        for kind in sorted({f[0] for f in faults}):
+            if broken := first_failure(scratch, kind):
+                raise SystemExit(f"the suite is red before any fault: {broken}")
         caught = 0
-        for name, room, text, replacement in faults:
-            if text not in sources[room]:
-                raise SystemExit(f"fault {name!r}: its text has left {room}.py; update tests/faults.py")
-            path = scratch / f"polylib/training/{room}.py"
-            path.write_text(sources[room].replace(text, replacement))
-            test = first_failure(scratch)
-            path.write_text(sources[room])
+        for kind, name, room, text, replacement in faults:
+            path = scratch / f"polylib/{room}.py"
+            source = path.read_text()
+            if text not in source:
+                raise SystemExit(f"fault {name!r}: its text has left {room}.py; update tests/faults*.py")
+            path.write_text(source.replace(text, replacement))
+            test = first_failure(scratch, kind)
+            path.write_text(source)
             caught += bool(test)
             print(f"{'caught' if test else 'MISSED'} | {name} | {test}", flush=True)
         print(f"caught {caught} of {len(faults)}")

@@ -197,6 +197,20 @@ def test_invalid_replies_earn_no_diversity():
     assert scored.advantages[0, 0] < 0
 
 
+def test_the_reward_sees_each_reply_with_its_own_post():
+    texts = [[f"{post.id} {i}" for i in range(2)] for post in POSTS]
+    flat = rollouts.sampling.Rollouts(
+        [[1]] * 4, torch.zeros(4, 2, 2, dtype=torch.long), torch.ones(4, 2, 2, dtype=torch.bool),
+        torch.zeros(4, 2, 2), torch.zeros(4, 2, dtype=torch.bool), texts)
+    own = {post.text: post.id for post in POSTS}
+
+    def owner(posts, replies):
+        return np.array([float(reply.split()[0] == own[post]) + int(reply[-1]) for post, reply in zip(posts, replies)])
+    scales = {"reward": loop.RunningScale(), "diversity": loop.RunningScale()}
+    scored = rollouts.score(dataclasses.replace(SECTION, beta=1.0, lam=0.0), POSTS, flat, owner, None, scales)
+    assert scored.rewards.tolist() == [[1.0, 2.0]] * 4
+
+
 def test_posts_of_an_epoch_are_all_seen_once():
     seen = [p.id for step in range(2) for p in rollouts.batch_of(POSTS, step, 2, seed=9)]
     assert sorted(seen) == sorted(p.id for p in POSTS)

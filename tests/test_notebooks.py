@@ -108,21 +108,21 @@ def test_a_wrong_stored_output_fails(one_cell, tmp_path):
 
 
 @pytest.mark.pipeline
-def test_a_wrong_stored_output_in_a_real_notebook_fails(smoke):
-    path = smoke / "notebooks" / NOTEBOOKS[0].name
+def test_a_wrong_stored_output_in_a_real_notebook_fails(desk):
+    path = desk / "notebooks" / NOTEBOOKS[0].name
     notebook = nbformat.read(path, as_version=4)
     cell = next(c for c in notebook.cells if c.cell_type == "code" and CHECKED in c.source)
     cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="planted\n")]
     wrong = path.with_name("wrong.ipynb")
     nbformat.write(notebook, wrong)
     try:
-        assert "1 failed" in nbval(wrong, cwd=smoke, fail=False)
+        assert "1 failed" in nbval(wrong, cwd=desk, fail=False)
     finally:
         wrong.unlink()
 
 
 @pytest.mark.pipeline
 @each
-def test_a_notebook_runs_and_shows_what_it_stores(path, smoke):
+def test_a_notebook_runs_and_shows_what_it_stores(path, desk):
     """Executed anew with its own defaults, the smoke study, next to that study's files."""
-    nbval(smoke / "notebooks" / path.name, cwd=smoke)
+    nbval(desk / "notebooks" / path.name, cwd=desk)
