@@ -24,6 +24,7 @@ from polylib.settings import (
     Config,
     DataConfig,
     EvaluationConfig,
+    LLMJudgeConfig,
     ModelConfig,
     PaperFiguresConfig,
     RewardModelConfig,
@@ -31,7 +32,7 @@ from polylib.settings import (
     TrainConfig,
 )
 
-__all__ = ["METHODS", "Config", "DataConfig", "EvaluationConfig", "ModelConfig", "PaperFiguresConfig",
+__all__ = ["METHODS", "Config", "DataConfig", "EvaluationConfig", "LLMJudgeConfig", "ModelConfig", "PaperFiguresConfig",
            "RewardModelConfig", "SamplingConfig", "TrainConfig", "UserError", "load",
            "read_yaml", "write_yaml"]
 
@@ -80,7 +81,7 @@ def _value(hint: object, value: object, path: Path, key: str):
         return origin(_value(args[0], v, path, f"{key}[{i}]") for i, v in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return {_value(str, k, path, key): _value(args[1], v, path, f"{key}.{k}") for k, v in value.items()}
-    if hint in (int, str) and type(value) is hint:  # not isinstance: True is no number of steps
+    if hint in (int, str, bool) and type(value) is hint:  # not isinstance: True is no number of steps
         return value
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:  # 1.0e-5 arrives as a string through YAML 1.1 readers

@@ -25,6 +25,8 @@ class ModelConfig:
 @dataclass(frozen=True)
 class SamplingConfig:
     temperature: float
+    top_p: float
+    top_k: int
     max_new_tokens: int
     max_prompt_tokens: int
 
@@ -56,12 +58,17 @@ class DataConfig:
 @dataclass(frozen=True)
 class RewardModelConfig:
     epochs: int
+    objective: Literal["conditional", "pairs", "nmse"]
+    negatives: int
     lr: float
     hidden: int
     weight_decay: float
     members: int
+    uncertainty_penalty: float
     learned_weight: float
     heuristic_weight: float
+    coherence_weight: float
+    relevance_floor: float
     heuristic: dict[str, float]
 
 
@@ -78,6 +85,7 @@ class TrainConfig:
     samples_per_prompt: int
     gold_per_prompt: int
     rollout_every: int
+    updates_per_rollout: int
     micro_prompts: int
     lr: float
     warmup_steps: int
@@ -85,17 +93,31 @@ class TrainConfig:
     max_grad_norm: float
     clip_low: float
     clip_high: float
-    loss_normalizer: Literal["dr_grpo", "grpo", "dapo", "sequence"]
-    scale_advantages: Literal["running", "group", "none"]
-    kl_estimator: str
-    diversity: str
-    diversity_gradient: str
+    loss_normalizer: Literal["dr_grpo", "grpo", "dapo", "token", "sequence"]
+    scale_advantages: Literal["running", "group", "batch", "none"]
+    kl_estimator: Literal["k1_in_reward", "k1", "k2", "k3", "k3+"]
+    kl_target: float
+    kl_rule: Literal["steps", "proportional"]
+    kl_bounds: list[float]
+    entropy: float
+    advantage_clip: float
+    mask_truncated: bool
+    reward_gradient: Literal["mean", "max_at_k", "pass_at_k", "pass_at_k_training"]
+    diversity: Literal["semantic", "logdet", "vendi", "distinct_1", "distinct_2", "self_bleu"]
+    diversity_gradient: Literal["jackknife", "leave_one_out", "shared", "set_level", "f_poly", "darling", "detached",
+                                "entropy", "token_gini", "embedding_rao"]
+    subset_size: int
+    gold_loss: Literal["ce", "gem", "chord_phi"]
+    chord: dict[str, float]
+    curriculum: float
     min_relevance: float
-    reward: Literal["combined", "learned", "heuristic"]
+    reward: Literal["combined", "learned", "heuristic", "coherence", "llm"]
     eval_every: int
     eval_prompts: int
     eval_samples: int
     save_every: int
+    anatomy_every: int
+    on_hacked: Literal["warn", "stop"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +128,18 @@ class EvaluationConfig:
     judge_quantiles: list[float]
     ks: list[int]
     seed: int
+
+
+@dataclass(frozen=True)
+class LLMJudgeConfig:
+    url: str
+    model: str
+    cache: Literal["live", "record", "replay", "off"]
+    max_calls: int
+    max_cost: float
+    price_in: float
+    price_out: float
+    concurrency: int
 
 
 @dataclass(frozen=True)
@@ -129,6 +163,7 @@ class Config:
     grpo: TrainConfig
     hybrid: TrainConfig
     evaluation: EvaluationConfig
+    llm_judge: LLMJudgeConfig
     paper_figures: PaperFiguresConfig
 
     def _repr_html_(self) -> str:
