@@ -1,4 +1,4 @@
-"""Differentiable diversity, schedules, the KL controller and gradient anatomy."""
+"""Differentiable diversity, schedules and the KL controller."""
 from __future__ import annotations
 
 import math
@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from polylib.training import pathwise, schedules
-from polylib.training.anatomy import gradient_anatomy
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 
@@ -127,13 +126,3 @@ def test_adaptive_kl_moves_towards_its_target_and_stays_in_bounds():
         schedules.AdaptiveKL(0.1, 5.0, "pid")
     with pytest.raises(ValueError, match="coef"):
         schedules.AdaptiveKL(20.0, 5.0)
-
-
-def test_anatomy_by_hand_and_a_constant_term_has_no_pull():
-    a, b = torch.tensor([3.0, 1.0], requires_grad=True), torch.tensor([2.0], requires_grad=True)
-    row = gradient_anatomy({"ce": (a * torch.tensor([3.0, 4.0])).sum(), "kl": b.sum() * 2 - 4 * a[0] * 0.5,
-                            "detached": torch.tensor(0.7)}, [a, b])
-    assert row["norm_ce"] == pytest.approx(5.0) and row["norm_kl"] == pytest.approx(math.sqrt(8))
-    assert row["norm_detached"] == 0.0 and math.isnan(row["cos_ce_detached"])
-    assert row["cos_ce_kl"] == pytest.approx(-6 / (5 * math.sqrt(8)))
-    assert a.grad is None and b.grad is None

@@ -1,4 +1,8 @@
-"""Gradient anatomy: how hard does each term of the objective pull, and do the terms pull the same way?"""
+"""Gradient anatomy: how hard does each term of the objective pull, and do the terms pull the same way?
+
+A loss value says neither: a detached diversity moves the loss and no weight, and a term of value zero (an
+on-policy ratio loss) can have the largest gradient. So the gradients themselves are taken apart.
+"""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,30 +11,53 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+TERMS = ("ce", "reward", "diversity", "kl")
+COLUMNS = [*(f"norm_{name}" for name in TERMS), *(f"cos_{a}_{b}" for a, b in combinations(TERMS, 2))]
 
-def gradient_anatomy(terms: dict[str, Tensor], parameters: Sequence[Tensor]) -> dict[str, float]:
-    """Norm of each term's gradient and the cosine of each pair. `terms` are scalars on one graph (kept
-    alive).
 
-    -> {"norm_ce": .., "norm_reward": .., "cos_ce_reward": .., ...}. A cosine with a zero gradient is NaN: a
-    direction does not exist. A term that does not reach the parameters at all has norm 0 (that is the
-    finding). One backward pass a term, and `.grad` is not touched.
+class Anatomy:
+    """Norms and cosines of the gradients of the weighted terms of one optimizer step.
+
+        anatomy = Anatomy(parameters)
+        for each micro-slice: anatomy.add({"ce": alpha * ce, "kl": kappa * kl})    # before backward()
+        row = anatomy.row()
+
+    One extra backward pass a term and slice, one float32 copy of the trainable weights a term. `.grad` is not
+    touched and the graph is kept, so the ordinary backward pass can follow. Raises ValueError without
+    parameters.
     """
-    gradients = {}
-    for name, term in terms.items():
-        if not term.requires_grad:  # a constant, such as a detached diversity
-            gradients[name] = [torch.zeros_like(p) for p in parameters]
-            continue
-        found = torch.autograd.grad(term, list(parameters), retain_graph=True, allow_unused=True)
-        gradients[name] = [torch.zeros_like(p) if g is None else g
-                           for p, g in zip(parameters, found, strict=True)]
 
-    def dot(a: list[Tensor], b: list[Tensor]) -> float:
-        return sum((x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)).item()
+    def __init__(self, parameters: Sequence[Tensor]):
+        self.parameters = list(parameters)
+        if not self.parameters:
+            raise ValueError("the anatomy needs at least one trainable parameter")
+        self.gradients: dict[str, Tensor] = {}
 
-    norms = {name: dot(g, g) ** 0.5 for name, g in gradients.items()}
-    row = {f"norm_{name}": value for name, value in norms.items()}
-    for a, b in combinations(gradients, 2):
-        size = norms[a] * norms[b]
-        row[f"cos_{a}_{b}"] = dot(gradients[a], gradients[b]) / size if size > 0 else float("nan")
-    return row
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Add the gradients of this slice's terms: scalars, weighted as they enter the loss, of TERMS' names.
+
+        A constant (such as a detached diversity) and a term that does not reach a parameter add zeros: that
+        is the finding. Raises ValueError on another name.
+        """
+        if unknown := sorted(set(terms) - set(TERMS)):
+            raise ValueError(f"no anatomy of {', '.join(unknown)}; the terms are {', '.join(TERMS)}")
+        for name, term in terms.items():
+            parts = [None] * len(self.parameters)
+            if term.requires_grad:
+                parts = torch.autograd.grad(term, self.parameters, retain_graph=True, allow_unused=True)
+            flat = torch.cat([torch.zeros(p.numel(), device=p.device) if g is None else g.detach().float().flatten()
+                              for p, g in zip(self.parameters, parts, strict=True)])
+            # slices add up before any norm is taken: the norm of a sum is not the sum of norms
+            self.gradients[name] = flat if name not in self.gradients else self.gradients[name] + flat
+
+    def row(self) -> dict[str, float]:
+        """{column: value} for all COLUMNS. NaN for a term that was never added, and for a cosine with a zero
+        gradient, which has no direction."""
+        found = {name: g.double() for name, g in self.gradients.items()}
+        norms = {name: g.norm().item() for name, g in found.items()}
+        row = dict.fromkeys(COLUMNS, float("nan")) | {f"norm_{name}": norm for name, norm in norms.items()}
+        for a, b in combinations(TERMS, 2):
+            size = norms.get(a, 0.0) * norms.get(b, 0.0)
+            if size > 0:
+                row[f"cos_{a}_{b}"] = (found[a] @ found[b]).item() / size
+        return row
