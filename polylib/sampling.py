@@ -3,8 +3,8 @@
 What makes it quick on a small model (`benchmarks/engine.py` measures each): prompts are prefilled once and their keys
 and values repeated K times; all B·K rows decode together; finished rows leave the batch; the next token comes from
 one inverse-CDF look-up instead of a sort or a draw over the whole vocabulary; grouped attention reads the keys and
-values without copying heads. Left out on purpose: top-p and top-k here (they bias the score function unless the same
-kept set is replayed in training) and speculative decoding.
+values without copying heads. With top-k or top-p on, log-probabilities are those of the renormalised distribution that
+was sampled, and the kept tokens are recorded for training to replay. Left out on purpose: speculative decoding.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from polylib.attention import additive_mask
 from polylib.models import format_prompt
+from polylib.truncation import at_or_after, kept_tokens, pack_bits, truncates
 
 COMPACT_AT = 0.8  # drop finished rows once fewer than this share of the batch is alive
 
@@ -26,7 +27,9 @@ class Rollouts:
 
     prompt_ids: B lists of token ids; completion_ids (B, K, T) int64, padded after EOS; completion_mask (B, K, T)
     bool, True up to and including EOS; logprobs (B, K, T) float32, log-probability of each sampled token at the
-    sampling temperature, 0 where masked; truncated (B, K) bool, no EOS within T tokens; texts B lists of K strings.
+    sampling temperature and among the kept tokens, 0 where masked; truncated (B, K) bool, no EOS within T tokens;
+    texts B lists of K strings; kept (B, K, T, ceil(V/8)) uint8, the tokens that could be sampled at each position
+    (`truncation.pack_bits`; 6 KB a token for 49 152 tokens), 0 where masked, None when top-k and top-p are off.
     """
 
     prompt_ids: list[list[int]]
@@ -35,6 +38,7 @@ class Rollouts:
     logprobs: torch.Tensor
     truncated: torch.Tensor
     texts: list[list[str]]
+    kept: torch.Tensor | None = None
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -109,9 +113,10 @@ def _prefill(model, tokenizer, prompts: list[list[int]], k: int, extra: int):
 def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> Rollouts:
     """K completions of every post at `sampling.temperature`, until EOS or `sampling.max_new_tokens`.
 
+    Temperature comes first, then `sampling.top_k` (0 = off), then `sampling.top_p` (1 = off), see `kept_tokens`.
     `model` is a plain (shadow) model, see `models.shadow_of`. The same seed gives the same completions on the same
     device. Every row has its own stream of random numbers, so its completion does not depend on which other rows
-    finished first. Raises ValueError for k < 1 or no posts.
+    finished first. Raises ValueError for k < 1, no posts, or top_p and top_k out of range.
     """
     if k < 1 or not posts:
         raise ValueError(f"need at least one post and one sample a post, got {len(posts)} posts and k={k}")
@@ -129,9 +134,19 @@ def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> R
     mask = torch.zeros(rows, limit, dtype=torch.bool, device=model.device)
     alive = torch.arange(rows, device=model.device)   # row numbers still in the batch
     running = torch.ones(rows, dtype=torch.bool, device=model.device)
+    kept = None
+    if truncates(sampling.top_p, sampling.top_k):
+        kept = torch.zeros(rows, limit, -(-logits.shape[-1] // 8), dtype=torch.uint8, device=model.device)
     for step in range(limit):
-        log_p = torch.log_softmax(logits.float() / temperature, -1)
+        scores = logits.float() / temperature
+        if kept is not None:
+            inside = kept_tokens(scores, sampling.top_p, sampling.top_k)
+            scores = scores.masked_fill(~inside, -torch.inf)
+            kept[alive, step] = pack_bits(inside & running[:, None])
+        log_p = torch.log_softmax(scores, -1)
         token = inverse_cdf(log_p.exp(), uniforms[step, alive])
+        if kept is not None:
+            token = at_or_after(token, inside)
         token = torch.where(running, token, tokenizer.pad_token_id)
         chosen = log_p.gather(-1, token[:, None]).squeeze(-1)
         ids[alive, step] = token
@@ -157,4 +172,5 @@ def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> R
     finished = ids.gather(1, last[:, None]).squeeze(-1) == tokenizer.eos_token_id
     flat = tokenizer.batch_decode([row[keep].tolist() for row, keep in zip(ids, mask)], skip_special_tokens=True)
     texts = [[text.strip() for text in flat[start:start + k]] for start in range(0, rows, k)]
-    return Rollouts(prompts, ids.view(shape), mask.view(shape), logprobs.view(shape), ~finished.view(shape[:2]), texts)
+    return Rollouts(prompts, ids.view(shape), mask.view(shape), logprobs.view(shape), ~finished.view(shape[:2]), texts,
+                    None if kept is None else kept.view(*shape, -1))

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 FAULTS = [
-    ("sampler: temperature omitted", "sampling", "logits.float() / temperature, -1", "logits.float(), -1"),
+    ("sampler: temperature omitted", "sampling", "logits.float() / temperature", "logits.float()"),
     ("sampler: positions count the padding", "sampling", "(mask.cumsum(-1) - 1).clamp(min=0)",
      "torch.arange(longest, device=device).expand(len(prompts), -1)"),
     ("sampler: EOS not in the mask", "sampling", "mask[alive, step] = running",

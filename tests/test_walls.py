@@ -18,6 +18,7 @@ HALL = {
 }
 WINGS = ("polylib.data", "polylib.rewards", "polylib.training")
 PURE = {  # room: what it may import besides mathematics and the other pure rooms of its wing
+    "polylib.truncation": {"torch"},
     "polylib.training.objective": {"torch"},
     "polylib.training.diversity": {"torch"},
     "polylib.training.logprobs": {"torch"},

@@ -8,11 +8,14 @@ pass, the backward pass and the reference pass alike.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+
+from polylib.truncation import unpack_bits
 
 
 @dataclass
@@ -83,13 +86,41 @@ def block_mask(segment: torch.Tensor) -> torch.Tensor:
     return (allowed | itself)[:, None]
 
 
-def completion_logprobs(hidden: torch.Tensor, head, packed: Packed, temperature, chunk: int = 2048) -> torch.Tensor:
+def replayed(kept: torch.Tensor | None, packed: Packed, gold: int) -> torch.Tensor | None:
+    """`kept` of `completion_logprobs` for rows of `gold` human replies followed by the sampled ones.
+
+    kept (B, K, T, bytes), of the same rollouts that were packed (`sampling.Rollouts.kept`) -> (B, gold + K, T', bytes)
+    on the device of `packed`: T is cut (or filled) to the packed T', and every token is kept in the gold slots, which
+    nobody sampled. None stays None. Raises ValueError if the slots do not add up.
+    """
+    if kept is None:
+        return None
+    rows, slots, longest = packed.completion_ids.shape
+    if kept.shape[:2] != (rows, slots - gold):
+        raise ValueError(f"kept sets of {tuple(kept.shape[:2])} rollouts, but {rows} rows of {slots} replies hold "
+                         f"{slots - gold} sampled ones each")
+    device = packed.completion_ids.device
+    out = torch.full((rows, slots, longest, kept.shape[-1]), 255, dtype=torch.uint8, device=device)
+    out[:, gold:, :kept.shape[2]] = kept[:, :, :longest]
+    return out
+
+
+def completion_logprobs(hidden: torch.Tensor, head, packed: Packed, temperature, chunk: int = 2048,
+                        kept: torch.Tensor | None = None, value: Callable | None = None):
     """log π(y_t | prompt, y_<t) of every completion token: (B, N, T) float32, 0 where masked.
 
     hidden (B, L, d) last hidden states; head maps (n, d) to logits (n, V); temperature a float or (N,) tensor that
     divides the logits (Ackley et al. 1985; the same value must be used for sampling). Only positions that predict a
     completion token reach the head, `chunk` at a time, and logits are re-computed in the backward pass when there is
     more than one chunk: memory is chunk·V, not L·V.
+
+    kept (B, N, T, ceil(V/8)) uint8, see `replayed` and `truncation.pack_bits`: logits outside the set are -inf, so
+    the result is log q of the truncated sampler and its gradient the score of q with the set held fixed. A token
+    outside its own set, which no sampler can have drawn, gets -inf.
+
+    value: a function of the same logits (n, V), divided and masked, and of targets (n,), that gives (n,) or (n, C)
+    numbers a token; then the result is (logprobs, values (B, N, T) or (B, N, T, C)), 0 where masked and with gradient.
+    With `kept` its logits hold -inf: guard products such as p·log p, whose gradient would be NaN.
     """
     mask = packed.completion_mask
     rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None, None].expand_as(packed.source)[mask]
@@ -98,14 +129,24 @@ def completion_logprobs(hidden: torch.Tensor, head, packed: Packed, temperature,
     scale = torch.as_tensor(temperature, dtype=torch.float32, device=hidden.device)
     scale = scale.reshape(1, -1, 1).expand_as(packed.source)[mask] if scale.ndim else scale.expand(len(states))
 
-    def score(states, targets, scale):
+    def score(states, targets, scale, bits=None):
         logits = head(states).float() / scale[:, None]
-        return -F.cross_entropy(logits, targets, reduction="none")
+        if bits is not None:
+            logits = logits.masked_fill(~unpack_bits(bits, logits.shape[-1]), -torch.inf)
+        scores = -F.cross_entropy(logits, targets, reduction="none")
+        return (scores,) if value is None else (scores, value(logits, targets))
 
-    pieces = list(zip(states.split(chunk), targets.split(chunk), scale.split(chunk)))
+    inputs = (states, targets, scale) if kept is None else (states, targets, scale, kept[mask])
+    pieces = list(zip(*(tensor.split(chunk) for tensor in inputs)))
     if len(pieces) == 1:
-        scores = [score(*pieces[0])]
+        found = [score(*pieces[0])]
     else:
-        scores = [checkpoint(score, *piece, use_reentrant=False) for piece in pieces]
-    out = torch.zeros(mask.shape, dtype=torch.float32, device=hidden.device)
-    return out.masked_scatter(mask, torch.cat(scores) if scores else out.new_zeros(0))
+        found = [checkpoint(score, *piece, use_reentrant=False) for piece in pieces]
+    outputs = [_spread(torch.cat(parts), mask) for parts in zip(*found)]
+    return outputs[0] if value is None else tuple(outputs)
+
+
+def _spread(numbers: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(n, ...) numbers of the n True positions of `mask` (B, N, T) -> (B, N, T, ...), 0 elsewhere."""
+    out = torch.zeros(*mask.shape, *numbers.shape[1:], dtype=torch.float32, device=mask.device)
+    return out.masked_scatter(mask.view(*mask.shape, *[1] * (numbers.ndim - 1)), numbers)

@@ -8,6 +8,7 @@ off while sampling), quantisation.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -44,14 +45,20 @@ class Policy:
     def device(self) -> torch.device:
         return self.head.weight.device
 
-    def logprobs(self, packed: Packed, temperature, reference: bool = False) -> torch.Tensor:
-        """log π of every packed completion token, (B, N, T) float32; `reference=True` scores with adapters off."""
+    def logprobs(self, packed: Packed, temperature, reference: bool = False, kept: torch.Tensor | None = None,
+                 value: Callable | None = None):
+        """log π of every packed completion token, (B, N, T) float32; `reference=True` scores with adapters off.
+
+        `kept` and `value` as in `completion_logprobs`. Give policy and reference the same `kept`: their KL is then
+        that between the two restricted to the tokens that could be sampled (cut to a set of its own, the reference
+        would make it infinite). It is not the KL of the whole softmaxes.
+        """
         with self.model.disable_adapter() if reference else nullcontext():
             out = self.model.get_base_model().base_model(
                 input_ids=packed.input_ids,
                 attention_mask=additive_mask(packed.attention_mask, self.head.weight.dtype),
                 position_ids=packed.position_ids, use_cache=False)
-            return completion_logprobs(out.last_hidden_state, self.head, packed, temperature)
+            return completion_logprobs(out.last_hidden_state, self.head, packed, temperature, kept=kept, value=value)
 
     def collect_gradients(self, accelerator) -> None:
         """Move gradients from the forward parameters to the masters, averaged over processes."""
