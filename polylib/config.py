@@ -21,6 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from polylib.settings import (
     METHODS,
+    RIVALS,
     Config,
     DataConfig,
     EvaluationConfig,
@@ -28,12 +29,13 @@ from polylib.settings import (
     ModelConfig,
     PaperFiguresConfig,
     RewardModelConfig,
+    RivalConfig,
     SamplingConfig,
     TrainConfig,
 )
 
-__all__ = ["METHODS", "Config", "DataConfig", "EvaluationConfig", "LLMJudgeConfig", "ModelConfig", "PaperFiguresConfig",
-           "RewardModelConfig", "SamplingConfig", "TrainConfig", "UserError", "load",
+__all__ = ["METHODS", "RIVALS", "Config", "DataConfig", "EvaluationConfig", "LLMJudgeConfig", "ModelConfig", "PaperFiguresConfig",
+           "RewardModelConfig", "RivalConfig", "SamplingConfig", "TrainConfig", "UserError", "load",
            "read_yaml", "write_yaml"]
 
 
@@ -116,6 +118,10 @@ def _check(cfg: Config, path: Path) -> None:
         require(t.beta == 0 or t.samples_per_prompt >= 2, f"{name}.beta needs samples_per_prompt >= 2")
         require(min(t.steps, t.prompts_per_step, t.rollout_every, t.eval_every, t.save_every) >= 1,
                 f"{name}: steps, prompts_per_step, rollout_every, eval_every, save_every must be at least 1")
+    d = cfg.dpo
+    require(d.beta > 0, f"dpo.beta must be above 0 (at 0 every pair weighs nothing), found {d.beta:g}")
+    require(min(d.steps, d.prompts_per_step, d.eval_every) >= 1,
+            "dpo: steps, prompts_per_step, eval_every must be at least 1")
 
 
 def read_yaml(path: Path) -> dict:

@@ -8,7 +8,8 @@ import html
 from dataclasses import dataclass
 from typing import Literal
 
-METHODS = ("sft", "lambda0", "polychromic", "grpo", "hybrid")
+METHODS = ("sft", "lambda0", "polychromic", "grpo", "hybrid", "dpo")
+RIVALS = ("dpo",)  # trained by another library; a study has their stages only where it lists them
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,22 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class RivalConfig:
+    init: Literal["base", "sft", "polychromic"]
+    phase: Literal["sft", "rl", "all"]
+    beta: float
+    steps: int
+    prompts_per_step: int
+    lr: float
+    warmup_steps: int
+    max_grad_norm: float
+    reward: Literal["combined", "learned", "heuristic", "coherence", "llm"]
+    eval_every: int
+    eval_prompts: int
+    eval_samples: int
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     prompts: int
     samples: int
@@ -162,6 +179,7 @@ class Config:
     polychromic: TrainConfig
     grpo: TrainConfig
     hybrid: TrainConfig
+    dpo: RivalConfig
     evaluation: EvaluationConfig
     llm_judge: LLMJudgeConfig
     paper_figures: PaperFiguresConfig
