@@ -1,0 +1,199 @@
+"""Preference learning by another library: TRL's own DPOTrainer on this project's pairs, model and file formats.
+
+    L_DPO = -E log sigmoid( beta * [ log(pi(y_w|x) / pi_ref(y_w|x)) - log(pi(y_l|x) / pi_ref(y_l|x)) ] )
+
+(Rafailov et al. 2023, eq. 7.) No reward model and no sampling: people's better and worse reply to the same post are
+compared directly, the log-probabilities summed over tokens, end mark included. The reference is the start, i.e. the
+same model with its adapter switched off. TRL computes the loss and takes the steps; tokens, the order of the pairs,
+learning rate and adapter shape are those of the other methods, so that a difference is the objective's. TRL is a
+development dependency and is imported where it is used. PPO is not here: TRL removed its own
+in 2026 (pull request 7020).
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from polylib import models, run
+from polylib.training import loop
+from polylib.training.policy import Policy
+from polylib.training.rollouts import batch_of
+from polylib.training.validation import look
+
+COLUMNS = [*loop.COLUMNS, "pair_accuracy", "margin"]
+
+
+def pair_tokens(tokenizer, pair, cfg_sampling) -> dict[str, list[int]]:
+    """Token ids of one preference pair (`.tweet`, `.chosen`, `.rejected`), as every method tokenises them.
+
+    TRL's own tokenisation would render the post through the chat template as one string, and a user's `<|im_end|>`
+    would become a control token. Replies longer than `max_new_tokens` are cut and then have no end mark.
+    """
+    return {"prompt_ids": models.format_prompt(tokenizer, pair.tweet, cfg_sampling.max_prompt_tokens),
+            "chosen_ids": models.encode_reply(tokenizer, pair.chosen, cfg_sampling.max_new_tokens),
+            "rejected_ids": models.encode_reply(tokenizer, pair.rejected, cfg_sampling.max_new_tokens)}
+
+
+def dpo_trainer(cfg, section, seed: int, rows: list[dict], policy: Policy, parents: list[Path], folder: Path):
+    """TRL's DPOTrainer on `rows` (see pair_tokens) in their given order, `prompts_per_step` a step.
+
+    Its model is a second copy of the start (parents merged) with a LoRA of the same shape and the same first A as
+    `policy` has, adapters in float32. AdamW and the warm-up are the loop's. Raises UserError without TRL.
+    """
+    try:
+        from trl import DPOConfig, DPOTrainer
+    except ImportError as error:
+        raise run.UserError("dpo: TRL is not installed; run `make setup` or pip install 'trl>=1.16,<1.17'") from error
+    from datasets import Dataset
+    from transformers import PrinterCallback
+
+    class Trainer(DPOTrainer):
+        """TRL's loss as it is; the rows come with their tokens, and nothing is reported to anybody."""
+
+        def _prepare_dataset(self, dataset, *args, **kwargs):
+            return dataset
+
+        def _send_telemetry(self):
+            pass
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            self.last_loss = loss.item()  # the log rounds it
+            return loss
+
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)  # TRL's own use
+    plain = models.load_model(cfg.model, parents)
+    plain.set_attn_implementation("sdpa")  # ours builds no mask from the padding mask that TRL gives
+    trainer = Trainer(
+        model=plain, train_dataset=Dataset.from_list(rows), processing_class=policy.tokenizer,
+        peft_config=copy.deepcopy(policy.model.peft_config["default"]),
+        args=DPOConfig(
+            output_dir=str(folder), beta=section.beta, loss_type=["sigmoid"], max_length=None, max_steps=section.steps,
+            per_device_train_batch_size=section.prompts_per_step, train_sampling_strategy="sequential",
+            max_grad_norm=section.max_grad_norm, seed=seed, use_cpu=policy.device.type == "cpu", bf16=False,
+            gradient_checkpointing=False, dataloader_pin_memory=False, save_strategy="no", report_to="none",
+            logging_steps=1, disable_tqdm=True))
+    trainer.remove_callback(PrinterCallback)
+    with torch.no_grad():
+        for name, weight in adapter_of(trainer).items():
+            weight.copy_(policy.masters[name])
+    trainer.optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=section.lr,
+                                          weight_decay=0.0)
+    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+        trainer.optimizer, lambda step: min(1.0, (step + 1) / max(1, section.warmup_steps)))
+    return trainer
+
+
+def adapter_of(trainer) -> dict[str, torch.Tensor]:
+    """The weights the trainer learns, under the names of our adapter files."""
+    weights = {}
+    for name, layer in models.lora_layers(trainer.model):
+        weights[f"{name}.lora_A"] = layer.lora_A["default"].weight
+        weights[f"{name}.lora_B"] = layer.lora_B["default"].weight
+    return weights
+
+
+def dpo(cfg, section, seed: int, pairs: pd.DataFrame, val_posts: list, *, paths, parents: list[Path] = (),
+        reward=None, encode=None) -> pd.DataFrame:
+    """Train with DPO on preference pairs and return the history, one row a step; same files as `loop.train`.
+
+    `pairs` has columns tweet, chosen, rejected; `section` is a RivalConfig (beta is the inverse temperature of DPO);
+    `val_posts`, `reward`, `encode`, `parents` as in `loop.train`. History: loss, pair_accuracy (share of the batch
+    whose better reply gained more log-probability) and margin (beta x the difference of the log-ratios, mean), and
+    the looks at validation posts. A killed run starts again. Raises UserError without pairs or without TRL.
+    """
+    if pairs.empty:
+        raise run.UserError("dpo: no preference pairs for these posts; lower data.pair_min_ratio in params/")
+    started = time.monotonic()
+    run.seed_everything(seed)
+    policy = Policy(cfg.model, parents, seed)
+    every = list(pairs.itertuples(index=False))
+    rows = [pair_tokens(policy.tokenizer, pair, cfg.sampling) for step in range(section.steps)
+            for pair in batch_of(every, step, section.prompts_per_step, seed)]
+    scratch = paths.scratch("dpo", seed)
+    trainer = dpo_trainer(cfg, section, seed, rows, policy, parents, scratch)
+    log = run.History(scratch / "history.csv", COLUMNS)
+    log.rows.clear()
+    row, before = look(policy, cfg, section, val_posts, reward, encode, seed)
+    log.append({"step": 0, **row})
+    samples = {"before": before}
+    trainer.add_callback(_recorder(cfg, section, seed, policy, trainer, log, val_posts, reward, encode, samples))
+    trainer.train()
+    return _record(cfg, section, seed, policy, log, paths, parents, val_posts, samples, time.monotonic() - started)
+
+
+def _recorder(cfg, section, seed: int, policy: Policy, trainer, log: run.History, val_posts: list, reward, encode,
+              samples: dict):
+    """A callback that writes a history row a step and looks at validation posts when the loop would."""
+    from transformers import TrainerCallback
+
+    class Recorder(TrainerCallback):
+        seen = 0  # tokens before this step
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.bar = iter(run.progress(range(section.steps), section.steps, f"dpo s{seed}"))
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            next(self.bar)
+            self.tick = time.monotonic()
+
+        def on_log(self, args, state, control, logs, **kwargs):
+            if "grad_norm" not in logs:  # the summary after the last step
+                return
+            step, seconds = state.global_step, time.monotonic() - self.tick
+            tokens, self.seen = int(logs["num_tokens"]) - self.seen, int(logs["num_tokens"])
+            row = {"step": step, "loss": trainer.last_loss, "pair_accuracy": logs["rewards/accuracies"],
+                   "margin": logs["rewards/margins"], "grad_norm": float(logs["grad_norm"]),
+                   "lr": section.lr * min(1.0, step / max(1, section.warmup_steps)),
+                   "seconds": seconds, "tokens": tokens, "tokens_per_s": tokens / seconds}
+            if step % section.eval_every == 0 or step == section.steps:
+                with torch.no_grad():
+                    for name, weight in adapter_of(trainer).items():
+                        policy.masters[name].copy_(weight)
+                policy.publish()
+                val, samples["after"] = look(policy, cfg, section, val_posts, reward, encode, seed)
+                row |= val
+                print(f"dpo s{seed} step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in val.items()), flush=True)
+            log.append(row)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            next(self.bar, None)  # prints the time it took
+
+    return Recorder()
+
+
+def _record(cfg, section, seed: int, policy: Policy, log: run.History, paths, parents: list[Path], val_posts: list,
+            samples: dict, seconds: float) -> pd.DataFrame:
+    """The adapter and the files of record, in the formats of `loop.finish`."""
+    import trl
+
+    out = paths.results("dpo", seed)
+    models.save_adapter(paths.models("dpo", seed), policy.masters, cfg.model,
+                        {"method": "dpo", "seed": seed,
+                         "parents": [{"folder": str(Path(p).relative_to(paths.root)),
+                                      "sha256": models.adapter_digest(p)} for p in parents]})
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(log.path, out / "history.csv")
+    history = pd.read_csv(out / "history.csv")
+    first, last = history.iloc[0], history.iloc[-1]
+    metrics = {f"{name}_{when}": float(row[name]) for name in history.columns if name.startswith("val_")
+               for when, row in (("before", first), ("after", last)) if np.isfinite(row[name])}
+    metrics |= {"steps": section.steps, "resumes": 0, "tokens_per_s": float(history.tokens_per_s.median()),
+                "train_seconds": float(history.seconds.sum()), "pair_accuracy_last": float(last.pair_accuracy),
+                "margin_last": float(last.margin)}
+    run.write_json(out / "metrics.json", metrics)
+    run.write_json(out / "samples.json", [
+        {"post": post.text, "human": list(post.gold), "before": b, "after": a}
+        for post, b, a in zip(val_posts, samples["before"], samples["after"])])
+    run.write_env(out / "env.json", cfg, wall_seconds=seconds, resumes=0, trl=trl.__version__, dpo=asdict(section))
+    shutil.rmtree(paths.scratch("dpo", seed))
+    return history
