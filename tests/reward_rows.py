@@ -13,12 +13,17 @@ from polylib.config import RewardModelConfig
 WEIGHTS = {"relevance": 0.3, "length": 0.2, "sentiment": 0.1, "variety": 0.1, "punctuation": 0.1, "toxicity": 0.2}
 FAST = RewardModelConfig(
     epochs=40,
+    objective="conditional",
+    negatives=0,
     lr=3e-3,
     hidden=16,
     weight_decay=1e-2,
     members=2,
+    uncertainty_penalty=0.0,
     learned_weight=0.6,
     heuristic_weight=0.4,
+    coherence_weight=0.0,
+    relevance_floor=0.0,
     heuristic=WEIGHTS,
 )
 THINGS = "kettle bicycle garden parrot violin ladder teapot lantern anchor pillow cactus tunnel".split()

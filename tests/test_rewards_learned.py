@@ -10,7 +10,7 @@ import torch
 from reward_rows import FAST, BagOfWords, threads
 
 from polylib.config import UserError
-from polylib.rewards import conditional, learned
+from polylib.rewards import conditional, inputs, learned
 
 ENCODER = BagOfWords()
 
@@ -55,7 +55,7 @@ def test_fame_is_taken_out_by_the_offset():
 
     def shouting(rows):
         reward = fit(rows)
-        raw = score(reward, rows) * reward.sd  # log-rate units, not sd of a score that should be flat
+        raw = score(reward, rows) * reward.card["sd"]  # log-rate units, not sd of a score that should be flat
         return raw[rows["shouts"]].mean() - raw[~rows["shouts"]].mean()
 
     assert shouting(rows.assign(reply_author_followers=np.nan)) > 0.5  # unknown fame is mistaken for what shows it
@@ -107,8 +107,8 @@ def test_one_by_one_equals_the_batch_and_absurd_replies_stay_bounded():
     np.testing.assert_allclose(single, score(reward, head), atol=1e-5)
     absurd = reward(["post"] * 3, ["?" * 5000, "", "!! why? " * 900])
     assert np.isfinite(absurd).all()
-    seen = learned._transform(reward.inputs, learned._blocks(ENCODER, ["post"], ["?" * 5000]))
-    assert np.abs(seen).max() <= learned.CLIP  # a reply far outside the training range gains nothing by going further
+    seen = inputs.apply(reward.transform, inputs.blocks(ENCODER, ["post"], ["?" * 5000]))
+    assert np.abs(seen).max() <= inputs.CLIP  # a reply far outside the training range gains nothing by going further
 
 
 def test_the_seed_decides():

@@ -11,7 +11,8 @@ FOLDS = 5
 
 
 class Threads:
-    """Replies grouped by parent: group index (N,), share of the parent's likes (N,), offset (N,)."""
+    """Replies grouped by parent: likes, share of the parent's likes, offset, and target = likes over the post's
+    own likes, at most 1 (NaN where those are unknown); all (N,), in the order of `rows`."""
 
     def __init__(self, rows: pd.DataFrame, offset: np.ndarray):
         group = pd.factorize(rows["tweet_id"])[0]
@@ -19,6 +20,9 @@ class Threads:
         total = np.bincount(group, likes)[group]
         self.share = torch.from_numpy(np.divide(likes, total, out=np.zeros_like(likes), where=total > 0)).float()
         self.offset = torch.from_numpy(offset).float()
+        self.likes = torch.from_numpy(likes).float()
+        popularity = rows["tweet_likes"].to_numpy(dtype=float) if "tweet_likes" in rows else np.full(len(rows), np.nan)
+        self.target = torch.from_numpy(np.minimum(likes / np.maximum(popularity, 1), 1)).float()
         self.order = np.argsort(group, kind="stable")
         self.sizes = np.bincount(group)
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])

@@ -5,7 +5,7 @@ counts are multinomial with softmax_i(r + o): the post's popularity a_j cancels 
 two replies this is Bradley-Terry with soft labels). Only shares of likes enter, each post once, so
 over-dispersed totals carry no weight and multiplying a post's likes by any number changes nothing. o is what
 the author's followers and the delay explain by themselves; its coefficients come from other threads
-(cross-fitting) and it is dropped when a reply is scored.
+(cross-fitting) and it is dropped when a reply is scored. `objectives` has two other ways to fit the same network.
 
 Left out on purpose: products and differences of the embeddings and n-gram inputs (no gain on held-out threads
 over form and cosine, and n-grams are the judge's), tempered shares (likes^t, t < 1: less accurate for every t
@@ -13,7 +13,6 @@ tried)."""
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
@@ -24,80 +23,68 @@ from safetensors.numpy import load_file, save
 
 from polylib import run
 from polylib.config import RewardModelConfig, UserError
-from polylib.rewards import features
-from polylib.rewards.conditional import Threads, nll, offsets
-
-COMPONENTS = 16  # principal directions kept of each embedding: on held-out corpus threads 32 and 64 do worse
-CLIP = 4.0  # a policy's odd reply must not buy reward by leaving the range seen in training
-DROPOUT = 0.3
-PARENTS_PER_BATCH = 32
-PATIENCE = 8  # epochs without a better validation likelihood
-CENTRE = 1e-2  # pull of each post's mean score towards 0: the likelihood leaves a term f(post) free
+from polylib.rewards import calibration, contrast, features, inputs, objectives
+from polylib.rewards.conditional import Threads, offsets
 
 
 class EngagementReward:
-    """reward(posts, replies) -> (N,) float64: ensemble mean, mean 0 and sd 1 over the human training
-    replies."""
+    """reward(posts, replies) -> (N,) float64: ensemble mean - penalty x ensemble variance, mean 0 and sd 1 over
+    the human training replies.
+
+    card: blocks, hidden, members, features, objective; mean and sd of the ensemble mean in its own units; penalty
+    (uncertainty-weighted optimisation, Coste et al. 2023; its variance is that of standardised members) with
+    centre and spread of the penalised score; temperature of `prefer`."""
 
     name = "learned"
 
-    def __init__(
-        self,
-        encoder,
-        inputs: dict[str, dict[str, np.ndarray]],
-        members: list[torch.nn.Module],
-        mean: float,
-        sd: float,
-    ):
-        self.encoder, self.inputs, self.members, self.mean, self.sd = encoder, inputs, members, mean, sd
+    def __init__(self, encoder, transform: dict[str, dict[str, np.ndarray]], members: list[torch.nn.Module], card: dict):
+        self.encoder, self.transform, self.members, self.card = encoder, transform, members, card
 
     def __call__(self, posts: list[str], replies: list[str]) -> np.ndarray:
-        return self._scores(posts, replies).mean(axis=0)
+        return self._penalised(self._scores(posts, replies))
 
     def components(self, posts: list[str], replies: list[str]) -> pd.DataFrame:
-        """Columns `learned` and `learned_sd`, the members' disagreement in the same units."""
+        """Columns `learned` and `learned_sd`, the members' disagreement in sds of human replies."""
         scores = self._scores(posts, replies)
-        return pd.DataFrame({"learned": scores.mean(axis=0), "learned_sd": scores.std(axis=0)})
+        return pd.DataFrame({"learned": self._penalised(scores), "learned_sd": scores.std(axis=0)})
+
+    def prefer(self, posts: list[str], a: list[str], b: list[str]) -> np.ndarray:
+        """Probability (N,) that reply a draws more controlled engagement than reply b to the same post,
+        calibrated on pairs of the validation threads (see `objectives` for what the scores were fitted to)."""
+        return 1 / (1 + np.exp((self(posts, b) - self(posts, a)) / self.card["temperature"]))
 
     def _scores(self, posts: list[str], replies: list[str]) -> np.ndarray:
-        x = torch.from_numpy(_transform(self.inputs, _blocks(self.encoder, posts, replies)))
-        with torch.no_grad():
-            raw = torch.stack([member(x).squeeze(1) for member in self.members])
-        return (raw.double().numpy() - self.mean) / self.sd
+        """Standardised score of every member (M, N)."""
+        x = torch.from_numpy(inputs.apply(self.transform, inputs.blocks(self.encoder, posts, replies)))
+        return (_raw(self.members, x) - self.card["mean"]) / self.card["sd"]
+
+    def _penalised(self, scores: np.ndarray) -> np.ndarray:
+        value = scores.mean(axis=0) - self.card["penalty"] * scores.var(axis=0)
+        return (value - self.card["centre"]) / self.card["spread"]
 
     def save(self, folder: Path) -> None:
-        """weights.safetensors (input transform and members) and card.json (shapes and standardisation)."""
+        """weights.safetensors (input transform and members) and card.json."""
         tensors = {
-            f"inputs.{block}.{key}": value for block, parts in self.inputs.items() for key, value in parts.items()
+            f"inputs.{block}.{key}": value for block, parts in self.transform.items() for key, value in parts.items()
         }
         for i, member in enumerate(self.members):
             tensors |= {f"member{i}.{key}": value.numpy() for key, value in member.state_dict().items()}
-        run.atomic_write(
-            Path(folder) / "weights.safetensors",
-            save({k: np.ascontiguousarray(v) for k, v in tensors.items()}),
-        )
-        run.write_json(
-            Path(folder) / "card.json",
-            {
-                "blocks": list(self.inputs),
-                "hidden": self.members[0][1].out_features,
-                "members": len(self.members),
-                "mean": self.mean,
-                "sd": self.sd,
-                "features": list(features.NAMES),
-            },
-        )
+        content = save({k: np.ascontiguousarray(v) for k, v in tensors.items()})
+        run.atomic_write(Path(folder) / "weights.safetensors", content)
+        run.write_json(Path(folder) / "card.json", self.card)
 
 
 def load(folder: Path, encoder) -> EngagementReward:
-    """Read what `save` wrote. Raises UserError if it was fitted with another list of surface features."""
+    """Read what `save` wrote. Raises UserError if another version of the code fitted it."""
     card = json.loads((Path(folder) / "card.json").read_text())
-    if card["features"] != list(features.NAMES):
+    if card["features"] != list(features.NAMES) or "temperature" not in card:
         raise UserError(
             f"{folder}: fitted with other surface features than this version computes; run reward_model again"
         )
     tensors = load_file(Path(folder) / "weights.safetensors")
-    inputs = {block: {key: tensors[f"inputs.{block}.{key}"] for key in ("mean", "basis")} for block in card["blocks"]}
+    transform = {
+        block: {key: tensors[f"inputs.{block}.{key}"] for key in ("mean", "basis")} for block in card["blocks"]
+    }
     members = []
     for i in range(card["members"]):
         state = {
@@ -105,109 +92,82 @@ def load(folder: Path, encoder) -> EngagementReward:
             for key, value in tensors.items()
             if key.startswith(f"member{i}.")
         }
-        member = _head(state["1.weight"].shape[1], card["hidden"])
+        member = objectives.head(state["1.weight"].shape[1], card["hidden"])
         member.load_state_dict(state)
         members.append(member.eval())
-    return EngagementReward(encoder, inputs, members, card["mean"], card["sd"])
+    return EngagementReward(encoder, transform, members, card)
 
 
 def fit(train: pd.DataFrame, validation: pd.DataFrame, encoder, cfg: RewardModelConfig, seed: int) -> EngagementReward:
-    """Fit the ensemble on training threads, each member stopped by the likelihood of validation threads.
+    """Fit the ensemble on training threads, each member stopped by the loss on validation threads, and its
+    temperature on the pairs of these.
 
-    Rows need tweet_id, thread_id, tweet, reply, reply_likes; reply_author_followers and
-    reply_time_diff_seconds may be null. Raises UserError if no training post has two replies and a like."""
-    data, held = Threads(train, offsets(train)), Threads(validation, offsets(validation, train))
-    if not (data.informative and held.informative):
-        raise UserError("the engagement model needs posts with two replies and a like, both in train and in validation")
-    raw = _blocks(encoder, list(train["tweet"]), list(train["reply"]))
-    inputs = _fit_transform(raw)
-    x = torch.from_numpy(_transform(inputs, raw))
-    x_held = torch.from_numpy(
-        _transform(inputs, _blocks(encoder, list(validation["tweet"]), list(validation["reply"])))
+    Rows need tweet_id, thread_id, tweet, reply, reply_likes, engagement, and tweet_likes for objective nmse;
+    reply_author_followers and reply_time_diff_seconds may be null. Raises UserError if no training post has two
+    replies and a like, no validation post two replies of different likes, or nmse lacks the posts' likes."""
+    data, held = _with_negatives(train, offsets(train), cfg, seed), _with_negatives(
+        validation, offsets(validation, train), cfg, seed + 1
     )
-    members = [_fit_member(x, data, x_held, held, cfg, seed * 1000 + i) for i in range(cfg.members)]
-    with torch.no_grad():
-        scores = torch.stack([member(x).squeeze(1) for member in members]).double().mean(dim=0)
-    return EngagementReward(encoder, inputs, members, float(scores.mean()), float(scores.std(correction=0)) or 1.0)
-
-
-# ---- the ensemble -----------------------------------------------------------------------------------------
-
-
-def _fit_member(x, data: Threads, x_held, held: Threads, cfg: RewardModelConfig, seed: int) -> torch.nn.Module:
-    order, everything = np.random.default_rng(seed), held.batch(np.arange(len(held.sizes)))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        head = _head(x.shape[1], cfg.hidden)
-        optimizer = torch.optim.AdamW(head.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
-        best, best_loss, waited = None, np.inf, 0
-        for _ in range(cfg.epochs):
-            head.train()
-            parents = order.permutation(len(data.sizes))
-            for start in range(0, len(parents), PARENTS_PER_BATCH):
-                rows, group = data.batch(parents[start : start + PARENTS_PER_BATCH])
-                score = head(x[rows]).squeeze(1)
-                mean = torch.zeros(int(group.max()) + 1).index_add(0, group, score) / torch.bincount(group)
-                loss = nll(score + data.offset[rows], data.share[rows], group) + CENTRE * mean.square().mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            head.eval()
-            with torch.no_grad():
-                rows, group = everything
-                loss = float(nll(head(x_held[rows]).squeeze(1) + held.offset[rows], held.share[rows], group))
-            waited += 1
-            if loss < best_loss:
-                best, best_loss, waited = copy.deepcopy(head.state_dict()), loss, 0
-            if waited >= PATIENCE:
-                break
-    if best is None:
-        raise FloatingPointError("the engagement model's validation likelihood was never finite; lower reward_model.lr")
-    head.load_state_dict(best)
-    return head.eval()
-
-
-def _head(width: int, hidden: int) -> torch.nn.Sequential:
-    return torch.nn.Sequential(
-        torch.nn.Dropout(DROPOUT),
-        torch.nn.Linear(width, hidden),
-        torch.nn.GELU(),
-        torch.nn.Dropout(DROPOUT),
-        torch.nn.Linear(hidden, 1),
-    )
-
-
-# ---- inputs ------------------------------------------------------------------------------------------------
-
-
-def _blocks(encoder, posts: list[str], replies: list[str]) -> dict[str, np.ndarray]:
-    """What the head reads: topic of the post, content of the reply, and form with their cosine."""
-    post, reply = encoder.encode(list(posts)), encoder.encode(list(replies))
-    cosine = (post * reply).sum(axis=1, keepdims=True)
-    return {
-        "post": post,
-        "reply": reply,
-        "form": np.hstack([features.surface(list(posts), list(replies)), cosine]),
+    unlike = validation.groupby("tweet_id")["reply_likes"].nunique().gt(1).any()
+    if not (data[1].informative and held[1].informative and unlike):
+        raise UserError(
+            "the engagement model needs posts with two replies and a like in train, and in validation two that differ"
+        )
+    if cfg.objective == "nmse" and not (data[1].target.isfinite().all() and held[1].target.isfinite().all()):
+        raise UserError("reward_model.objective nmse needs tweet_likes of every post; use conditional or pairs")
+    raw = inputs.blocks(encoder, list(data[0]["tweet"]), list(data[0]["reply"]))
+    transform = inputs.fit({block: values[: len(train)] for block, values in raw.items()})
+    x = torch.from_numpy(inputs.apply(transform, raw))
+    raw = inputs.blocks(encoder, list(held[0]["tweet"]), list(held[0]["reply"]))
+    x_held = torch.from_numpy(inputs.apply(transform, raw))
+    if cfg.objective == "nmse":  # to sd 1, so that one learning rate serves all objectives
+        scale = float(data[1].target.std()) or 1.0
+        data[1].target, held[1].target = data[1].target / scale, held[1].target / scale
+    members = [
+        objectives.fit_member(x, data[1], x_held, held[1], cfg, seed * 1000 + i) for i in range(cfg.members)
+    ]
+    card = {
+        "blocks": list(transform),
+        "hidden": cfg.hidden,
+        "members": cfg.members,
+        "features": list(features.NAMES),
+        "objective": cfg.objective,
+        "negatives": cfg.negatives,
+        "penalty": float(cfg.uncertainty_penalty),
+        "mean": 0.0,
+        "sd": 1.0,
+        "centre": 0.0,
+        "spread": 1.0,
+        "temperature": 1.0,
     }
+    reward = EngagementReward(encoder, transform, members, card)
+    own = _raw(members, x[: len(train)])  # people's replies alone set mean and sd
+    card["mean"], card["sd"] = float(own.mean()), float(own.mean(axis=0).std()) or 1.0
+    penalised = reward._penalised((own - card["mean"]) / card["sd"])
+    card["centre"], card["spread"] = float(penalised.mean()), float(penalised.std()) or 1.0
+    held_scores = reward._penalised((_raw(members, x_held[: len(validation)]) - card["mean"]) / card["sd"])
+    margin = calibration.margins(
+        held_scores,
+        validation["engagement"].to_numpy(float),
+        validation["reply_likes"].to_numpy(float),
+        validation["tweet_id"],
+    )
+    card["temperature"] = calibration.temperature(margin)
+    return reward
 
 
-def _fit_transform(raw: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Surface features to unit variance each; embedding blocks to their leading principal directions, whose
-    relative sizes are kept and whose overall sd is 1."""
-    inputs = {}
-    for block, values in raw.items():
-        values = values.astype(np.float64)
-        mean, centred = values.mean(axis=0), values - values.mean(axis=0)
-        if block == "form":
-            sd = centred.std(axis=0)
-            basis = np.diag(np.divide(1.0, sd, out=np.zeros_like(sd), where=sd > 1e-6))
-        else:
-            basis = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :COMPONENTS]
-            basis = basis / max((centred @ basis).std(), 1e-6)
-        inputs[block] = {"mean": mean.astype(np.float32), "basis": basis.astype(np.float32)}
-    return inputs
+def _with_negatives(
+    rows: pd.DataFrame, offset: np.ndarray, cfg: RewardModelConfig, seed: int
+) -> tuple[pd.DataFrame, Threads]:
+    """The rows with their contrastive negatives below them, and their grouping. Offset 0 is a post's mean."""
+    if cfg.negatives:
+        added = contrast.negatives(rows, cfg.negatives, seed)
+        rows = pd.concat([rows, added], ignore_index=True)
+        offset = np.concatenate([offset, np.zeros(len(added))])
+    return rows, Threads(rows, offset)
 
 
-def _transform(inputs: dict, raw: dict[str, np.ndarray]) -> np.ndarray:
-    parts = [(raw[block].astype(np.float32) - parts["mean"]) @ parts["basis"] for block, parts in inputs.items()]
-    return np.clip(np.concatenate(parts, axis=1), -CLIP, CLIP)
+def _raw(members: list[torch.nn.Module], x: torch.Tensor) -> np.ndarray:
+    """Members' own scores (M, N) float64."""
+    with torch.no_grad():
+        return torch.stack([member(x).squeeze(1) for member in members]).double().numpy()
