@@ -184,4 +184,13 @@ FAULTS = [
     ("anatomy: a zero gradient has a direction", "anatomy",
      "            if size > 0:\n",
      "            if a in norms and b in norms:\n                size = size or 1.0\n"),
+    ("toy: a multiset counted as one draw", "toy",
+     "(ways + counts @ logprobs(theta)).exp()",
+     "(counts @ logprobs(theta)).exp()"),
+    ("toy: noise about zero instead of the mean", "toy", "(update - mean).square()", "update.square()"),
+    ("toy: subsets looked up as they come", "toy",
+     "(sets[:, members].sort(-1).values * place)",
+     "(sets[:, members] * place)"),
+    ("toy: every estimator against sets of K", "toy", "for m in (target, k))", "for m in (k, k))"),
+    ("toy: DARLING judged by its diversity alone", "toy", "(REWARD[sets] * own).mean(-1)", "own.mean(-1)"),
 ]

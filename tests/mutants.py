@@ -24,8 +24,9 @@ from faults import FAULTS as PURE
 from faults_engine import FAULTS as ENGINE
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITES = {"pure": ["objective", "kl", "advantages", "normalizers", "diversity", "pathwise", "trl_parity"],
-          "engine": ["sampling", "logprobs", "models", "loop"]}
+SUITES = {"pure": ["objective", "kl", "advantages", "normalizers", "diversity", "pathwise", "anatomy", "toy",
+                  "trl_parity"],
+          "engine": ["sampling", "truncated_sampling", "logprobs", "models", "loop"]}
 FAULTS = ([("pure", name, f"training/{room}", old, new) for name, room, old, new in PURE]
           + [("engine", *fault) for fault in ENGINE])
 

@@ -27,6 +27,7 @@ PURE = {  # room: what it may import besides mathematics and the other pure room
     "polylib.training.schedules": {"torch"},
     "polylib.training.pathwise": {"torch"},
     "polylib.training.anatomy": {"torch"},
+    "polylib.training.toy": {"torch"},
     "polylib.evaluation.metrics": {"numpy", "scipy"},
     "polylib.evaluation.stats": {"numpy", "scipy"},
 }
