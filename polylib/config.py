@@ -13,6 +13,7 @@ import difflib
 import math
 import os
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -34,9 +35,13 @@ from polylib.settings import (
     TrainConfig,
 )
 
-__all__ = ["METHODS", "RIVALS", "Config", "DataConfig", "EvaluationConfig", "LLMJudgeConfig", "ModelConfig", "PaperFiguresConfig",
-           "RewardModelConfig", "RivalConfig", "SamplingConfig", "TrainConfig", "UserError", "load",
-           "read_yaml", "write_yaml"]
+__all__ = ["METHODS", "RIVALS", "Config", "DataConfig", "EvaluationConfig", "LLMJudgeConfig", "ModelConfig",
+           "PaperFiguresConfig", "RewardModelConfig", "RivalConfig", "SamplingConfig", "TrainConfig", "UserError",
+           "load", "read_yaml", "write_yaml"]
+
+
+PATHWISE = ("entropy", "token_gini", "embedding_rao")  # kinds of diversity_gradient that need no samples
+CHORD = {"warmup", "decay", "peak", "valley"}
 
 
 class UserError(Exception):
@@ -112,16 +117,60 @@ def _check(cfg: Config, path: Path) -> None:
     require(min(cfg.sampling.temperature, *e.temperatures) > 0, "temperatures must be above 0")
     require(all(0 < q < 1 for q in e.judge_quantiles), "evaluation.judge_quantiles must lie between 0 and 1")
     for name in ("sft", "polychromic", "grpo", "hybrid"):
-        t = vars(cfg)[name]
-        require(t.lam == 0 or t.samples_per_prompt >= 3,
-                f"{name}.lam needs samples_per_prompt >= 3: leaving one of K out must leave a pair")
-        require(t.beta == 0 or t.samples_per_prompt >= 2, f"{name}.beta needs samples_per_prompt >= 2")
-        require(min(t.steps, t.prompts_per_step, t.rollout_every, t.eval_every, t.save_every) >= 1,
-                f"{name}: steps, prompts_per_step, rollout_every, eval_every, save_every must be at least 1")
+        _check_training(name, vars(cfg)[name], cfg.sampling.max_new_tokens, require)
     d = cfg.dpo
     require(d.beta > 0, f"dpo.beta must be above 0 (at 0 every pair weighs nothing), found {d.beta:g}")
     require(min(d.steps, d.prompts_per_step, d.eval_every) >= 1,
             "dpo: steps, prompts_per_step, eval_every must be at least 1")
+
+
+def _check_training(name: str, t: TrainConfig, max_tokens: int, require: Callable[[bool, str], None]) -> None:
+    """Choices out of the training menu that cannot work, alone or together."""
+    k, kind = t.samples_per_prompt, t.diversity_gradient
+    spread, sampled = bool(t.lam) and kind in PATHWISE, bool(t.lam) and kind not in PATHWISE
+    require(min(t.steps, t.prompts_per_step, t.rollout_every, t.updates_per_rollout, t.eval_every, t.save_every) >= 1,
+            f"{name}: steps, prompts_per_step, rollout_every, updates_per_rollout, eval_every, save_every must be at "
+            "least 1")
+    for key in ("alpha", "beta", "lam", "kappa", "entropy", "advantage_clip", "kl_target", "subset_size",
+                "anatomy_every", "eval_samples", "micro_prompts"):
+        require(vars(t)[key] >= 0, f"{name}.{key} must be 0 or more, found {vars(t)[key]:g}")
+    require(not sampled or k >= 3, f"{name}.lam needs samples_per_prompt >= 3: leaving one of K out must leave a pair")
+    require(t.beta == 0 or k >= 2, f"{name}.beta needs samples_per_prompt >= 2: {t.reward_gradient} compares replies")
+    for key in ("kappa", "entropy"):
+        require(vars(t)[key] == 0 or k >= 1, f"{name}.{key} acts on sampled replies: samples_per_prompt must be >= 1")
+    require(t.gold_per_prompt >= 1 or not (t.alpha or spread or t.chord),
+            f"{name}: alpha, chord and diversity_gradient {kind} act on people's replies: gold_per_prompt must be >= 1")
+
+    sets = [f"reward_gradient {t.reward_gradient}"] if t.beta and t.reward_gradient != "mean" else []
+    sets += [f"diversity_gradient {kind}"] if sampled and kind in ("set_level", "f_poly") else []
+    for what in sets if t.subset_size else []:
+        low = 1 if what.startswith("reward") else 2
+        require(low <= t.subset_size < k, f"{name}.subset_size {t.subset_size} does not suit {what}: "
+                f"it must be {low} to samples_per_prompt - 1 ({k - 1}), or 0 for half")
+    require(not sets or math.comb(k, t.subset_size or k // 2) <= 20_000,
+            f"{name}: {sets and sets[0]} looks at every subset and {k} samples have over 20 000; lower subset_size")
+    require(not sampled or kind != "shared" or t.prompts_per_step * t.rollout_every >= 2,
+            f"{name}.diversity_gradient shared takes its baseline from other posts: prompts_per_step must be >= 2")
+    require(not sampled or t.diversity != "distinct_2" or max_tokens >= 2,
+            f"{name}.diversity distinct_2 needs sampling.max_new_tokens >= 2")
+    require(t.beta == 0 or t.reward_gradient == "mean" or t.scale_advantages != "group",
+            f"{name}.scale_advantages group divides rewards by their own sd: it goes with reward_gradient mean only")
+
+    require(t.kappa == 0 or t.kl_estimator != "k1_in_reward" or t.beta > 0 and t.reward_gradient == "mean",
+            f"{name}.kl_estimator k1_in_reward is part of the reward: it needs beta above 0 and reward_gradient mean")
+    if t.kl_target:
+        require(t.kappa > 0, f"{name}.kl_target {t.kl_target:g} moves kappa: kappa must be above 0 to start with")
+        require(len(t.kl_bounds) == 2 and 0 < t.kl_bounds[0] <= t.kappa <= t.kl_bounds[1],
+                f"{name}.kl_bounds must be [low, high] with 0 < low <= kappa <= high, found {t.kl_bounds}")
+    require(0 <= t.curriculum < 1, f"{name}.curriculum is a quantile, 0 <= q < 1, found {t.curriculum:g}")
+    require(t.on_hacked != "stop" or t.eval_samples >= 1,
+            f"{name}.on_hacked stop judges the samples of the validation look: eval_samples must be >= 1")
+    if t.chord:
+        require(set(t.chord) == CHORD, f"{name}.chord needs the keys {', '.join(sorted(CHORD))} or none, "
+                f"found {', '.join(sorted(t.chord))}")
+        require(0 <= t.chord["valley"] <= t.chord["peak"] <= 1 and min(t.chord["warmup"], t.chord["decay"]) >= 0,
+                f"{name}.chord must have 0 <= valley <= peak <= 1 and lengths of 0 or more, found {dict(t.chord)}")
+        require(t.beta > 0 or t.lam > 0, f"{name}.chord shifts weight from CE to beta and lam, and both are 0")
 
 
 def read_yaml(path: Path) -> dict:

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import CFG, POSTS, letters, talkative
 
-from polylib import models, run
-from polylib.training import loop, policy, rollouts
+from polylib import models, run, sampling
+from polylib.training import loop, policy, rollouts, scoring, step
 
 SECTION = dataclasses.replace(
     CFG.sft, init="base", steps=3, prompts_per_step=2, samples_per_prompt=4, gold_per_prompt=2, lr=1e-2, warmup_steps=1,
@@ -123,7 +123,7 @@ TWO = """
 import sys; sys.path[:0] = [{tests!r}, {repo!r}]
 import dataclasses, pathlib
 import test_loop
-from polylib import models, run
+from polylib import models, run, sampling
 from polylib.training import loop
 from tiny import CFG, POSTS
 folder = pathlib.Path.cwd()
@@ -162,11 +162,11 @@ def gradients(section, micro, seed=5):
             if name.endswith("lora_B"):
                 master.copy_(torch.randn(master.shape, generator=generator) * 0.05)
     actor.publish()
-    sampled = loop.sampling.sample(actor.shadow, actor.tokenizer, [p.text for p in POSTS], 4, CFG.sampling, seed)
+    sampled = sampling.sample(actor.shadow, actor.tokenizer, [p.text for p in POSTS], 4, CFG.sampling, seed)
     scales = {"reward": loop.RunningScale(), "diversity": loop.RunningScale()}
-    scored = rollouts.score(section, POSTS, sampled, length_reward, letters, scales)
+    scored = scoring.score(section, POSTS, sampled, length_reward, letters, scales)
     section = dataclasses.replace(section, micro_prompts=micro)
-    totals = loop.backward(actor, CFG, section, POSTS, scored, [0, 0])
+    totals = step.backward(actor, CFG, section, POSTS, scored, [0, 0])
     return totals, {name: p.grad.clone() for name, p in actor.params.items()}
 
 
@@ -187,19 +187,19 @@ def test_later_steps_of_one_rollout_use_the_ratio(tmp_path):
 
 
 def test_invalid_replies_earn_no_diversity():
-    one_word = rollouts.sampling.Rollouts(
+    one_word = sampling.Rollouts(
         [[1]] * 1, torch.zeros(1, 3, 2, dtype=torch.long), torch.ones(1, 3, 2, dtype=torch.bool),
         torch.zeros(1, 3, 2), torch.zeros(1, 3, dtype=torch.bool), [["zzz", "a good reply", "b fine answer"]])
     scales = {"reward": loop.RunningScale(), "diversity": loop.RunningScale()}
     section = dataclasses.replace(SECTION, lam=1.0, beta=0.0)
-    scored = rollouts.score(section, POSTS[:1], one_word, None, letters, scales)
+    scored = scoring.score(section, POSTS[:1], one_word, None, letters, scales)
     assert scored.valid.tolist() == [[False, True, True]]
     assert scored.advantages[0, 0] < 0
 
 
 def test_the_reward_sees_each_reply_with_its_own_post():
     texts = [[f"{post.id} {i}" for i in range(2)] for post in POSTS]
-    flat = rollouts.sampling.Rollouts(
+    flat = sampling.Rollouts(
         [[1]] * 4, torch.zeros(4, 2, 2, dtype=torch.long), torch.ones(4, 2, 2, dtype=torch.bool),
         torch.zeros(4, 2, 2), torch.zeros(4, 2, dtype=torch.bool), texts)
     own = {post.text: post.id for post in POSTS}
@@ -207,7 +207,7 @@ def test_the_reward_sees_each_reply_with_its_own_post():
     def owner(posts, replies):
         return np.array([float(reply.split()[0] == own[post]) + int(reply[-1]) for post, reply in zip(posts, replies)])
     scales = {"reward": loop.RunningScale(), "diversity": loop.RunningScale()}
-    scored = rollouts.score(dataclasses.replace(SECTION, beta=1.0, lam=0.0), POSTS, flat, owner, None, scales)
+    scored = scoring.score(dataclasses.replace(SECTION, beta=1.0, lam=0.0), POSTS, flat, owner, None, scales)
     assert scored.rewards.tolist() == [[1.0, 2.0]] * 4
 
 

@@ -26,11 +26,13 @@ TRUTH = ("reply_id", "style", "latent")
 
 @dataclass(frozen=True)
 class Post:
-    """One parent post. gold: its best human replies, all: replies; both by falling engagement."""
+    """One parent post. gold: its best human replies, all: replies; both by falling controlled engagement.
+    engagement: mean log1p(likes) of its replies, raw (the controlled kind is 0 on average within every post)."""
     id: str
     text: str
     gold: tuple[str, ...]
     replies: tuple[str, ...]
+    engagement: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def posts(rows: pd.DataFrame, split: str, phase: str | None = None, gold_per_pos
     found = []
     for name, post in chosen.groupby("tweet_id", sort=True):
         replies = tuple(post["reply"])
-        found.append(Post(str(name), post["tweet"].iloc[0], replies[:gold_per_post], replies))
+        found.append(Post(str(name), post["tweet"].iloc[0], replies[:gold_per_post], replies,
+                          float(np.log1p(post["reply_likes"].to_numpy(dtype=float)).mean())))
     order = np.argsort(texts.seeded_hash([p.id for p in found], 0), kind="stable")
     return [found[k] for k in order[:limit or None]]
 

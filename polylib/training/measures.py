@@ -9,6 +9,8 @@ add any. Dropping it from the average would let one odd reply hide behind two go
 """
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -96,7 +98,9 @@ def distinct_n(ids: Tensor, mask: Tensor, n: int = 1) -> SetFunction:
     """Distinct token n-grams / all n-grams of the pooled set (Li et al. 2016). `ids, mask (B, K, T)`; 0 if
     none.
 
-    Counted over the replies of one prompt, never pooled over prompts (that would measure topics).
+    Counted over the replies of one prompt, never pooled over prompts (that would measure topics). It knows no
+    validity: `diversity.diversity_advantages` sees to it that an invalid sample never gets a positive
+    advantage.
     """
     length = ids.shape[-1] - n + 1
     if n < 1 or length < 1:
@@ -113,6 +117,59 @@ def distinct_n(ids: Tensor, mask: Tensor, n: int = 1) -> SetFunction:
         new = real.clone()
         new[..., 1:] &= pooled[..., 1:] != pooled[..., :-1]
         return new.sum(-1) / real.sum(-1).clamp(min=1)
+    return D
+
+
+def _grams(ids: list[int], order: int) -> Counter:
+    """Counts of the n-grams of one reply."""
+    return Counter(zip(*(ids[i:] for i in range(order)), strict=False))
+
+
+def sentence_bleu(hypothesis: list[int], references: list[list[int]], max_order: int = 4) -> float:
+    """Smoothed BLEU of one reply against others, over token ids, in [0, 1]. 0 for an empty hypothesis.
+
+    Geometric mean of the clipped n-gram precisions, one added to numerator and denominator above unigrams
+    (Lin & Och 2004), times the brevity penalty against the reference of closest length. Orders go up to the
+    length of the hypothesis, so that a reply of two tokens can be a perfect copy.
+    """
+    if not hypothesis or not references:
+        return 0.0
+    logs = []
+    for order in range(1, min(max_order, len(hypothesis)) + 1):
+        counts, ceiling = _grams(hypothesis, order), Counter()
+        for reference in references:
+            ceiling |= _grams(reference, order)  # the largest count in any one reference
+        hits, added = (counts & ceiling).total(), order > 1
+        if hits + added == 0:
+            return 0.0
+        logs.append(math.log((hits + added) / (counts.total() + added)))
+    closest = min((len(r) for r in references), key=lambda length: (abs(length - len(hypothesis)), length))
+    return math.exp(sum(logs) / len(logs) + min(0.0, 1.0 - closest / len(hypothesis)))
+
+
+def self_bleu(ids: Tensor, mask: Tensor, valid: Tensor | None = None, max_order: int = 4) -> SetFunction:
+    """1 - self-BLEU (Zhu et al. 2018, arXiv 1802.01886): mean over the set of 1 - BLEU of a reply against the
+    other replies, in [0, 1]. `ids, mask (B, K, T)`, `valid (B, K)`; 0 for a single reply.
+
+    Plain counting of token ids, subset by subset. An invalid or empty reply adds 0 and stays in the mean: it
+    shares no n-gram with anyone and would otherwise look perfectly diverse. It remains a reference of the
+    others, which can only cost them; `diversity.diversity_advantages` sees to it that it never gets a
+    positive advantage.
+    """
+    rows = [[reply[keep].tolist() for reply, keep in zip(group, kept, strict=True)]
+            for group, kept in zip(ids.cpu(), mask.bool().cpu(), strict=True)]
+    ok = [[bool(row) for row in group] for group in rows] if valid is None else valid.tolist()
+
+    def one(group: list[list[int]], good: list[bool], members: list[int]) -> float:
+        if len(members) < 2:
+            return 0.0
+        return sum(1.0 - sentence_bleu(group[i], [group[j] for j in members if j != i], max_order)
+                   for i in members if good[i] and group[i]) / len(members)
+
+    def D(members: Tensor) -> Tensor:
+        sets = members.tolist()
+        return torch.tensor([[one(group, good, chosen) for chosen in sets]
+                             for group, good in zip(rows, ok, strict=True)])
     return D
 
 
@@ -139,3 +196,6 @@ def mean_pairwise(distances: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 MEASURES = {"semantic": semantic, "logdet": log_det, "vendi": vendi}  # D as a function of distances
+TOKEN_MEASURES = {"distinct_1": lambda ids, mask, valid: distinct_n(ids, mask, 1),  # and of token ids
+                  "distinct_2": lambda ids, mask, valid: distinct_n(ids, mask, 2),
+                  "self_bleu": self_bleu}

@@ -1,42 +1,42 @@
-"""Rollouts turned into advantages: which posts a step sees, what was sampled, what it is worth."""
+"""Which posts a step sees, what people replied, what the policy says now; scored by `scoring`, cut into batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import fields, replace
+from functools import lru_cache
 from zlib import crc32
 
 import numpy as np
 import torch
 
 from polylib import models, sampling
-from polylib.training import diversity as div
-from polylib.training import objective as obj
-from polylib.training.advantages import zero_variance
-from polylib.training.logprobs import Packed, pack
+from polylib.run import UserError
+from polylib.training.logprobs import pack, replayed
 from polylib.training.policy import Policy
+from polylib.training.scoring import Scored, score, uses_ranks
 
 
-@dataclass
-class Scored:
-    """Rollouts of some posts with everything the loss needs: (B, K) rewards and advantages, (B, K, T) old log-probs."""
-
-    posts: list
-    rollouts: sampling.Rollouts
-    rewards: torch.Tensor | None
-    diversity: torch.Tensor | None      # (B,) D of each set, ungated: what a reader sees
-    advantages: torch.Tensor            # (B, K) beta * A_reward + lambda * A_diversity
-    valid: torch.Tensor                 # (B, K) replies that may buy diversity
-    old_logprobs: torch.Tensor | None   # (B, K, T) of the policy that sampled; None = the current policy
+def curriculum(posts: list, quantile: float) -> list:
+    """The posts whose `.engagement` lies above this quantile of all of them (0 = all). UserError if none does."""
+    if quantile == 0:
+        return posts
+    levels = np.array([post.engagement for post in posts])
+    chosen = [post for post, above in zip(posts, levels > np.quantile(levels, quantile)) if above]
+    if not chosen:
+        raise UserError(f"curriculum {quantile}: no post lies above this quantile of engagement; lower it")
+    return chosen
 
 
-def batch_of(posts: list, step: int, size: int, seed: int) -> list:
-    """Posts of one step: epochs are permutations drawn from (seed, epoch), so a step number is the data position."""
-    picked = []
-    for position in range(step * size, (step + 1) * size):
-        epoch, index = divmod(position, len(posts))
-        picked.append(posts[np.random.default_rng([seed, epoch]).permutation(len(posts))[index]])
-    return picked
+@lru_cache(maxsize=4)
+def _order(n: int, seed: int, epoch: int) -> list[int]:
+    return np.random.default_rng([seed, epoch]).permutation(n).tolist()
+
+
+def batch_of(posts: list, position: int, size: int, seed: int) -> list:
+    """The `position`-th batch: epochs are permutations drawn from (seed, epoch), so that number is all there is."""
+    places = (divmod(i, len(posts)) for i in range(position * size, (position + 1) * size))
+    return [posts[_order(len(posts), seed, epoch)[index]] for epoch, index in places]
 
 
 def gold_ids(policy: Policy, posts: list, n: int, limit: int, key: list[int]) -> list[list[list[int]]]:
@@ -52,85 +52,58 @@ def gold_ids(policy: Policy, posts: list, n: int, limit: int, key: list[int]) ->
     return groups
 
 
-def sampled_ids(rollouts: sampling.Rollouts, keep: torch.Tensor) -> list[list[list[int]]]:
+# ----------------------------------------------------------------------------------------- sampled replies
+def sampled_ids(rollouts: sampling.Rollouts, keep: torch.Tensor | None = None) -> list[list[list[int]]]:
     """Sampled ids up to EOS; a completion that is not kept becomes an empty slot, which costs nothing."""
-    lengths = (rollouts.lengths * keep).tolist()
+    lengths = (rollouts.lengths if keep is None else rollouts.lengths * keep).tolist()
     return [[ids[:n] for ids, n in zip(row, row_lengths)]
             for row, row_lengths in zip(rollouts.completion_ids.tolist(), lengths)]
 
 
-def score(section, posts: list, rollouts, reward, encode, scales: dict,
-          gather: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Scored:
-    """Rewards, diversity and their advantages for rollouts of `posts`. Calls the reward and the encoder once each.
-
-    `gather` collects the advantages of all processes, so that the running scales are the same everywhere.
-    """
-    b, k = rollouts.truncated.shape
-    flat_posts = [post.text for post in posts for _ in range(k)]
-    flat = [text for group in rollouts.texts for text in group]
-    rewards = d = reward_adv = diversity_adv = None
-    valid = torch.tensor([len(text.split()) >= 2 for text in flat]).view(b, k)
-    if reward is not None:
-        rewards = torch.tensor(np.asarray(reward(flat_posts, flat)), dtype=torch.float32).view(b, k)
-    if encode is not None:
-        embeddings = torch.from_numpy(encode(flat)).view(b, k, -1)
-        of_posts = torch.from_numpy(encode([post.text for post in posts]))
-        valid &= torch.einsum("bkd,bd->bk", embeddings, of_posts) >= section.min_relevance
-        distances = div.pairwise_distances(embeddings)
-        d = div.mean_pairwise(distances)
-    if section.beta:
-        scale = section.scale_advantages if section.scale_advantages == "group" else "none"
-        reward_adv = obj.group_advantages(rewards, scale)
-    if section.lam:
-        diversity_adv = div.diversity_advantages(distances, valid, section.diversity_gradient, section.diversity,
-                                                 rewards=None if rewards is None else rewards)
-    sizes = {"reward": 1.0, "diversity": 1.0}
-    if section.scale_advantages == "running":
-        sizes = {name: scales[name].update(gather(adv)) if adv is not None else 1.0
-                 for name, adv in (("reward", reward_adv), ("diversity", diversity_adv))}
-    advantages = torch.zeros(b, k)
-    if section.beta or section.lam:
-        advantages = obj.combined_advantages(reward_adv, diversity_adv, section.beta, section.lam,
-                                             sizes["reward"], sizes["diversity"])
-    return Scored(posts, rollouts, rewards, d, advantages, valid, None)
-
-
-def sampled_pack(policy: Policy, scored: Scored) -> Packed:
-    keep = torch.ones_like(scored.rollouts.lengths)
-    return pack(scored.rollouts.prompt_ids, sampled_ids(scored.rollouts, keep), policy.tokenizer.pad_token_id,
-                policy.device)
+def _cut(item, part: slice):
+    """Every tensor and list of a dataclass, cut along the posts."""
+    values = {field.name: getattr(item, field.name) for field in fields(item)}
+    return replace(item, **{name: _cut(value, part) if isinstance(value, sampling.Rollouts) else value[part]
+                            for name, value in values.items() if value is not None})
 
 
 def split(scored: Scored, size: int) -> list[Scored]:
     """Cut along the posts, `size` posts a part."""
-    r, parts = scored.rollouts, []
-    for start in range(0, len(scored.posts), size):
-        cut = slice(start, start + size)
-        part = sampling.Rollouts(r.prompt_ids[cut], r.completion_ids[cut], r.completion_mask[cut], r.logprobs[cut],
-                                 r.truncated[cut], r.texts[cut])
-        parts.append(Scored(scored.posts[cut], part, *(None if x is None else x[cut] for x in (
-            scored.rewards, scored.diversity, scored.advantages, scored.valid, scored.old_logprobs))))
-    return parts
+    return [_cut(scored, slice(start, start + size)) for start in range(0, len(scored.posts), size)]
 
 
 @torch.no_grad()
-def behaviour_logprobs(policy: Policy, cfg, scored: Scored) -> torch.Tensor:
-    """Log-probs of the sampled tokens under the policy as it is now, by the training forward pass: (B, K, T).
+def behaviour_logprobs(policy: Policy, cfg, rollouts: sampling.Rollouts, size: int,
+                       reference: bool = False) -> torch.Tensor:
+    """Log-probs of the sampled tokens under the policy as it is now (or the reference), by the training forward
+    pass in slices of `size` posts: (B, K, T), 0 where masked.
 
     Not the sampler's own: in bfloat16 the two differ by up to 0.3 a token, more than the clip range.
     """
-    return policy.logprobs(sampled_pack(policy, scored), cfg.sampling.temperature)
+    out = torch.zeros(rollouts.completion_ids.shape, device=policy.device)
+    for start in range(0, len(rollouts.prompt_ids), size):
+        part = _cut(rollouts, slice(start, start + size))
+        packed = pack(part.prompt_ids, sampled_ids(part), policy.tokenizer.pad_token_id, policy.device)
+        found = policy.logprobs(packed, cfg.sampling.temperature, reference=reference,
+                                kept=replayed(part.kept, packed, 0))
+        out[start:start + size, :, :found.shape[-1]] = found
+    return out
 
 
-def describe(scored: Scored | None) -> dict[str, float]:
-    """What the history says of one step's rollouts; empty without any."""
-    if scored is None:
-        return {}
-    row = {"length": scored.rollouts.lengths.float().mean().item(),
-           "truncated": scored.rollouts.truncated.float().mean().item()}
-    if scored.rewards is not None:
-        row |= {"reward": scored.rewards.mean().item(), "reward_std": scored.rewards.std(1).mean().item(),
-                "zero_variance": zero_variance(scored.rewards)}
-    if scored.diversity is not None:
-        row |= {"diversity": scored.diversity.mean().item(), "invalid": 1 - scored.valid.float().mean().item()}
-    return row
+def collect(policy: Policy, cfg, section, posts: list, size: int, seed: int, reward, encode, scales: dict,
+            gather: Callable, yardstick: torch.Tensor | None) -> list[Scored]:
+    """Sample and score `posts` at once, cut into batches of `size`. Log-probs of the policy that sampled are kept for
+    every update that a moved policy will make: later batches, and all updates but the first where there are several."""
+    rollouts = sampling.sample(policy.shadow, policy.tokenizer, [post.text for post in posts],
+                               section.samples_per_prompt, cfg.sampling, seed)
+    in_reward = section.kappa and section.kl_estimator == "k1_in_reward"
+    moves = len(posts) > size or section.updates_per_rollout > 1
+    rows = section.micro_prompts or size
+    old = behaviour_logprobs(policy, cfg, rollouts, rows) if moves or in_reward else None
+    logprobs = (old, behaviour_logprobs(policy, cfg, rollouts, rows, reference=True)) if in_reward else None
+    whole = score(section, posts, rollouts, reward if section.beta or uses_ranks(section) else None, encode, scales,
+                  gather, yardstick, logprobs)
+    parts = split(replace(whole, old_logprobs=old if moves else None), size)
+    if section.updates_per_rollout == 1:
+        parts[0].old_logprobs = None  # it learns before the policy has moved: the ratio is 1 by definition
+    return parts

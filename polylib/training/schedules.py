@@ -27,6 +27,15 @@ def chord_mu(step: int, warmup: int, decay: int, peak: float, valley: float) -> 
     return valley + (peak - valley) * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / decay))
 
 
+def gold_and_samples(chord: dict[str, float], alpha: float, step: int) -> tuple[float, float]:
+    """(weight of the gold loss, factor on beta and lambda) at `step`: (alpha, 1) without a schedule, (mu, 1 -
+    mu) with one. `chord` holds the arguments of `chord_mu`, or nothing."""
+    if not chord:
+        return alpha, 1.0
+    mu = chord_mu(step, **chord)
+    return mu, 1.0 - mu
+
+
 def chord_phi(logprobs: Tensor) -> Tensor:
     """CHORD's token weight p (1 - p), detached: a gold token already known or hopeless teaches little."""
     p = logprobs.detach().exp()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -10,12 +12,28 @@ from polylib.training import diversity as div
 from polylib.training import objective as obj
 from polylib.training.logprobs import pack
 from polylib.training.policy import Policy
-from polylib.training.rollouts import Scored, gold_ids, sampled_pack, split
+from polylib.training.rollouts import behaviour_logprobs, gold_ids
+
+WATCHED = ("val_judge", "val_shift", "val_level")  # what a watch may add: a judge's mean, a shift score, a level
+HACKED = 3.0                                       # the level from which the reward counts as gamed
+
+
+def rewards_of(reward: Callable | None, posts: list, replies: list[list[str]]) -> np.ndarray | None:
+    """Rewards (P, K) of K replies to each post; None without a reward."""
+    if reward is None:
+        return None
+    flat_posts = [post.text for post, group in zip(posts, replies) for _ in group]
+    return np.asarray(reward(flat_posts, [text for group in replies for text in group])).reshape(len(posts), -1)
 
 
 @torch.no_grad()
-def look(policy: Policy, cfg, section, posts: list, reward, encode, seed: int) -> tuple[dict, list[list[str]]]:
-    """Validation: CE on all gold replies, and reward, diversity, KL, length of fresh samples. Same seed every time."""
+def look(policy: Policy, cfg, section, posts: list, reward, encode, seed: int,
+         watch: Callable | None = None) -> tuple[dict, list[list[str]]]:
+    """Validation: CE on all gold replies, and reward, diversity, KL, length of fresh samples. Same seed every time.
+
+    `watch(posts: list[str], replies: list[list[str]], rewards (B, K) | None) -> dict` sees the same samples; its
+    numbers join the row. Raises ValueError when it returns other keys than WATCHED.
+    """
     most = max(len(post.gold) for post in posts)
     ce = tokens = 0.0
     for start in range(0, len(posts), 8):
@@ -28,36 +46,34 @@ def look(policy: Policy, cfg, section, posts: list, reward, encode, seed: int) -
     row = {"val_ce": ce / tokens}
     if section.eval_samples == 0:
         return row, []
+    shape = (len(posts), section.eval_samples)
     rollouts = sampling.sample(policy.shadow, policy.tokenizer, [p.text for p in posts], section.eval_samples,
                                cfg.sampling, seed)
-    flat_posts = [p.text for p in posts for _ in range(section.eval_samples)]
-    flat = [text for group in rollouts.texts for text in group]
-    if reward is not None:
-        row["val_reward"] = float(np.mean(reward(flat_posts, flat)))
+    rewards = rewards_of(reward, posts, rollouts.texts)
+    if rewards is not None:
+        row["val_reward"] = float(rewards.mean())
     if encode is not None:
-        embeddings = torch.from_numpy(encode(flat)).view(len(posts), section.eval_samples, -1)
-        row["val_diversity"] = div.mean_pairwise(div.pairwise_distances(embeddings)).mean().item()
-    row["val_kl"] = kl_to_reference(policy, cfg, posts, rollouts)
+        embeddings = torch.from_numpy(encode([text for group in rollouts.texts for text in group]))
+        row["val_diversity"] = div.mean_pairwise(div.pairwise_distances(embeddings.view(*shape, -1))).mean().item()
+    row["val_kl"] = kl_to_reference(policy, cfg, rollouts)
     row["val_length"] = rollouts.lengths.float().mean().item()
     row["val_truncated"] = rollouts.truncated.float().mean().item()
+    if watch is not None:
+        seen = watch([p.text for p in posts], rollouts.texts, rewards)
+        if other := sorted(set(seen) - set(WATCHED)):
+            raise ValueError(f"watch returned {', '.join(other)}; a look records {', '.join(WATCHED)}")
+        row |= seen
     return row, rollouts.texts
 
 
 @torch.no_grad()
-def kl_to_reference(policy: Policy, cfg, posts: list, rollouts) -> float:
+def kl_to_reference(policy: Policy, cfg, rollouts: sampling.Rollouts) -> float:
     """KL(policy || adapters off) on the policy's own samples, nats per sequence (k3, Schulman 2020).
 
     Exactly 0 while every B matrix is 0: then the adapters add nothing, and both passes would be the same pass.
     """
     if not any(master.any() for name, master in policy.masters.items() if name.endswith("lora_B")):
         return 0.0
-    total = rows = 0.0
-    nothing = torch.zeros(rollouts.truncated.shape)
-    for part in split(Scored(posts, rollouts, None, None, nothing, ~rollouts.truncated, None), 8):
-        packed = sampled_pack(policy, part)
-        mask = packed.completion_mask.flatten(0, 1)
-        now = policy.logprobs(packed, cfg.sampling.temperature).flatten(0, 1)
-        reference = policy.logprobs(packed, cfg.sampling.temperature, reference=True).flatten(0, 1)
-        total += obj.kl_value(now, reference, mask).item() * len(mask)
-        rows += len(mask)
-    return total / rows
+    now, reference = (behaviour_logprobs(policy, cfg, rollouts, 8, reference).flatten(0, 1)
+                      for reference in (False, True))
+    return obj.kl_value(now, reference, rollouts.completion_mask.flatten(0, 1)).item()

@@ -1,0 +1,163 @@
+"""What sampled replies are worth: rewards and diversity of a set as the advantages that reach the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from polylib import sampling
+from polylib.training import diversity as div
+from polylib.training import objective as obj
+from polylib.training import pathwise
+from polylib.training.advantages import clip_advantages, kl_in_reward, zero_variance
+from polylib.training.measures import TOKEN_MEASURES
+
+
+@dataclass
+class Scored:
+    """Rollouts of B posts with everything the loss needs, K replies each of at most T tokens."""
+
+    posts: list
+    rollouts: sampling.Rollouts
+    rewards: torch.Tensor | None           # (B, K) as the reward gave them
+    diversity: torch.Tensor | None         # (B,) semantic D of each set, ungated: what a reader sees
+    reward_advantages: torch.Tensor        # (B, K) beta * A_reward, scaled and clipped
+    diversity_advantages: torch.Tensor     # (B, K) lambda * A_diversity, the same
+    valid: torch.Tensor                    # (B, K) replies that may buy diversity
+    clipped: torch.Tensor | None = None       # (B, K) bool, advantages beyond the limit; None = no limit
+    old_logprobs: torch.Tensor | None = None  # (B, K, T) of the policy that sampled; None = the current policy
+    kl: torch.Tensor | None = None            # (B,) KL of that policy to the reference, where it is in the reward
+
+    @property
+    def advantages(self) -> torch.Tensor:
+        """What multiplies grad log pi of each reply: (B, K)."""
+        return self.reward_advantages + self.diversity_advantages
+
+
+def uses_samples(section) -> bool:
+    """Does any term of these settings need sampled replies?"""
+    sampled_diversity = section.lam and section.diversity_gradient not in pathwise.KINDS
+    return bool(section.beta or section.kappa or section.entropy or sampled_diversity)
+
+
+def uses_ranks(section) -> bool:
+    """Does any term need rewards in [0, 1] (`percentile`) instead of the reward's own units?"""
+    return bool(section.beta and section.reward_gradient.startswith("pass_at_k")
+                or section.lam and section.diversity_gradient in ("f_poly", "darling"))
+
+
+def human_rewards(reward: Callable, posts: list) -> torch.Tensor:
+    """The reward of people's own replies (`.gold`) to these posts, sorted: the yardstick of `percentile`."""
+    pairs = [(post.text, reply) for post in posts for reply in post.gold]
+    found = np.asarray(reward([text for text, _ in pairs], [reply for _, reply in pairs]))
+    return torch.tensor(found, dtype=torch.float32).sort().values
+
+
+def percentile(rewards: torch.Tensor, yardstick: torch.Tensor) -> torch.Tensor:
+    """Share of the sorted `yardstick (n,)` below each reward, ties half: any shape -> the same, in [0, 1].
+
+    Monotone, and fixed as long as the yardstick is: an expectation of it has an unbiased gradient, which a rank
+    within the batch would not have. Above .5 is better than the median human reply: a *pass*.
+    """
+    below = torch.searchsorted(yardstick, rewards.contiguous())
+    upto = torch.searchsorted(yardstick, rewards.contiguous(), right=True)
+    return (below + upto) / (2.0 * len(yardstick))
+
+
+def reward_advantages(section, rewards: torch.Tensor, ranks: torch.Tensor | None) -> torch.Tensor:
+    """Unweighted advantages `(B, K)` of the mean reward, or of the best of `subset_size` replies."""
+    k = rewards.shape[1]
+    n = section.subset_size or min(k - 1, max(2, k // 2))
+    if section.reward_gradient == "mean":
+        return obj.group_advantages(rewards, "group" if section.scale_advantages == "group" else "none")
+    if section.reward_gradient == "max_at_k":
+        return div.max_at_k(rewards, n)
+    passes = (ranks > 0.5).float()
+    return div.max_at_k(passes, n) if section.reward_gradient == "pass_at_k" else div.pass_at_k_training(passes, n)
+
+
+def diversity_advantages(section, rollouts, distances: torch.Tensor, valid: torch.Tensor,
+                         ranks: torch.Tensor | None) -> torch.Tensor:
+    """Unweighted advantages `(B, K)` of `section.diversity`. Token measures count the reply without its EOS."""
+    measure = section.diversity
+    if measure in TOKEN_MEASURES:
+        content = rollouts.lengths - (~rollouts.truncated).long()
+        mask = torch.arange(rollouts.completion_ids.shape[-1]) < content.cpu()[..., None]
+        measure = TOKEN_MEASURES[measure](rollouts.completion_ids.cpu(), mask, valid)
+    return div.diversity_advantages(distances, valid, section.diversity_gradient, measure, rewards=ranks,
+                                    size=section.subset_size or None)
+
+
+def score(section, posts: list, rollouts, reward, encode, scales: dict,
+          gather: Callable[[torch.Tensor], torch.Tensor] = lambda x: x, yardstick: torch.Tensor | None = None,
+          logprobs: tuple[torch.Tensor, torch.Tensor] | None = None) -> Scored:
+    """Rewards, diversity and their advantages for rollouts of `posts`. Calls the reward and the encoder once each.
+
+    `gather` collects numbers of all processes, so that the scales are the same everywhere; `yardstick` is needed
+    where `uses_ranks`; `logprobs`, policy and reference `(B, K, T)` each, where the KL is part of the reward (kappa
+    is then in units of the reward, and scaled with it).
+    """
+    b, k = rollouts.truncated.shape
+    flat_posts = [post.text for post in posts for _ in range(k)]
+    flat = [text for group in rollouts.texts for text in group]
+    rewards = d = distances = ranks = kl = None
+    found = {}
+    valid = torch.tensor([len(text.split()) >= 2 for text in flat]).view(b, k)
+    if reward is not None:
+        rewards = torch.tensor(np.asarray(reward(flat_posts, flat)), dtype=torch.float32).view(b, k)
+        ranks = None if yardstick is None else percentile(rewards, yardstick)
+    if encode is not None:
+        embeddings = torch.from_numpy(encode(flat)).view(b, k, -1)
+        of_posts = torch.from_numpy(encode([post.text for post in posts]))
+        valid &= torch.einsum("bkd,bd->bk", embeddings, of_posts) >= section.min_relevance
+        distances = div.pairwise_distances(embeddings)
+        d = div.mean_pairwise(distances)
+    worth = rewards
+    if logprobs is not None:
+        now, reference = (x.cpu() for x in logprobs)
+        mask = rollouts.completion_mask.cpu()
+        worth = kl_in_reward(rewards, now, reference, mask, section.kappa)
+        kl = torch.stack([obj.kl_value(*group) for group in zip(now, reference, mask)])
+    if section.beta:
+        found["reward"] = reward_advantages(section, worth, ranks)
+    if section.lam and section.diversity_gradient not in pathwise.KINDS:
+        found["diversity"] = diversity_advantages(section, rollouts, distances, valid, ranks)
+    parts = {"reward": torch.zeros(b, k), "diversity": torch.zeros(b, k)}
+    for name, advantages in found.items():
+        size = 1.0
+        if section.scale_advantages == "running":
+            size = scales[name].update(gather(advantages))
+        elif section.scale_advantages == "batch":  # as TRL: the std of all rewards; of advantages where there is none
+            plain = name == "reward" and section.reward_gradient == "mean"
+            size = gather(worth if plain else advantages).std(correction=1).item() or 1.0
+        parts[name] = (section.beta if name == "reward" else section.lam) * advantages / size
+    scored = Scored(posts, rollouts, rewards, d, parts["reward"], parts["diversity"], valid, kl=kl)
+    return clipped(scored, section.advantage_clip) if section.advantage_clip else scored
+
+
+def clipped(scored: Scored, limit: float) -> Scored:
+    """The sum of both advantages clamped to +- limit; where that acts, both parts shrink alike."""
+    whole = scored.advantages
+    acts = whole.abs() > limit
+    shrink = torch.where(acts, clip_advantages(whole, limit)[0] / whole, 1.0)
+    return replace(scored, clipped=acts, reward_advantages=scored.reward_advantages * shrink,
+                   diversity_advantages=scored.diversity_advantages * shrink)
+
+
+def describe(scored: Scored | None) -> dict[str, float]:
+    """What the history says of one step's rollouts; empty without any."""
+    if scored is None:
+        return {}
+    row = {"length": scored.rollouts.lengths.float().mean().item(),
+           "truncated": scored.rollouts.truncated.float().mean().item()}
+    if scored.rewards is not None:
+        row |= {"reward": scored.rewards.mean().item(), "reward_std": scored.rewards.std(1).mean().item(),
+                "zero_variance": zero_variance(scored.rewards)}
+    if scored.diversity is not None:
+        row |= {"diversity": scored.diversity.mean().item(), "invalid": 1 - scored.valid.float().mean().item()}
+    if scored.clipped is not None:
+        row["advantage_clipped"] = scored.clipped.float().mean().item()
+    return row
