@@ -94,7 +94,8 @@ def add_lora(model, cfg_model, seed: int):
         warnings.simplefilter("ignore")  # peft warns about tied embeddings, which all-linear leaves alone
         torch.manual_seed(seed)
         # adapters in the model's dtype: the loop keeps float32 masters, so the forward pass needs no casts
-        return get_peft_model(model, config, autocast_adapter_dtype=False)
+        # eval: a fresh adapter's dropout is on, and two scores of the same reply would differ
+        return get_peft_model(model, config, autocast_adapter_dtype=False).eval()
 
 
 def lora_layers(model) -> list:
