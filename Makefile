@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 export DVC_NO_ANALYTICS := 1
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup test quick mutants reproduce lab notebooks-clean clean
+.PHONY: help setup test quick mutants reproduce rewards lab notebooks-clean clean
 
 help:             ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -37,6 +37,10 @@ mutants: setup    ## put known faults into the code, one at a time, and name the
 reproduce: setup  ## run a study: PRESET=laptop (default) | quick | smoke | gpu | paper, DATA=your file, JOBS=at a time
 	python -m polylib.study "$(PRESET)" $(if $(DATA),--data "$(DATA)")
 	JOBS="$(JOBS)" sh tools/reproduce.sh $(ARGS)
+
+rewards: setup    ## only data and rewards, validated and attacked: PRESET=laptop | long | ..., DATA=your file
+	python -m polylib.study "$(PRESET)" $(if $(DATA),--data "$(DATA)")
+	dvc repro "reward_model@$$(sed -n 's/^study: *//p' params.yaml)"
 
 lab: setup        ## JupyterLab on the notebooks
 	jupyter lab --notebook-dir=. notebooks
