@@ -1,0 +1,112 @@
+"""The figures about gradients draw what they are given, say what they rest on, and are the same bytes every
+time."""
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from polylib.evaluation import gradients
+from polylib.run import UserError
+from polylib.training import toy
+from polylib.training.anatomy import COLUMNS
+
+SEEDS = (42, 123)
+
+
+def history() -> pd.DataFrame:
+    """Steps 1 to 6 of three methods; an anatomy every second step, the diversity of polychromic detached."""
+    terms = {"polychromic": ["ce", "diversity"], "grpo": ["reward", "kl"],
+             "hybrid": ["ce", "reward", "diversity", "kl"]}
+    rng, rows = np.random.default_rng(0), []
+    for method, present in terms.items():
+        for seed in SEEDS:
+            for step in range(1, 7):
+                row = {"method": method, "seed": seed, "step": step, "loss": 1.0} | dict.fromkeys(COLUMNS, np.nan)
+                if step % 2:
+                    row |= {f"norm_{t}": float(np.exp(rng.normal())) for t in present}
+                    row |= {c: rng.uniform(-0.5, 0.5) for c in COLUMNS[4:] if set(c.split("_")[1:]) <= set(present)}
+                if step % 2 and method == "polychromic":
+                    row |= {"norm_diversity": 0.0, "cos_ce_diversity": np.nan}
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return toy.snr_table((4,), (0, 1))
+
+
+def fits(picture, columns: int) -> None:
+    assert picture.figure.get_figwidth() == {1: 3.25, 2: 6.75}[columns]
+    picture.figure.draw_without_rendering()
+    box = picture.figure.get_tightbbox()
+    assert box.x0 > -0.02 and box.x1 < picture.figure.get_figwidth() + 0.02
+    assert box.y0 > -0.02 and box.y1 < picture.figure.get_figheight() + 0.02
+
+
+def note(picture) -> str:
+    return " ".join(picture.figure.get_supxlabel().split())
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_both_fit_their_page_and_say_what_they_rest_on(table, columns):
+    anatomy = gradients.anatomy_figure(history(), "Study laptop, simulated engagement.", columns)
+    assert "with its weight" in note(anatomy) and "before the norm is clipped" in note(anatomy)
+    assert "42, 123" in note(anatomy) and "Study laptop, simulated engagement." in note(anatomy)
+    ratio = gradients.snr_figure(table, columns)
+    assert "means over 2 policies" in note(ratio) and "not comparable" in note(ratio)
+    for picture in (anatomy, ratio):
+        fits(picture, columns)
+
+
+def test_anatomy_draws_the_numbers_of_the_history():
+    data = history()
+    picture = gradients.anatomy_figure(data)
+    top = picture.figure.axes[1]  # grpo
+    bold = {line.get_marker(): line for line in top.get_lines() if line.get_marker() != "None"}
+    expected = data[data["method"].eq("grpo")].groupby("step")["norm_reward"].mean().dropna()
+    assert bold["^"].get_xdata().tolist() == [1, 3, 5]
+    assert bold["^"].get_ydata() == pytest.approx(expected.to_numpy())
+    assert len(top.get_lines()) == 2 * (1 + len(SEEDS)) and top.get_yscale() == "log"
+    assert len(picture.data) == 3 * len(SEEDS) * 3 and "loss" not in picture.data
+
+
+def test_a_detached_term_is_named_because_a_log_axis_cannot_show_zero():
+    picture = gradients.anatomy_figure(history())
+    assert "Exactly 0, not drawn: diversity (polychromic)" in note(picture)
+    hybrid = gradients.anatomy_figure(history().query("method == 'hybrid' and seed == 42"))
+    assert "Exactly 0" not in note(hybrid) and "one seed, 42" in note(hybrid)
+    assert any(t.get_text().startswith("fewer than two") for ax in picture.figure.axes for t in ax.texts)
+    assert not any(ax.texts for ax in hybrid.figure.axes)
+
+
+def test_a_history_without_an_anatomy_is_refused_with_the_remedy():
+    for frame in (history().drop(columns=COLUMNS), history().assign(**dict.fromkeys(COLUMNS, np.nan))):
+        with pytest.raises(UserError, match="anatomy_every"):
+            gradients.anatomy_figure(frame)
+
+
+def test_the_ratio_is_drawn_at_its_mean_over_policies_and_zero_for_detached(table):
+    frame = pd.DataFrame(table)
+    picture = gradients.snr_figure(table)
+    ax = picture.figure.axes[0]
+    marks = [(line.get_marker(), line.get_xdata()[0], line.get_ydata()[0]) for line in ax.get_lines()
+             if line.get_marker() not in ("None", None)]
+    value = frame.query("estimator == 'jackknife' and measure == 'semantic'")["aligned_snr"].mean()
+    assert min(m for m in marks if m[0] == "o")[2] == pytest.approx(value)
+    assert [y for m, _, y in marks if m == "x"] == [0.0] * len(toy.SET_MEASURES)
+    shown = {gradients.ESTIMATORS[name]["marker"] for name in set(frame["estimator"])}
+    assert {m for m, *_ in marks} == shown and set(frame["estimator"]) == set(gradients.ESTIMATORS)
+    assert set(frame["measure"]) - {"reward", "success"} == set(gradients.MEASURE_LABELS)
+
+
+def test_files_are_the_same_bytes_every_time(table, tmp_path):
+    for folder in ("a", "b"):
+        gradients.anatomy_figure(history()).save(tmp_path / folder, dpi=60)
+        gradients.snr_figure(table).save(tmp_path / folder, dpi=60)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == [f"{name}.{kind}" for name in ("estimator_snr", "gradient_anatomy")
+                     for kind in ("csv", "pdf", "png")]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
