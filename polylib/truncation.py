@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-FIRST_LOOK = 256  # most probable tokens looked at before more are sorted; few nuclei are larger
+FIRST_LOOK = 256  # most probable tokens looked at first; only rows with a larger set look deeper
 
 
 def truncates(top_p: float, top_k: int) -> bool:
@@ -26,23 +26,26 @@ def kept_tokens(logits: torch.Tensor, top_p: float = 1.0, top_k: int = 0) -> tor
     First top-k (Fan et al. 2018): logits at least the k-th largest, ties included. Then top-p on what is left,
     renormalised (Holtzman et al. 2020): the smallest set of the most probable tokens whose probability reaches
     top_p, at least one; of equal tokens at its boundary only as many as needed. These are the sets of transformers'
-    TopKLogitsWarper and TopPLogitsWarper in that order. The vocabulary is sorted only as deep as the widest nucleus.
+    TopKLogitsWarper and TopPLogitsWarper in that order. A row is sorted only about as deep as its set.
     """
     vocabulary = logits.shape[-1]
     kept = torch.ones_like(logits, dtype=torch.bool)
     if 0 < top_k < vocabulary:
         kept = logits >= logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(~kept, -torch.inf)
-    if top_p < 1:
-        probs = logits.softmax(-1)
-        depth = min(FIRST_LOOK, vocabulary)
-        while True:
-            values, tokens = probs.topk(depth)
-            inside = values.cumsum(-1) - values < top_p  # the mass above a token does not reach top_p yet
-            if depth == vocabulary or not inside[:, -1].any():
-                break
-            depth = min(8 * depth, vocabulary)
-        kept = kept & torch.zeros_like(kept).scatter(-1, tokens, inside)
+    return kept & _nucleus(logits.softmax(-1), top_p, FIRST_LOOK) if top_p < 1 else kept
+
+
+def _nucleus(probs: torch.Tensor, top_p: float, depth: int) -> torch.Tensor:
+    """The smallest set of each row's (R, V) most probable tokens that reaches top_p, (R, V) bool."""
+    whole = depth >= probs.shape[-1]
+    values, tokens = probs.sort(descending=True) if whole else probs.topk(depth)
+    inside = values.cumsum(-1) - values < top_p  # the mass above a token does not reach top_p yet
+    kept = torch.zeros_like(probs, dtype=torch.bool).scatter(-1, tokens, inside)
+    if not whole:
+        wide = inside[:, -1].nonzero().squeeze(-1)  # these rows' sets go deeper
+        if len(wide):
+            kept[wide] = _nucleus(probs[wide], top_p, 16 * depth)
     return kept
 
 

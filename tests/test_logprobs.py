@@ -9,6 +9,7 @@ from tiny import CFG, POSTS, talkative, tokenizer
 from polylib import models
 from polylib.attention import additive_mask
 from polylib.training.logprobs import completion_logprobs, pack
+from polylib.truncation import pack_bits
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,64 @@ def test_chunks_change_neither_value_nor_gradient(model):
         out.sum().backward()
         results.append((out.detach(), states.grad))
     torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
+
+
+def entropy(logits, targets):
+    logp = logits.log_softmax(-1)
+    return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
+
+
+def entropy_and_rank(logits, targets):
+    return torch.stack([entropy(logits, targets), (logits > logits.gather(-1, targets[:, None])).sum(-1)], -1)
+
+
+def some_sets(packed, vocabulary):
+    """Half of the tokens, and the one that is scored."""
+    kept = torch.rand(*packed.completion_ids.shape, vocabulary, generator=torch.manual_seed(0)) < 0.5
+    return kept.scatter(-1, packed.completion_ids[..., None], True)
+
+
+@pytest.mark.parametrize("chunk", [2, 2048])
+@pytest.mark.parametrize("truncated", [False, True])
+def test_scores_and_values_equal_those_of_whole_logits(model, chunk, truncated):
+    """Value and gradient of log-probs inside a set and of per-token values, against plain indexing in float64."""
+    packed, head = pack(PROMPTS, GROUPS, pad_id=0), model.get_output_embeddings()
+    kept = some_sets(packed, head.out_features)
+    states = hidden(model, packed).detach()
+    weights = torch.randn(*packed.source.shape, 2, generator=torch.manual_seed(3), dtype=torch.float64)
+    plain = states.double().requires_grad_()
+    logits = plain @ head.weight.double().T + head.bias.double()
+    expected = torch.zeros_like(weights)
+    ranks = torch.zeros(packed.source.shape)
+    for b, n, t in packed.completion_mask.nonzero().tolist():
+        row = logits[b, packed.source[b, n, t]] / 0.7
+        inside = kept[b, n, t] if truncated else torch.ones_like(kept[b, n, t])
+        token = packed.completion_ids[b, n, t]
+        logp = row[inside] - row[inside].logsumexp(0)
+        expected[b, n, t, 0] = row[token] - row[inside].logsumexp(0)
+        expected[b, n, t, 1] = -(logp.exp() * logp).sum()
+        ranks[b, n, t] = (row[inside] > row[token]).sum()
+    (expected * weights).sum().backward()
+
+    found = states.clone().requires_grad_()
+    bits = pack_bits(kept) if truncated else None
+    logprobs, values = completion_logprobs(found, head, packed, 0.7, chunk=chunk, kept=bits, value=entropy_and_rank)
+    assert logprobs.dtype == values.dtype == torch.float32
+    (torch.stack([logprobs, values[..., 0]], -1) * weights).sum().backward()
+    torch.testing.assert_close(torch.stack([logprobs, values[..., 0]], -1).double(), expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(values[..., 1], ranks)
+    torch.testing.assert_close(found.grad.double(), plain.grad, atol=1e-4, rtol=1e-3)
+    again, scalars = completion_logprobs(states, head, packed, 0.7, chunk=chunk, kept=bits, value=entropy)
+    assert torch.equal(again, logprobs) and torch.equal(scalars, values[..., 0])
+    assert torch.equal(completion_logprobs(states, head, packed, 0.7, chunk=chunk, kept=bits), logprobs)
+
+
+def test_a_token_outside_its_set_is_impossible(model):
+    packed = pack(PROMPTS, GROUPS, pad_id=0)
+    kept = some_sets(packed, model.config.vocab_size).scatter(-1, packed.completion_ids[..., None], False)
+    scores = completion_logprobs(hidden(model, packed), model.get_output_embeddings(), packed, 0.7,
+                                 kept=pack_bits(kept))
+    assert (scores[packed.completion_mask] == -torch.inf).all() and (scores[~packed.completion_mask] == 0).all()
 
 
 def test_one_temperature_a_completion(model):
