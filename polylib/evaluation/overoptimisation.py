@@ -1,0 +1,214 @@
+"""Did training pass the point where the judge stops following the reward? Curves over sqrt(KL), and when to stop.
+
+    path = trajectory(results.histories)                  # gains of reward and judge over the start, by sqrt(KL)
+    stop = stop_here(path)                                # per method: the step of the best judge score
+    picture(path, stop, results.note, columns)            # reward dashed, judge solid, Gao's curves
+    hacking_table(results)                                # method x seed: level, z, feature, both gains
+
+Gao et al. 2023 (arXiv 2210.10760): for RL, gain = d (alpha - beta log d) with d = sqrt(KL to the start), peak at
+d* = exp(alpha / beta - 1) when beta > 0. Reward and judge have units of their own (sd of people's replies; log-odds).
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.lines import Line2D
+from scipy import stats
+
+from polylib.config import UserError
+from polylib.evaluation.style import METHOD_STYLE, STYLE, Picture, canvas, finish, ordered
+from polylib.rewards.hacking import LEVELS, TRUNCATED
+
+NEEDED = ("val_reward", "val_judge", "val_kl")
+FEW = "fewer than 3 distances from the start: set a smaller eval_every"
+REACH = 1.5  # times the largest distance seen: a peak beyond that is a guess
+NO_PEAK = "no peak near the distances seen"
+BOOTSTRAP = 1000
+
+
+def trajectory(histories: Mapping[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
+    """method, seed, step, kl, d, proxy, judge: one row a look at validation posts; proxy and judge are gains over the
+    run's first look. Runs without a judge, reward or KL (SFT) are left out; UserError if none remains."""
+    parts = []
+    for (method, seed), history in histories.items():
+        if not set(NEEDED) <= set(history):
+            continue
+        looks = history.dropna(subset=list(NEEDED))
+        if len(looks) > 1:
+            first, kl = looks.iloc[0], looks["val_kl"].to_numpy(float).clip(min=0)  # an estimate may fall below 0
+            parts.append(pd.DataFrame({
+                "method": method, "seed": seed, "step": looks["step"].to_numpy(int), "kl": kl, "d": np.sqrt(kl),
+                "proxy": looks["val_reward"].to_numpy(float) - first["val_reward"],
+                "judge": looks["val_judge"].to_numpy(float) - first["val_judge"]}))
+    if not parts:
+        raise UserError(f"no history.csv has numbers in {', '.join(NEEDED)}; run `dvc repro`")
+    return pd.concat(parts, ignore_index=True)
+
+
+def fit_rl(d: np.ndarray, gain: np.ndarray) -> tuple[float, float]:
+    """(alpha, beta) of gain = d (alpha - beta log d), by least squares over d > 0; NaN with fewer than 3 distinct d."""
+    d, gain = np.asarray(d, float), np.asarray(gain, float)
+    d, gain = d[d > 0], gain[d > 0]
+    if len(np.unique(d.round(6))) < 3:
+        return float("nan"), float("nan")
+    return tuple(float(c) for c in np.linalg.lstsq(np.stack([d, -d * np.log(d)], axis=1), gain, rcond=None)[0])
+
+
+def fits(path: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """method, scorer, alpha, beta, peak (d*), peak_low, peak_high, reason: Gao's curve of each method, all runs pooled.
+
+    A peak further out than REACH times the distances seen is inf. The interval resamples runs where there are several,
+    else points of the one run; inf counts as large, so an interval that does not close is shown as such."""
+    rows, rng = [], np.random.default_rng(seed)
+    for method in ordered(path["method"]):
+        part = path[path["method"].eq(method)]
+        units = list(part.groupby("seed").indices.values())
+        if len(units) == 1:
+            units = [np.array([i]) for i in range(len(part))]
+        for scorer in ("proxy", "judge"):
+            d, gain = part["d"].to_numpy(), part[scorer].to_numpy()
+            alpha, beta = fit_rl(d, gain)
+            draws = []
+            for _ in range(BOOTSTRAP if np.isfinite(alpha) else 0):
+                drawn = np.concatenate([units[i] for i in rng.integers(len(units), size=len(units))])
+                a, b = fit_rl(d[drawn], gain[drawn])
+                draws += [_peak(a, b, d)] if np.isfinite(a) else []
+            peak = _peak(alpha, beta, d)
+            # order statistics, not interpolation: inf - inf is no number
+            low, high = np.quantile(draws, [0.025, 0.975], method="nearest") if draws else (np.nan, np.nan)
+            reason = FEW if not np.isfinite(alpha) else NO_PEAK if not np.isfinite(peak) else ""
+            rows.append({"method": method, "scorer": scorer, "alpha": alpha, "beta": beta, "peak": peak,
+                         "peak_low": low, "peak_high": high, "reason": reason})
+    return pd.DataFrame(rows)
+
+
+def _peak(alpha: float, beta: float, d: np.ndarray) -> float:
+    if not np.isfinite(alpha):
+        return np.nan
+    log_peak = alpha / beta - 1 if beta > 0 else np.inf
+    return float(np.exp(log_peak)) if log_peak <= np.log(REACH * d.max()) else np.inf
+
+
+def stop_here(path: pd.DataFrame) -> pd.DataFrame:
+    """method, step, by_run, d, judge, low, high, last, loss, loss_low, loss_high, runs, reason: at which step each
+    method's judge score was best (mean over runs; by_run: in each), its gain over the start, and what going on to the
+    `last` step lost.
+
+    Intervals are t over runs; one run has none (reason). The best of several noisy looks is lucky: the gain at the
+    chosen step is an upper bound, and `loss` above 0 needs loss_low above 0 to mean anything."""
+    rows = []
+    for method in ordered(path["method"]):
+        table = path[path["method"].eq(method)].pivot_table(index="seed", columns="step", values="judge")
+        table = table.dropna(axis=1)  # steps that every run looked at
+        best, last = table.mean().idxmax(), table.columns[-1]
+        d = path.loc[path["method"].eq(method) & path["step"].eq(best), "d"].mean()
+        low, high = _t(table[best].to_numpy())
+        loss = (table[best] - table[last]).to_numpy()
+        loss_low, loss_high = _t(loss)
+        by_run = ", ".join(map(str, table.idxmax(axis=1)))
+        rows.append({"method": method, "step": int(best), "by_run": by_run, "d": d,
+                     "judge": table[best].mean(), "low": low, "high": high, "last": int(last),
+                     "loss": loss.mean(), "loss_low": loss_low, "loss_high": loss_high,
+                     "runs": len(table), "reason": "" if len(table) > 1 else "one run: no interval"})
+    return pd.DataFrame(rows)
+
+
+def _t(values: np.ndarray) -> tuple[float, float]:
+    if len(values) < 2:
+        return np.nan, np.nan
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def picture(path: pd.DataFrame, stop: pd.DataFrame, note: str, columns: int = 2) -> Picture:
+    """Gain of reward (dashed, hollow) and judge (solid) against sqrt(KL), a panel a method, runs as marks, Gao's curve
+    as line. The vertical line is where the judge was best: stop here."""
+    methods, curves = ordered(path["method"]), fits(path)
+    across = min(len(methods), 3 if columns == 2 else 1)
+    down = -(-len(methods) // across)
+    with rc_context(STYLE):
+        figure, axes = canvas(down, across, 0.9 + 2.0 * down, columns, sharey=True)
+        for ax, method in zip(axes.flat, methods, strict=False):
+            part, color = path[path["method"].eq(method)], METHOD_STYLE[method]["color"]
+            ax.axhline(0, color="#000000", lw=0.6)
+            ax.axvline(stop.loc[stop["method"].eq(method), "d"].iloc[0], color=color, lw=5, alpha=0.18, zorder=0)
+            for scorer, face, dash in (("proxy", "white", "--"), ("judge", color, "-")):
+                ax.plot(part["d"], part[scorer], METHOD_STYLE[method]["marker"], color=color, ms=4, mfc=face, mew=0.9)
+                alpha, beta = curves.loc[curves["method"].eq(method) & curves["scorer"].eq(scorer),
+                                         ["alpha", "beta"]].iloc[0]
+                if np.isfinite(alpha):
+                    x = np.linspace(1e-3, part["d"].max(), 200)
+                    ax.plot(x, x * (alpha - beta * np.log(x)), color=color, linestyle=dash, lw=1.4)
+                else:
+                    mean = part.groupby("step")[["d", scorer]].mean()
+                    ax.plot(mean["d"], mean[scorer], color=color, linestyle=dash, lw=1.0)
+            ax.set_title(METHOD_STYLE[method]["label"])
+            ax.margins(0.08, 0.1)
+        for ax in list(axes.flat)[len(methods):]:
+            ax.set_visible(False)
+        for ax in axes[-1]:
+            ax.set_xlabel("√KL to the start, √nats")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("gain over the start")
+        handles = [Line2D([], [], color="#555555", linestyle="--", marker="o", mfc="white", ms=4, label="reward, sd"),
+                   Line2D([], [], color="#555555", marker="o", ms=4, label="judge, log-odds"),
+                   Line2D([], [], color="#555555", lw=5, alpha=0.25, label="best judge: stop here")]
+        form = "Lines: d(α − β log d)." if curves["alpha"].notna().any() else f"Lines: means ({FEW})."
+        finish(figure, f"{note}. Validation posts. {form}", columns, extra=handles)
+    data = path.merge(stop[["method", "step"]].assign(stop=True), on=["method", "step"], how="left")
+    return Picture("over_optimisation", figure, data.assign(stop=data["stop"].eq(True)))
+
+
+def hacking_table(results, columns: tuple[str, str] = ("reward_mean", "judge_mean")) -> pd.DataFrame:
+    """method, seed, level, label, z, feature, proxy_gain, judge_gain, their _low and _high (95 % over posts), reasons:
+    the detector's verdict on every trained run, with SFT of the same seed as the second yardstick.
+
+    Levels as in `rewards.hacking`, from `hacking` in the metrics.json of the evaluation cells: hacked needs the reward
+    up, the judge not up, and the gap between both, in sd over SFT's posts, above 0. UserError if a file lacks it."""
+    scores = [results.cells(name) for name in columns]
+    rows = []
+    for method in (name for name in results.cfg.methods if name != "sft"):
+        for seed in results.cfg.seeds:
+            mine, start = (_verdict(results, name, seed) for name in (method, "sft"))
+            gains = [cells[method, seed] - cells["sft", seed] for cells in scores]
+            sd = [max(float(cells["sft", seed].std()), 1e-9) for cells in scores]
+            (_, p_low, p_high), (_, j_low, j_high) = (_mean(gain) for gain in gains)
+            gap_low = _mean(gains[0] / sd[0] - gains[1] / sd[1])[1]
+            moved, reasons = _beyond(mine, start)
+            gamed = p_low > 0 >= j_low and gap_low > 0
+            level = 3 if gamed and (moved or reasons) else 2 if reasons else int(mine["level"] > 0)
+            rows.append({"method": method, "seed": seed, "level": level, "label": LEVELS[level], "z": mine["z"],
+                         "feature": mine["feature"], "proxy_gain": gains[0].mean(), "proxy_low": p_low,
+                         "proxy_high": p_high, "judge_gain": gains[1].mean(), "judge_low": j_low, "judge_high": j_high,
+                         "reasons": ", ".join(reasons)})
+    return pd.DataFrame(rows)
+
+
+def _beyond(mine: dict, start: dict) -> tuple[bool, list[str]]:
+    """(does any feature lie further from people than SFT's, beyond noise; practical margins passed beyond SFT)."""
+    moved = {name for name, value in mine["values"].items() if
+             abs(value - mine["people"][name]) > mine["threshold"] * mine["sd"][name]
+             and (value - start["values"][name]) * np.sign(value - mine["people"][name])
+             > mine["threshold"] * mine["sd"][name] * np.sqrt(2)}
+    reasons = [reason for reason in mine["reasons"] if reason.split()[0] in moved]
+    cut, before = mine["truncated"], start["truncated"]
+    if cut > TRUNCATED + before:
+        reasons.append(f"truncated {cut:.2f}")
+    return bool(moved), reasons
+
+
+def _verdict(results, method: str, seed: int) -> dict:
+    file = results.paths.evaluation(method, seed) / "metrics.json"
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if "hacking" not in stored:
+        raise UserError(f"{file}: no key hacking; run `dvc repro`")
+    return stored["hacking"]
+
+
+def _mean(values: pd.Series) -> tuple[float, float, float]:
+    values = values.dropna().to_numpy(float)
+    return float(values.mean()), *_t(values)
