@@ -21,7 +21,7 @@ import numpy as np
 
 from polylib.config import Config, ModelConfig, UserError
 
-__all__ = ["History", "Paths", "UserError", "atomic_write", "commit", "device_dtype", "progress", "root",
+__all__ = ["History", "Paths", "UserError", "append_line", "atomic_write", "commit", "device_dtype", "progress", "root",
            "seed_everything", "write_env", "write_json"]
 
 STARTED = time.monotonic()  # first import = start of the stage's process
@@ -81,6 +81,13 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     os.replace(partial, path)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line to a log, in one write: processes that share the file cannot mix their lines."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("ab", buffering=0) as stream:
+        stream.write(line.encode("utf-8") + b"\n")
 
 
 def write_json(path: Path, obj: object) -> None:

@@ -1,9 +1,10 @@
-"""Scores of a reply under its post: reward(posts, replies) -> (N,), with components(posts, replies) beside
-it.
+"""Scores of a reply under its post: reward(posts, replies) -> (N,), with components(posts, replies) beside it.
 
-fitted = rewards.fit_all(rows, encoder, cfg.reward_model, folder, seed)     # notebook 02 reward =
-rewards.load(folder, encoder)                                      # every later stage judge =
-rewards.load_judge(folder)                                          # evaluation only"""
+    fitted = rewards.fit_all(rows, encoder, cfg.reward_model, folder, seed, cfg.model)     # notebook 02
+    reward = rewards.load(folder, encoder, "combined", cfg.model)                          # every later stage
+    judge = rewards.load_judge(folder)                                                     # evaluation only
+
+The language model behind coherence is read only by rewards that use it, and only at their first score."""
 
 from __future__ import annotations
 
@@ -12,62 +13,97 @@ from pathlib import Path
 
 import pandas as pd
 
-from polylib.config import RewardModelConfig, UserError
-from polylib.rewards import heuristic, judge, learned
+from polylib.config import LLMJudgeConfig, ModelConfig, RewardModelConfig, UserError
+from polylib.rewards import coherence, combined, heuristic, judge, learned
+from polylib.rewards.coherence import Coherence
 from polylib.rewards.combined import CombinedReward
 from polylib.rewards.heuristic import HeuristicReward
 from polylib.rewards.judge import Judge
 from polylib.rewards.learned import EngagementReward
+from polylib.rewards.llm import LLMReward
+from polylib.rewards.llm_client import Client
 
 __all__ = [
+    "Coherence",
     "CombinedReward",
     "EngagementReward",
     "Fitted",
     "HeuristicReward",
     "Judge",
+    "LLMReward",
     "fit_all",
     "load",
     "load_judge",
 ]
+NAMES = ("combined", "learned", "heuristic", "coherence", "llm")
 
 
 @dataclass(frozen=True)
 class Fitted:
+    """What `fit_all` fitted; coherence is None without a language model."""
+
     learned: EngagementReward
     heuristic: HeuristicReward
     combined: CombinedReward
     judge: Judge
+    coherence: Coherence | None = None
 
 
-def fit_all(rows: pd.DataFrame, encoder, cfg: RewardModelConfig, folder: Path, seed: int) -> Fitted:
+def fit_all(
+    rows: pd.DataFrame, encoder, cfg: RewardModelConfig, folder: Path, seed: int, cfg_model: ModelConfig | None = None
+) -> Fitted:
     """Fit rewards on split train (learned: stopped on validation) and the judge on split judge; save all in
-    `folder`.
+    `folder`. Coherence is fitted if `cfg_model` is given; UserError if its weight is above 0 and it is not.
 
     `rows` are those of data.prepare.load_rows; nothing of split test is read here."""
+    if cfg.coherence_weight > 0 and cfg_model is None:
+        raise UserError("reward_model.coherence_weight is above 0: fit_all needs cfg.model, the base model's section")
     train, validation, judged = (rows[rows["split"] == name] for name in ("train", "validation", "judge"))
     engagement = learned.fit(train, validation, encoder, cfg, seed)
     rules = HeuristicReward(encoder, cfg.heuristic).fit(train)
-    both = CombinedReward(engagement, rules, cfg.learned_weight, cfg.heuristic_weight)
-    fitted = Fitted(engagement, rules, both, judge.fit(judged, seed))
-    for part in (fitted.learned, fitted.heuristic, fitted.combined, fitted.judge):
+    sense = Coherence(cfg_model).fit(train, seed) if cfg_model is not None else None
+    both = CombinedReward(
+        engagement, rules, cfg.learned_weight, cfg.heuristic_weight, sense, cfg.coherence_weight
+    ).fit(train, cfg.relevance_floor, seed)
+    fitted = Fitted(engagement, rules, both, judge.fit(judged, seed), sense)
+    for part in filter(None, (engagement, rules, both, fitted.judge, sense)):
         part.save(folder)
     return fitted
 
 
-def load(folder: Path, encoder, name: str = "combined") -> CombinedReward | EngagementReward | HeuristicReward:
-    """The reward `name` (combined, learned or heuristic) that `fit_all` saved. Raises UserError if it is not
-    there."""
+def load(
+    folder: Path,
+    encoder,
+    name: str = "combined",
+    cfg_model: ModelConfig | None = None,
+    cfg_llm: LLMJudgeConfig | None = None,
+) -> CombinedReward | EngagementReward | HeuristicReward | Coherence | LLMReward:
+    """The reward `name` that `fit_all` saved: combined, learned, heuristic or coherence; llm is the endpoint of
+    `cfg_llm`, which nothing is fitted for. UserError if it is not there, or if it scores with a language model
+    (coherence, or combined with a weight on it) and `cfg_model` is not given."""
+    if name == "llm":
+        if cfg_llm is None:
+            raise UserError("reward llm needs cfg.llm_judge, the section that names the endpoint")
+        return LLMReward(Client(cfg_llm))
+    if name not in NAMES:
+        raise UserError(f"unknown reward {name!r}; use {', '.join(NAMES)}")
     folder = _existing(folder, "card.json")
     if name == "learned":
         return learned.load(folder, encoder)
     if name == "heuristic":
         return heuristic.load(folder, encoder)
-    if name == "combined":
-        return CombinedReward.load(folder, learned.load(folder, encoder), heuristic.load(folder, encoder))
-    raise UserError(f"unknown reward {name!r}; use combined, learned or heuristic")
+    sense = None
+    if name == "coherence" or combined.needs_language_model(folder):
+        if cfg_model is None:
+            raise UserError(f"{folder}: reward {name} scores with the base model; pass cfg.model to rewards.load")
+        sense = coherence.load(folder, cfg_model)
+    if name == "coherence":
+        return sense
+    return CombinedReward.load(folder, learned.load(folder, encoder), heuristic.load(folder, encoder), sense)
 
 
 def load_judge(folder: Path) -> Judge:
+    """The judge that `fit_all` saved. UserError if it is not there."""
     return judge.load(_existing(folder, "judge.json"))
 
 

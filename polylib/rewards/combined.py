@@ -1,5 +1,5 @@
-"""The reward that trains policies by default: learned and heuristic, both in standard deviations of human
-replies."""
+"""The reward that trains policies by default: learned, heuristic and coherence, each in standard deviations of human
+replies, with a floor under relevance."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ import numpy as np
 import pandas as pd
 
 from polylib import run
+from polylib.config import UserError
+from polylib.rewards.coherence import Coherence
 from polylib.rewards.heuristic import HeuristicReward
 from polylib.rewards.learned import EngagementReward
 
+FIT = 300  # human replies behind the floor's median
+WIDTH = 0.5  # sd of human cosines over which the floor sets in
+
 
 class CombinedReward:
-    """reward(posts, replies) -> (N,) float64 = w_l * learned + w_h * standardised heuristic, weights scaled
-    to sum 1.
+    """reward(posts, replies) -> (N,) float64 = w_l learned + w_h heuristic + w_c coherence, lowered below the floor.
 
-    Each part has mean 0 and sd 1 over the human training replies, so .6 and .4 mean what they say; the raw
-    heuristic spans a tenth of the learned score's range and would hardly count."""
+    Each part has mean 0 and sd 1 over human training replies and the weights are scaled to sum 1, so .6 and .4 mean
+    what they say; the raw heuristic spans a tenth of the learned score's range and would hardly count. `coherence`
+    may be None if its weight is 0; then no language model is needed."""
 
     name = "combined"
 
@@ -29,31 +34,86 @@ class CombinedReward:
         heuristic: HeuristicReward,
         learned_weight: float = 0.6,
         heuristic_weight: float = 0.4,
+        coherence: Coherence | None = None,
+        coherence_weight: float = 0.0,
     ):
-        total = learned_weight + heuristic_weight
-        self.learned, self.heuristic = learned, heuristic
-        self.learned_weight, self.heuristic_weight = learned_weight / total, heuristic_weight / total
+        weights = {"learned": learned_weight, "heuristic": heuristic_weight, "coherence": coherence_weight}
+        if min(weights.values()) < 0 or not sum(weights.values()) > 0:
+            raise UserError("reward_model: learned_weight, heuristic_weight, coherence_weight must be >= 0, not all 0")
+        if coherence_weight > 0 and coherence is None:
+            raise UserError("reward_model.coherence_weight is above 0, but no language model was given: pass cfg.model")
+        self.learned, self.heuristic, self.coherence = learned, heuristic, coherence
+        self.weights = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        self.floor: dict[str, float] = {}
+
+    def fit(self, rows: pd.DataFrame, quantile: float, seed: int) -> CombinedReward:
+        """Set the relevance floor from human replies (tweet, reply); quantile 0 = none.
+
+        With c the cosine of post and reply, c_q its `quantile` over people's replies, s the weighted sum, m and d
+        median and sd of s over people's replies, and w = smoothstep((c_q - c) / (half an sd of c)) in [0, 1]:
+
+            reward = s - w (d + max(s - m, 0))
+
+        So nothing changes above c_q, and half an sd below it no style reaches the median human reply (at most m - d).
+        """
+        self.floor = {}
+        if not 0 <= quantile < 1:
+            raise UserError(f"reward_model.relevance_floor must be at least 0 and below 1, found {quantile:g}")
+        if quantile > 0:
+            some = rows.sample(min(FIT, len(rows)), random_state=seed)
+            cosine = self.heuristic.cosine(list(rows["tweet"]), list(rows["reply"]))
+            total = self(list(some["tweet"]), list(some["reply"]))
+            self.floor = {
+                "cosine": float(np.quantile(cosine, quantile)),
+                "width": max(WIDTH * float(cosine.std()), 1e-3),
+                "median": float(np.median(total)),
+                "sd": float(total.std()),
+            }
+        return self
 
     def __call__(self, posts: list[str], replies: list[str]) -> np.ndarray:
-        return self.learned_weight * self.learned(posts, replies) + self.heuristic_weight * self.heuristic.standardised(
-            posts, replies
-        )
+        posts, replies = list(posts), list(replies)
+        total = self.weights["learned"] * self.learned(posts, replies)
+        total = total + self.weights["heuristic"] * self.heuristic.standardised(posts, replies)
+        if self.weights["coherence"]:
+            total = total + self.weights["coherence"] * self.coherence(posts, replies)
+        return total - self._lowered(posts, replies, total) if self.floor else total
 
     def components(self, posts: list[str], replies: list[str]) -> pd.DataFrame:
-        """`learned`, `learned_sd`, `heuristic` (standardised) and the heuristic's own components in [0,
-        1]."""
+        """`learned`, `learned_sd`, `heuristic` (standardised), the heuristic's own components in [0, 1]; coherence's
+        components if it has a weight; `off_topic` (w of the floor, 0 to 1) if there is a floor."""
+        posts, replies = list(posts), list(replies)
         parts = self.learned.components(posts, replies)
         parts["heuristic"] = self.heuristic.standardised(posts, replies)
-        return parts.join(self.heuristic.components(posts, replies))
+        parts = parts.join(self.heuristic.components(posts, replies))
+        if self.weights["coherence"]:
+            parts = parts.join(self.coherence.components(posts, replies))
+        if self.floor:
+            parts["off_topic"] = self._off_topic(posts, replies)
+        return parts
+
+    def _off_topic(self, posts: list[str], replies: list[str]) -> np.ndarray:
+        depth = (self.floor["cosine"] - self.heuristic.cosine(posts, replies)) / self.floor["width"]
+        x = np.clip(depth, 0, 1)
+        return x * x * (3 - 2 * x)
+
+    def _lowered(self, posts: list[str], replies: list[str], total: np.ndarray) -> np.ndarray:
+        above = np.maximum(total - self.floor["median"], 0)
+        return self._off_topic(posts, replies) * (self.floor["sd"] + above)
 
     def save(self, folder: Path) -> None:
-        """Only the weights; the two parts save themselves."""
-        run.write_json(
-            Path(folder) / "combined.json",
-            {"learned": self.learned_weight, "heuristic": self.heuristic_weight},
-        )
+        """Only weights and floor; the parts save themselves."""
+        run.write_json(Path(folder) / "combined.json", {"weights": self.weights, "floor": self.floor})
 
     @classmethod
-    def load(cls, folder: Path, learned: EngagementReward, heuristic: HeuristicReward) -> CombinedReward:
-        weights = json.loads((Path(folder) / "combined.json").read_text())
-        return cls(learned, heuristic, weights["learned"], weights["heuristic"])
+    def load(cls, folder: Path, learned, heuristic, coherence=None) -> CombinedReward:
+        stored = json.loads((Path(folder) / "combined.json").read_text())
+        weights = stored["weights"]
+        reward = cls(learned, heuristic, weights["learned"], weights["heuristic"], coherence, weights["coherence"])
+        reward.floor = stored["floor"]
+        return reward
+
+
+def needs_language_model(folder: Path) -> bool:
+    """Whether the combined reward saved in `folder` gives coherence a weight."""
+    return json.loads((Path(folder) / "combined.json").read_text())["weights"]["coherence"] > 0

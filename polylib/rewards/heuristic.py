@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,19 +57,24 @@ SLURS = frozenset(
 )  # first 16 hex digits of sha256
 
 
+ToxicityModel = Callable[[list[str]], np.ndarray]
+
+
 class HeuristicReward:
     """reward(posts, replies) -> (N,) float64 in [0, 1]: weighted mean of `components`.
 
-    `weights` maps component names to non-negative weights; a component without weight is still reported."""
+    `weights` maps component names to non-negative weights; a component without weight is still reported.
+    `toxicity_model`, if given, maps a list of replies to (N,) probabilities of harm: the toxicity component is then
+    the lower of the lexicon's and 1 - probability. It is not saved; pass it to `load` again."""
 
     name = "heuristic"
 
-    def __init__(self, encoder, weights: dict[str, float]):
+    def __init__(self, encoder, weights: dict[str, float], toxicity_model: ToxicityModel | None = None):
         unknown = sorted(set(weights) - set(COMPONENTS))
         if unknown or not sum(weights.values()) > 0 or min(weights.values()) < 0:
             wrong = f"unknown component {unknown[0]}" if unknown else "weights must be >= 0 and not all 0"
             raise UserError(f"reward_model.heuristic: {wrong}; components are {', '.join(COMPONENTS)}")
-        self.encoder, self.weights = encoder, dict(weights)
+        self.encoder, self.weights, self.toxicity_model = encoder, dict(weights), toxicity_model
         self.scales: dict[str, float] = {}
 
     def fit(self, rows: pd.DataFrame) -> HeuristicReward:
@@ -79,8 +85,8 @@ class HeuristicReward:
         commonest short replies are not the ones to aim at."""
         posts, replies = list(rows["tweet"]), list(rows["reply"])
         cosine, shuffled = (
-            self._cosine(posts, replies),
-            self._cosine(posts, list(np.roll(np.array(replies, dtype=object), len(replies) // 2))),
+            self.cosine(posts, replies),
+            self.cosine(posts, list(np.roll(np.array(replies, dtype=object), len(replies) // 2))),
         )
         good = np.ones(len(rows), dtype=bool)
         if "engagement" in rows:
@@ -118,7 +124,7 @@ class HeuristicReward:
     def components(self, posts: list[str], replies: list[str]) -> pd.DataFrame:
         """Columns `COMPONENTS`, each in [0, 1]."""
         s, posts, replies = self.scales, list(posts), list(replies)
-        cosine, marks = self._cosine(posts, replies), _marks(replies)
+        cosine, marks = self.cosine(posts, replies), _marks(replies)
         overlap = features.surface(posts, replies)
         copied, content, generic, promo = (
             overlap[:, features.NAMES.index(name)] for name in ("copy3", "content_overlap", "generic_share", "promo")
@@ -139,7 +145,7 @@ class HeuristicReward:
                 "variety": np.array([_fresh(reply) for reply in replies], dtype=float),
                 "punctuation": np.exp(-excess),
                 "specificity": (1 - generic) * 0.5**promo,  # what fits under any post, or sells something, says little
-                "toxicity": np.array([_harmless(reply) for reply in replies], dtype=float),
+                "toxicity": self._harmless(replies),
                 "profanity": np.array(
                     [0.0 if PROFANITY.search(reply.lower()) else 1.0 for reply in replies], dtype=float
                 ),
@@ -147,7 +153,17 @@ class HeuristicReward:
             columns=list(COMPONENTS),
         )
 
-    def _cosine(self, posts: list[str], replies: list[str]) -> np.ndarray:
+    def _harmless(self, replies: list[str]) -> np.ndarray:
+        by_lexicon = np.array([_harmless(reply) for reply in replies], dtype=float)
+        if self.toxicity_model is None:
+            return by_lexicon
+        harm = np.asarray(self.toxicity_model(replies), dtype=float)
+        if harm.shape != by_lexicon.shape or not ((harm >= 0) & (harm <= 1)).all():
+            raise ValueError(f"toxicity_model must return {len(replies)} probabilities in [0, 1]")
+        return np.minimum(by_lexicon, 1 - harm)
+
+    def cosine(self, posts: list[str], replies: list[str]) -> np.ndarray:
+        """Cosine (N,) of each post and its reply."""
         product = self.encoder.encode(posts).astype(np.float64) * self.encoder.encode(replies)
         return product.sum(axis=1)  # row by row, so that one reply and a batch give the same bits
 
@@ -155,9 +171,9 @@ class HeuristicReward:
         run.write_json(Path(folder) / "heuristic.json", {"weights": self.weights, "scales": self.scales})
 
 
-def load(folder: Path, encoder) -> HeuristicReward:
+def load(folder: Path, encoder, toxicity_model: ToxicityModel | None = None) -> HeuristicReward:
     stored = json.loads((Path(folder) / "heuristic.json").read_text())
-    reward = HeuristicReward(encoder, stored["weights"])
+    reward = HeuristicReward(encoder, stored["weights"], toxicity_model)
     reward.scales = stored["scales"]
     return reward
 
