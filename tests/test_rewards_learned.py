@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from reward_rows import FAST, BagOfWords, threads
+from reward_rows import FAST, THINGS, BagOfWords, threads
 
 from polylib.config import UserError
-from polylib.rewards import conditional, inputs, learned
+from polylib.rewards import conditional, contrast, inputs, learned, objectives
 
 ENCODER = BagOfWords()
 
@@ -122,3 +122,96 @@ def test_the_seed_decides():
 def test_nothing_to_learn_is_said():
     with pytest.raises(UserError, match="two replies and a like"):
         fit(threads(10).assign(reply_likes=0))
+
+
+def test_bradley_terry_by_enumeration():
+    score, offset = torch.tensor([0.4, -0.3, 1.1, 0.2, 0.0]), torch.tensor([0.1, 0.0, -0.2, 0.3, 0.0])
+    likes, group = torch.tensor([9.0, 2.0, 2.0, 0.0, 900.0]), torch.tensor([0, 0, 0, 1, 1])
+    posts = [[], []]
+    for w in range(5):
+        for k in range(5):
+            ratio = (float(likes[w]) + 1) / (float(likes[k]) + 1)
+            if group[w] == group[k] and ratio >= 1.5:
+                margin = min(0.25 * np.log(ratio), 1.0)
+                z = float(score[w] + offset[w] - score[k] - offset[k]) - margin
+                centring = 1e-2 * float(score[w] + score[k]) ** 2
+                posts[int(group[w])].append(np.log1p(np.exp(-z)) + centring)
+    assert [len(p) for p in posts] == [2, 1]  # 9 beats both 2s, which tie; the capped margin is in the other post
+    expected = np.mean([np.mean(p) for p in posts])
+    assert float(objectives.bradley_terry(score, offset, likes, group)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_nmse_is_the_squared_error_of_likes_over_the_posts_own():
+    rows = threads(4).assign(tweet_likes=50.0)
+    data = conditional.Threads(rows, np.zeros(len(rows)))
+    at, group = data.batch(np.arange(2))
+    wanted = [min(rows["reply_likes"].iloc[int(k)] / 50, 1) for k in at]
+    assert float(objectives.loss("nmse", torch.zeros(len(at)), data, at, group)) == pytest.approx(
+        np.mean(np.square(wanted))
+    )
+    cfg = dataclasses.replace(FAST, objective="nmse")
+    with pytest.raises(UserError, match="needs tweet_likes"):
+        fit(threads(20), cfg=cfg)
+
+
+def test_negatives_belong_to_others_or_are_out_of_order():
+    rows = threads(20)
+    added = contrast.negatives(rows, 2, seed=0)
+    own = rows.groupby("tweet_id")["reply"].agg(set)
+    assert (added["reply_likes"] == 0).all()
+    assert added.groupby(["tweet_id", "kind"]).size().eq(2).all() and added["tweet_id"].nunique() == 20
+    words = {name: {tuple(sorted(text.split())) for text in texts} for name, texts in own.items()}
+    for row in added.itertuples():
+        assert row.reply not in own[row.tweet_id] and row.thread_id == row.tweet_id
+        assert (tuple(sorted(row.reply.split())) in words[row.tweet_id]) == (row.kind == "shuffled_words")
+    assert contrast.negatives(rows.assign(reply="two words"), 1, 0)["kind"].eq("shuffled_post").all()
+
+
+def test_negatives_teach_what_likes_do_not_show():
+    """Every reply names its post's thing, so likes alone cannot tell that another thing is off topic."""
+    rows = threads(120)
+    test = rows[rows["split"] == "test"]
+    other = dict(zip(THINGS, THINGS[1:] + THINGS[:1]))
+    off = [text.replace(t, other[t]) for text, t in zip(test["reply"], test["tweet"].str.split().str[1])]
+
+    def wins(negatives):
+        reward = fit(rows, cfg=dataclasses.replace(FAST, negatives=negatives))
+        values = score(reward, test)
+        assert values[test["asks"]].mean() > values[~test["asks"]].mean() + 0.5
+        return (values > reward(list(test["tweet"]), off)).mean()
+
+    assert wins(2) > 0.9 and wins(0) < 0.8
+
+
+def test_the_penalty_lowers_what_the_members_disagree_about():
+    rows = threads(60)
+    test = rows[rows["split"] == "test"]
+    rng = np.random.default_rng(0)
+    mixed = [" ".join(rng.permutation(text.split())) + "!?" * 6 for text in test["reply"]]
+    noise = ["".join(rng.choice(list("qxz#@!? 0"), size=40)) for _ in range(len(test))]
+    cfg = dataclasses.replace(FAST, members=4)
+    plain, careful = fit(rows, cfg=cfg), fit(rows, cfg=dataclasses.replace(cfg, uncertainty_penalty=3.0))
+    train = score(careful, rows[rows["split"] == "train"])
+    assert train.mean() == pytest.approx(0, abs=1e-5) and train.std() == pytest.approx(1, abs=1e-5)
+    loss = lambda texts: (plain(list(test["tweet"]), texts) - careful(list(test["tweet"]), texts)).mean()  # noqa: E731
+    human = loss(list(test["reply"]))
+    assert loss(mixed) > human + 0.04 and loss(noise) > human + 0.1
+    scores = careful._scores(["a post"], ["why?"])
+    by_hand = scores.mean() - 3 * scores.var() - careful.card["centre"]
+    assert careful(["a post"], ["why?"])[0] == pytest.approx(by_hand / careful.card["spread"])
+
+
+def test_preference_is_calibrated_on_validation_pairs():
+    rows = threads(200, effect=0.5)
+    reward, held = fit(rows), rows[rows["split"] == "validation"]
+    p = reward.prefer(["my kettle fell"] * 2, ["it is near the door why?"] * 2, ["it is near the door.", "no."])
+    q = reward.prefer(["my kettle fell"] * 2, ["it is near the door.", "no."], ["it is near the door why?"] * 2)
+    np.testing.assert_allclose(p + q, 1)
+    margin = []
+    for _, post in held.groupby("tweet_id"):
+        values = dict(zip(post["reply_id"], score(reward, post)))
+        known = list(zip(post["reply_id"], post["engagement"], post["reply_likes"]))
+        margin += [values[a] - values[b] for a, e, y in known for b, f, z in known if e > f and y != z]
+    margin, t = np.array(margin), reward.card["temperature"]
+    likelihood = [np.logaddexp(0, -margin / (t * k)).mean() for k in (0.98, 1.0, 1.02)]
+    assert likelihood[1] == min(likelihood)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from reward_rows import BagOfWords, threads
+from reward_rows import FAST, BagOfWords, threads
 
-from polylib.rewards import validate
+from polylib.rewards import calibration, ranking, validate
 
 ENCODER = BagOfWords()
 KEYS = ["dataset", "model", "metric", "value", "lo", "hi", "n"]
@@ -24,7 +24,7 @@ class Planted:
 @pytest.fixture(scope="module")
 def rows():
     rows = threads(120, seed=3)
-    rows["split"] = np.where(rows["split"] == "train", "train", "test")
+    rows["split"] = rows["split"].where(rows["split"].isin(["train", "validation"]), "test")
     return rows
 
 
@@ -47,6 +47,9 @@ def test_shape_and_intervals(table):
     assert list(table) == KEYS and set(table["dataset"]) == {"planted"}
     assert not table.duplicated(["model", "metric"]).any()
     known = table.dropna(subset=["value"])
+    without = known[known["metric"].str.startswith(("ece", "temperature"))]
+    assert without[["lo", "hi"]].isna().all(axis=None) and len(without) == 4 * 3 + 5  # baselines have no units
+    known = known.drop(index=without.index)
     assert (known["lo"] <= known["value"] + 1e-9).all() and (known["value"] <= known["hi"] + 1e-9).all()
     assert (known["n"] > 0).all()
 
@@ -75,6 +78,82 @@ def test_pair_accuracy_equals_enumeration(table, rows):
     assert value(table, "nouns", "pair_accuracy_engagement", "n") == pairs
 
 
+def test_bins_split_the_pairs_and_one_of_them_equals_enumeration(table, rows):
+    for kind in ("ratio", "length"):
+        part = table[(table["model"] == "nouns") & table["metric"].str.startswith(f"pair_accuracy_{kind}_")]
+        assert part["n"].sum() == value(table, "nouns", "pair_accuracy_engagement", "n") and len(part) == 4
+    right = []
+    for _, post in rows[rows["split"] == "test"].groupby("tweet_id"):
+        replies = list(zip(post["reply"], post["engagement"], post["reply_likes"]))
+        for a in range(len(replies)):
+            for b in range(a):
+                (r, e, k), (s, f, m) = replies[a], replies[b]
+                clear = 2 <= max((k + 1) / (m + 1), (m + 1) / (k + 1)) < 4
+                if clear:
+                    right.append(0.5 if len(r) % 7 == len(s) % 7 else float((len(r) % 7 > len(s) % 7) == (e > f)))
+    assert value(table, "nouns", "pair_accuracy_ratio_2_4") == pytest.approx(np.mean(right), abs=1e-12)
+    assert value(table, "nouns", "pair_accuracy_ratio_2_4", "n") == len(right)
+
+
+def test_top_decile_equals_sklearn(table, rows):
+    from sklearn.metrics import roc_auc_score
+
+    held = rows[rows["split"] == "test"]
+    held = held[held.groupby("tweet_id")["reply_likes"].transform("nunique") > 1]
+    top = held["engagement"] > held["engagement"].quantile(0.9)
+    assert value(table, "nouns", "auc_top_decile") == pytest.approx(roc_auc_score(top, held["reply"].str.len() % 7))
+    assert value(table, "flat", "auc_top_decile") == 0.5 and value(table, "right", "auc_top_decile") > 0.6
+
+
+def test_fame_wins_raw_pairs_and_no_balanced_ones():
+    rows = threads(400, effect=1.0, fame=0.3)
+    rows["split"] = np.where(rows["split"] == "train", "train", "test")
+    table = validate.table(rows, [Planted("right", lambda r: "?" in r)], ENCODER, seed=0)
+    fame = "followers_and_delay_only"
+    assert value(table, fame, "pair_accuracy_likes") > 0.65
+    assert value(table, fame, "pair_accuracy_balanced") == pytest.approx(0.5, abs=0.05)
+    assert value(table, fame, "pair_accuracy_engagement") == pytest.approx(0.5, abs=0.05)
+    # the score that is right gains: no pair is decided against it by followers any longer
+    assert value(table, "right", "pair_accuracy_balanced") > value(table, "right", "pair_accuracy_likes") + 0.02
+
+
+def test_calibration_error_by_hand_and_after_scaling():
+    # ten pairs, one a bin: confidence sigmoid(1) everywhere, eight right: |.731 - 1| x .8 + .731 x .2
+    margin = np.where(np.arange(10) < 8, 1.0, -1.0)
+    p = 1 / (1 + np.exp(-1))
+    assert calibration.expected_error(margin) == pytest.approx(0.8 * (1 - p) + 0.2 * p)
+    assert np.isnan(calibration.expected_error(margin[:9]))
+    rng = np.random.default_rng(0)
+    size = rng.normal(0, 1.5, 40_000)
+    margin = np.where(rng.random(len(size)) < 1 / (1 + np.exp(-size)), size, -size)
+    assert calibration.expected_error(margin) < 0.01 < 0.08 < calibration.expected_error(4 * margin)
+    assert calibration.expected_error(4 * margin / calibration.temperature(4 * margin)) < 0.01
+    with pytest.raises(ValueError, match="no pair"):
+        calibration.temperature(np.zeros(0))
+
+
+def test_an_event_left_out_is_ranked_by_what_holds_elsewhere():
+    one, other = threads(60, seed=1), threads(60, seed=2)
+    other["engagement"], other["reply_likes"] = -other["engagement"], other["reply_likes"].max() - other["reply_likes"]
+    names = ["tweet_id", "thread_id"]
+    rows = pd.concat([one.assign(source="x/one"), other.assign(source="x/other", **{n: "o" + other[n] for n in names})])
+    lines = validate.left_out(rows, ENCODER, FAST, "planted", seed=0).set_index("metric")["value"]
+    # the other event likes what this one does not, so what was learned there is wrong here, both ways
+    assert set(lines.index) == {"pair_accuracy_left_out_one", "pair_accuracy_left_out_other"} and (lines < 0.3).all()
+    assert validate.left_out(one.assign(source="x"), ENCODER, FAST, "planted", seed=0).empty
+
+
+def test_variants_are_the_other_objectives_under_their_own_names():
+    rows = threads(60).assign(tweet_likes=100.0)
+    fitted = validate.variants(rows, ENCODER, FAST, seed=0)
+    assert [reward.name for reward in fitted] == ["learned_pairs", "learned_nmse"]
+    test = rows[rows["split"] == "test"]
+    for reward in fitted:
+        values = reward(list(test["tweet"]), list(test["reply"]))
+        assert values[test["asks"]].mean() > values[~test["asks"]].mean() + 1
+    assert len(validate.variants(rows.drop(columns="tweet_likes"), ENCODER, FAST, seed=0)) == 1
+
+
 def test_unliked_pairs_do_not_count(rows):
     """With a control subtracted from zero likes, followers would rank the replies nobody liked."""
     silent = rows.assign(reply_likes=0, engagement=-np.log(rows["reply_author_followers"]))
@@ -85,7 +164,7 @@ def test_unliked_pairs_do_not_count(rows):
 def test_interval_is_by_thread_not_by_row(rows):
     """Five copies of each thread's value are one observation: the interval must not shrink."""
     held = rows[rows["split"] == "test"].reset_index(drop=True)
-    threads_, per_thread = validate._Threads(held), np.random.default_rng(0).normal(size=held["thread_id"].nunique())
+    threads_, per_thread = ranking.Ranking(held), np.random.default_rng(0).normal(size=held["thread_id"].nunique())
     values = per_thread[pd.factorize(held["thread_id"])[0]]
     line = threads_.mean(values, seed=0)
     expected = 2 * 1.96 * per_thread.std(ddof=1) / np.sqrt(len(per_thread))

@@ -49,3 +49,12 @@ def expected_error(margin: np.ndarray, bins: int = BINS) -> float:
     right = (margin[order] > 0) + 0.5 * (margin[order] == 0)
     parts = np.array_split(np.arange(len(margin)), bins)
     return float(sum(abs(confidence[p].mean() - right[p].mean()) * len(p) for p in parts) / len(margin))
+
+
+def curve(margin: np.ndarray, bins: int = 2 * BINS) -> tuple[np.ndarray, np.ndarray]:
+    """Mean size of the margins and share ranked right in `bins` groups of equal size: what a size of margin is
+    worth, without assuming a form. Both (bins,); one point at (0, .5) with fewer pairs than bins."""
+    if len(margin) < bins:
+        return np.zeros(1), np.full(1, 0.5)
+    parts = np.array_split(margin[np.argsort(np.abs(margin), kind="stable")], bins)
+    return np.array([np.abs(part).mean() for part in parts]), np.array([accuracy(part) for part in parts])

@@ -37,7 +37,9 @@ class EngagementReward:
 
     name = "learned"
 
-    def __init__(self, encoder, transform: dict[str, dict[str, np.ndarray]], members: list[torch.nn.Module], card: dict):
+    def __init__(
+        self, encoder, transform: dict[str, dict[str, np.ndarray]], members: list[torch.nn.Module], card: dict
+    ):
         self.encoder, self.transform, self.members, self.card = encoder, transform, members, card
 
     def __call__(self, posts: list[str], replies: list[str]) -> np.ndarray:
@@ -105,8 +107,9 @@ def fit(train: pd.DataFrame, validation: pd.DataFrame, encoder, cfg: RewardModel
     Rows need tweet_id, thread_id, tweet, reply, reply_likes, engagement, and tweet_likes for objective nmse;
     reply_author_followers and reply_time_diff_seconds may be null. Raises UserError if no training post has two
     replies and a like, no validation post two replies of different likes, or nmse lacks the posts' likes."""
-    data, held = _with_negatives(train, offsets(train), cfg, seed), _with_negatives(
-        validation, offsets(validation, train), cfg, seed + 1
+    data, held = (
+        _with_negatives(train, offsets(train), cfg, seed),
+        _with_negatives(validation, offsets(validation, train), cfg, seed + 1),
     )
     unlike = validation.groupby("tweet_id")["reply_likes"].nunique().gt(1).any()
     if not (data[1].informative and held[1].informative and unlike):
@@ -123,9 +126,7 @@ def fit(train: pd.DataFrame, validation: pd.DataFrame, encoder, cfg: RewardModel
     if cfg.objective == "nmse":  # to sd 1, so that one learning rate serves all objectives
         scale = float(data[1].target.std()) or 1.0
         data[1].target, held[1].target = data[1].target / scale, held[1].target / scale
-    members = [
-        objectives.fit_member(x, data[1], x_held, held[1], cfg, seed * 1000 + i) for i in range(cfg.members)
-    ]
+    members = [objectives.fit_member(x, data[1], x_held, held[1], cfg, seed * 1000 + i) for i in range(cfg.members)]
     card = {
         "blocks": list(transform),
         "hidden": cfg.hidden,

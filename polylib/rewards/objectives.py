@@ -34,9 +34,7 @@ def loss(objective: str, score: torch.Tensor, data: Threads, rows: torch.Tensor,
     return nll(score + data.offset[rows], data.share[rows], group) + CENTRE * mean.square().mean()
 
 
-def bradley_terry(
-    score: torch.Tensor, offset: torch.Tensor, likes: torch.Tensor, group: torch.Tensor
-) -> torch.Tensor:
+def bradley_terry(score: torch.Tensor, offset: torch.Tensor, likes: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     """Mean over posts of the mean over a post's pairs (w won, l lost) of
 
         -log sigmoid(r_w + o_w - r_l - o_l - m) + CENTRE (r_w + r_l)^2,  m = min(MARGIN log ((y_w+1)/(y_l+1)), CAP)

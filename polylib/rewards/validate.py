@@ -1,24 +1,27 @@
 """Do the rewards rank people's replies as people did? One tidy table, before any policy trains on them.
 
 Columns: dataset, model, metric, value, lo, hi, n. Pairs and rank correlations stay within one post; intervals
-are 95 % bootstraps over whole threads, since replies of one thread are not independent. `engagement` is likes
-controlled for post, followers and delay; `latent` is the simulator's secret quality, known only for simulated
-data."""
+are 95 % bootstraps over whole threads (`ranking`). `engagement` is likes controlled for post, followers and
+delay; `latent` is the simulator's secret quality, known only for simulated data."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
-from polylib.rewards import conditional
+from polylib.config import RewardModelConfig
+from polylib.rewards import calibration, conditional, learned
+from polylib.rewards.learned import EngagementReward
+from polylib.rewards.ranking import Ranking
 
-BOOTSTRAP = 1000
+COLUMNS = ["dataset", "model", "metric", "value", "lo", "hi", "n"]
 # A published heuristic reward gives this one sentence .80-.89 of 1 under every post.
 CONSTANT = "Honestly such a fair point. What made you see it this way? Curious to hear more."
 CONTROLS = ("human", "shuffled_post", "shuffled_words", "constant")
+EVENTS = range(2, 13)  # so many values of `source` are taken for events to be left out one by one
 
 
 def table(
@@ -32,14 +35,14 @@ def table(
 ) -> pd.DataFrame:
     """The validation table of `rewards` (each with .name) and five baselines on the threads of one split.
 
-    Metrics against `engagement`, raw `likes` (where followers and delay still count) and, if truth[reply_id,
-    latent] has rows, `latent`: pair_accuracy_* (share of pairs within a post ranked alike, ties half),
-    pair_accuracy_clear_* (pairs at least one sd of the target apart), spearman_* (mean over posts). For the
-    first two only pairs whose likes differ count: which of two unliked replies has more controlled engagement
-    is decided by the control, not by readers. Controls, in the reward's own units: mean_human,
-    mean_shuffled_post, mean_shuffled_words, mean_constant, and win_* = share of human replies that score
-    above the control. Prints replies scored per second."""
-    held = rows[rows["split"] == split].reset_index(drop=True)
+    Against `engagement`, raw `likes` (where followers and delay still count) and, if truth[reply_id, latent] has
+    rows, `latent`: the metrics of Ranking.compare. Against engagement also those of Ranking.bins, top_decile and,
+    with a temperature fitted on the pairs of split validation, calibrated (raw: rewards only, as the units of a
+    baseline are no log-odds); against likes, Ranking.balanced. For engagement and likes only pairs whose likes
+    differ count. Controls, in the reward's own units: mean_human, mean_shuffled_post, mean_shuffled_words,
+    mean_constant, and win_* = share of human replies that score above the control. Prints replies per second."""
+    part = {name: rows[rows["split"] == name].reset_index(drop=True) for name in ("train", "validation", split)}
+    train, tuned, held = part["train"], part["validation"], part[split]
     targets = {
         "engagement": held["engagement"].to_numpy(float),
         "likes": np.log1p(held["reply_likes"].to_numpy(float)),
@@ -48,20 +51,63 @@ def table(
         targets["latent"] = held["reply_id"].map(truth.set_index("reply_id")["latent"]).to_numpy(float)
     posts, replies = list(held["tweet"]), list(held["reply"])
     encoder.encode(posts + replies)  # before the clock: embeddings are computed once for all rewards
-    threads, lines = _Threads(held), []
-    scores = baselines(rows[rows["split"] == "train"], held, encoder, seed)
+    scores = baselines(train, pd.concat([held, tuned], ignore_index=True), encoder, seed)
     for reward in rewards:
         start = time.perf_counter()
-        scores[reward.name] = reward(posts, replies)
+        own = reward(posts, replies)
         print(f"{reward.name}: {len(held) / (time.perf_counter() - start):,.0f} replies/s with known embeddings")
-    for model, score in scores.items():
+        scores[reward.name] = np.concatenate([own, reward(list(tuned["tweet"]), list(tuned["reply"]))])
+    ranking, names, lines = _ranking(train, held), {reward.name for reward in rewards}, []
+    for model, both in scores.items():
+        score, found = both[: len(held)], []
         for name, target in targets.items():
-            lines += [{"model": model, **line} for line in threads.compare(score, target, name, seed)]
+            found += ranking.compare(score, target, name, seed)
+        found += ranking.balanced(score, seed) + ranking.bins(score, targets["engagement"], seed)
+        found.append(ranking.top_decile(score, targets["engagement"], seed))
+        margin = _margins(both[len(held) :], tuned)
+        if len(margin):
+            errors = ranking.calibrated(score, targets["engagement"], calibration.temperature(margin))
+            found += errors if model in names else errors[:1]
+        lines += [{"model": model} | line for line in found]
     for reward in rewards:
-        lines += [
-            {"model": reward.name, **line} for line in _controls(reward, scores[reward.name], held, threads, seed)
-        ]
-    return pd.DataFrame(lines).assign(dataset=dataset)[["dataset", "model", "metric", "value", "lo", "hi", "n"]]
+        human = scores[reward.name][: len(held)]
+        lines += [{"model": reward.name} | line for line in _controls(reward, human, held, ranking, seed)]
+    return pd.DataFrame(lines).assign(dataset=dataset)[COLUMNS]
+
+
+def variants(rows: pd.DataFrame, encoder, cfg: RewardModelConfig, seed: int) -> list[EngagementReward]:
+    """The engagement model fitted to the other objectives, as labelled baselines: learned_pairs, learned_nmse, ...
+    nmse is left out where likes of the posts are unknown."""
+    train, validation = (rows[rows["split"] == name] for name in ("train", "validation"))
+    known = "tweet_likes" in rows and rows["tweet_likes"].notna().all()
+    fitted = []
+    for objective in ("conditional", "pairs", "nmse"):
+        if objective == cfg.objective or (objective == "nmse" and not known):
+            continue
+        reward = learned.fit(train, validation, encoder, dataclasses.replace(cfg, objective=objective), seed)
+        reward.name = f"learned_{objective}"
+        fitted.append(reward)
+    return fitted
+
+
+def left_out(
+    rows: pd.DataFrame, encoder, cfg: RewardModelConfig, dataset: str, seed: int, members: int = 2
+) -> pd.DataFrame:
+    """Does the learned reward carry over to an event it never saw? One line for each of 2 to 12 values of `source`,
+    metric pair_accuracy_left_out_<event>: fitted without the event's threads, ranked on all of them (engagement),
+    with an ensemble of `members` to keep it short. No lines with one source, or where an event has no pair."""
+    lines, events = [], sorted(rows["source"].dropna().unique())
+    for event in events if len(events) in EVENTS else []:
+        out = rows["source"].eq(event)
+        held, others = rows[out].reset_index(drop=True), rows[~out]
+        train, validation = (others[others["split"] == name] for name in ("train", "validation"))
+        small = dataclasses.replace(cfg, members=min(members, cfg.members))
+        reward = learned.fit(train, validation, encoder, small, seed)
+        score = reward(list(held["tweet"]), list(held["reply"]))
+        line = Ranking(held).compare(score, held["engagement"].to_numpy(float), "engagement", seed)[0]
+        if line["n"]:
+            lines.append(line | {"model": "learned", "metric": f"pair_accuracy_left_out_{event.rpartition('/')[2]}"})
+    return pd.DataFrame(lines, columns=COLUMNS).assign(dataset=dataset)
 
 
 def metrics(validation: pd.DataFrame) -> dict[str, dict[str, float]]:
@@ -110,7 +156,7 @@ def other_posts(held: pd.DataFrame, seed: int) -> list[str]:
     return out.tolist()
 
 
-def _controls(reward, human: np.ndarray, held: pd.DataFrame, threads: _Threads, seed: int) -> list[dict]:
+def _controls(reward, human: np.ndarray, held: pd.DataFrame, ranking: Ranking, seed: int) -> list[dict]:
     posts, replies = list(held["tweet"]), list(held["reply"])
     texts = {
         "shuffled_post": other_posts(held, seed),
@@ -118,68 +164,23 @@ def _controls(reward, human: np.ndarray, held: pd.DataFrame, threads: _Threads, 
         "constant": [CONSTANT] * len(held),
     }
     scores = {"human": human, **{name: reward(posts, text) for name, text in texts.items()}}
-    lines = [{"metric": f"mean_{name}", **threads.mean(scores[name], seed)} for name in CONTROLS]
+    lines = [{"metric": f"mean_{name}", **ranking.mean(scores[name], seed)} for name in CONTROLS]
     return lines + [
         {
             "metric": f"win_{name}",
-            **threads.mean((human > scores[name]) + 0.5 * (human == scores[name]), seed),
+            **ranking.mean((human > scores[name]) + 0.5 * (human == scores[name]), seed),
         }
         for name in CONTROLS[1:]
     ]
 
 
-class _Threads:
-    """Pairs within posts, and bootstrap weights over threads."""
+def _ranking(train: pd.DataFrame, held: pd.DataFrame) -> Ranking:
+    """With reach from training threads, and what it is worth there in pairs that differ in likes."""
+    likes = train["reply_likes"].to_numpy(float)
+    margin = calibration.margins(conditional.offsets(train), likes, likes, train["tweet_id"])
+    return Ranking(held, conditional.offsets(held, train), calibration.curve(margin))
 
-    def __init__(self, held: pd.DataFrame):
-        self.thread = pd.factorize(held["thread_id"])[0]
-        self.likes = held["reply_likes"].to_numpy(float)
-        self.members = [rows for rows in held.groupby("tweet_id").indices.values() if len(rows) > 1]
-        pairs = [np.stack([rows[k] for k in np.triu_indices(len(rows), 1)]) for rows in self.members]
-        self.i, self.j = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), dtype=int)
-        self.group = np.repeat(np.arange(len(self.members)), [len(rows) for rows in self.members])
-        self.rows = np.concatenate(self.members) if self.members else np.zeros(0, dtype=int)
 
-    def compare(self, score: np.ndarray, target: np.ndarray, name: str, seed: int) -> list[dict]:
-        gap = target[self.i] - target[self.j]
-        right = 0.5 + 0.5 * np.sign(gap) * np.sign(score[self.i] - score[self.j])
-        known = np.abs(gap) > 0
-        if name != "latent":  # two unliked replies differ in controlled engagement by followers and delay alone
-            known &= self.likes[self.i] != self.likes[self.j]
-        clear = known & (np.abs(gap) >= np.nanstd(target))
-        rho, first = self._spearman(score, target, name)
-        return [
-            {"metric": f"pair_accuracy_{name}", **self._boot(right[known], self.thread[self.i[known]], seed)},
-            {
-                "metric": f"pair_accuracy_clear_{name}",
-                **self._boot(right[clear], self.thread[self.i[clear]], seed),
-            },
-            {"metric": f"spearman_{name}", **self._boot(rho, self.thread[first], seed)},
-        ]
-
-    def mean(self, values: np.ndarray, seed: int) -> dict:
-        return self._boot(np.asarray(values, float), self.thread, seed)
-
-    def _spearman(self, score: np.ndarray, target: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rank correlation of every post with at least three replies where neither side is constant."""
-        rho, first = [], []
-        for rows in self.members:
-            if len(rows) < 3 or np.ptp(score[rows]) == 0 or not np.ptp(target[rows]) > 0:
-                continue
-            if name != "latent" and np.ptp(self.likes[rows]) == 0:
-                continue
-            rho.append(np.corrcoef(rankdata(score[rows]), rankdata(target[rows]))[0, 1])
-            first.append(rows[0])
-        return np.array(rho), np.array(first, dtype=int)
-
-    def _boot(self, values: np.ndarray, thread: np.ndarray, seed: int) -> dict:
-        """Mean with a percentile interval: threads drawn with replacement, all their values with them."""
-        if not len(values):
-            return {"value": np.nan, "lo": np.nan, "hi": np.nan, "n": 0}
-        threads = int(self.thread.max()) + 1
-        total, count = np.bincount(thread, values, threads), np.bincount(thread, minlength=threads)
-        draws = np.random.default_rng(seed).multinomial(threads, np.full(threads, 1 / threads), size=BOOTSTRAP)
-        size = draws @ count
-        means = (draws @ total)[size > 0] / size[size > 0]
-        lo, hi = np.quantile(means, [0.025, 0.975])
-        return {"value": float(values.mean()), "lo": float(lo), "hi": float(hi), "n": len(values)}
+def _margins(score: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
+    likes, target = rows["reply_likes"].to_numpy(float), rows["engagement"].to_numpy(float)
+    return calibration.margins(score, target, likes, rows["tweet_id"])
