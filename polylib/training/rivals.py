@@ -16,7 +16,7 @@ import copy
 import shutil
 import time
 import warnings
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -103,12 +103,12 @@ def adapter_of(trainer) -> dict[str, torch.Tensor]:
 
 
 def dpo(cfg, section, seed: int, pairs: pd.DataFrame, val_posts: list, *, paths, parents: list[Path] = (),
-        reward=None, encode=None) -> pd.DataFrame:
+        reward=None, encode=None, watch=None) -> pd.DataFrame:
     """Train with DPO on preference pairs and return the history, one row a step; same files as `loop.train`.
 
     `pairs` has columns tweet, chosen, rejected; `section` is a RivalConfig (beta is the inverse temperature of DPO);
-    `val_posts`, `reward`, `encode`, `parents` as in `loop.train`. History: loss, pair_accuracy (share of the batch
-    whose better reply gained more log-probability) and margin (beta x the difference of the log-ratios, mean), and
+    `val_posts`, `reward`, `encode`, `watch`, `parents` as in `loop.train`. History: loss, pair_accuracy (share of the
+    batch whose better reply gained more log-probability), margin (beta x the difference of the log-ratios, mean) and
     the looks at validation posts. A killed run starts again. Raises UserError without pairs or without TRL.
     """
     if pairs.empty:
@@ -123,16 +123,19 @@ def dpo(cfg, section, seed: int, pairs: pd.DataFrame, val_posts: list, *, paths,
     trainer = dpo_trainer(cfg, section, seed, rows, policy, parents, scratch)
     log = run.History(scratch / "history.csv", COLUMNS)
     log.rows.clear()
-    row, before = look(policy, cfg, section, val_posts, reward, encode, seed)
+
+    def looked() -> tuple[dict, list[list[str]]]:
+        return look(policy, cfg, section, val_posts, reward, encode, seed, watch)
+
+    row, before = looked()
     log.append({"step": 0, **row})
     samples = {"before": before}
-    trainer.add_callback(_recorder(cfg, section, seed, policy, trainer, log, val_posts, reward, encode, samples))
+    trainer.add_callback(_recorder(section, seed, policy, trainer, log, looked, samples))
     trainer.train()
     return _record(cfg, section, seed, policy, log, paths, parents, val_posts, samples, time.monotonic() - started)
 
 
-def _recorder(cfg, section, seed: int, policy: Policy, trainer, log: run.History, val_posts: list, reward, encode,
-              samples: dict):
+def _recorder(section, seed: int, policy: Policy, trainer, log: run.History, looked: Callable, samples: dict):
     """A callback that writes a history row a step and looks at validation posts when the loop would."""
     from transformers import TrainerCallback
 
@@ -160,7 +163,7 @@ def _recorder(cfg, section, seed: int, policy: Policy, trainer, log: run.History
                     for name, weight in adapter_of(trainer).items():
                         policy.masters[name].copy_(weight)
                 policy.publish()
-                val, samples["after"] = look(policy, cfg, section, val_posts, reward, encode, seed)
+                val, samples["after"] = looked()
                 row |= val
                 print(f"dpo s{seed} step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in val.items()), flush=True)
             log.append(row)
@@ -194,6 +197,6 @@ def _record(cfg, section, seed: int, policy: Policy, log: run.History, paths, pa
     run.write_json(out / "samples.json", [
         {"post": post.text, "human": list(post.gold), "before": b, "after": a}
         for post, b, a in zip(val_posts, samples["before"], samples["after"])])
-    run.write_env(out / "env.json", cfg, wall_seconds=seconds, resumes=0, trl=trl.__version__, dpo=asdict(section))
+    run.write_env(out / "env.json", cfg, wall_seconds=seconds, resumes=0, trl=trl.__version__)
     shutil.rmtree(paths.scratch("dpo", seed))
     return history
