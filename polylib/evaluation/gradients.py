@@ -125,7 +125,7 @@ def anatomy_figure(history: pd.DataFrame, note: str = "", columns: int = 2) -> P
         for i, method in enumerate(methods):
             top, below = axes[:, i] if columns == 2 else axes[2 * i:2 * i + 2, 0]
             part = data[data["method"].eq(method)]
-            top.set_yscale("log")
+            top.set_yscale("log", nonpositive="mask")
             for j, name in enumerate(norms):
                 _runs(top, part, name, _term(name), j)
             for j, name in enumerate(cosines):
