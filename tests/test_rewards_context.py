@@ -1,0 +1,107 @@
+"""What a reply cannot change cancels in group-relative advantages: timing, credibility, popularity are controls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from reward_rows import threads
+
+from polylib.evaluation.context_figure import scores_and_advantages
+from polylib.rewards.context import OBJECTIVES, WithContext, objectives
+from polylib.training.advantages import gdpo, group_advantages
+
+SAMPLES = 4
+
+
+class Length:
+    name = "length"
+
+    def __call__(self, posts, replies):
+        return np.array([len(reply) / 10 for reply in replies])
+
+    def components(self, posts, replies):
+        return pd.DataFrame({"length": self(posts, replies)})
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    rows, rng = threads(30), np.random.default_rng(1)
+    of_post = rows["tweet_id"].str[1:].astype(int)
+    hours = rng.integers(0, 24, 30)
+    return rows.assign(
+        tweet_created_at=[f"2024-05-01T{hours[p]:02d}:30:00Z" for p in of_post],
+        tweet_author_followers=np.exp(rng.normal(7, 2, 30))[of_post],
+        tweet_likes=rng.poisson(50, 30)[of_post],
+    )
+
+
+@pytest.fixture(scope="module")
+def sampled(rows):
+    posts = np.repeat(rows["tweet"].unique()[:8], SAMPLES)
+    return list(posts), list(np.random.default_rng(0).choice(rows["reply"], len(posts)))
+
+
+def groups(reward, sampled) -> torch.Tensor:
+    return torch.from_numpy(reward(*sampled)).view(-1, SAMPLES)
+
+
+@pytest.mark.parametrize("scale", ["none", "group"])
+@pytest.mark.parametrize("weights", [{"timing": 3.0}, {"credibility": -2.0}, dict.fromkeys(OBJECTIVES, 5.0)])
+def test_context_changes_rewards_and_no_advantage(rows, sampled, weights, scale):
+    plain, rich = groups(Length(), sampled), groups(WithContext(Length(), rows, weights), sampled)
+    assert (plain - rich).abs().max() > 0.5
+    torch.testing.assert_close(group_advantages(plain, scale), group_advantages(rich, scale), atol=1e-12, rtol=0)
+
+
+def test_as_an_objective_of_its_own_context_adds_nothing_but_batch_scaling_would_see_it(rows, sampled):
+    plain = groups(Length(), sampled)
+    context = torch.from_numpy(WithContext(Length(), rows, {"popularity": 1.0}).offset(sampled[0])).view(-1, SAMPLES)
+    both = gdpo(torch.stack([plain, context], -1), torch.tensor([1.0, 10.0], dtype=torch.double))
+    alone = gdpo(plain[..., None], torch.tensor([1.0], dtype=torch.double))
+    torch.testing.assert_close(both, alone, atol=1e-9, rtol=0)
+    over_posts = (plain + 5 * context) - (plain + 5 * context).mean()  # a baseline over different posts lets it in
+    assert (over_posts - (plain - plain.mean())).abs().max() > 0.5
+
+
+def test_a_part_that_does_read_the_reply_does_not_cancel(sampled):
+    plain = groups(Length(), sampled)
+    read = plain + torch.from_numpy(np.array([r.count("e") for r in sampled[1]], dtype=float)).view(-1, SAMPLES)
+    assert (group_advantages(plain) - group_advantages(read)).abs().max() > 0.1
+
+
+def test_objectives_by_hand():
+    rows = pd.DataFrame(
+        {
+            "tweet": list("abcd"),
+            "tweet_created_at": ["2024-01-01T23:10:00Z", "2024-01-02T01:00:00Z", "2024-01-02T12:00:00Z", None],
+            "tweet_author_followers": [10, 1000, np.nan, 100],
+            "tweet_likes": [5, 5, 1, 9],
+        }
+    )
+    table = objectives(rows)
+    # 23 h and 1 h are two hours apart around midnight: both have two posts near, noon has one
+    np.testing.assert_allclose(table["timing"], [1.0, 1.0, 0.5, 0.5])
+    np.testing.assert_allclose(table["credibility"], [1 / 3, 1.0, 0.5, 2 / 3])
+    np.testing.assert_allclose(table["popularity"], [0.625, 0.625, 0.25, 1.0])
+    assert (objectives(rows[["tweet"]]) == 0.5).all(axis=None)
+
+
+def test_unknown_posts_are_neutral_and_unknown_objectives_refused(rows):
+    reward = WithContext(Length(), rows, {"timing": 2.0})
+    assert reward(["never seen"], ["1234567890"])[0] == pytest.approx(1 + 2 * 0.5) and reward.name == "length+context"
+    parts = reward.components([rows["tweet"].iloc[0], "never seen"], ["a", "b"])
+    assert list(parts) == ["length", *OBJECTIVES] and (parts.iloc[1, 1:] == 0.5).all()
+    with pytest.raises(ValueError, match="unknown objective 'fame'; use timing"):
+        WithContext(Length(), rows, {"fame": 1.0})
+
+
+def test_the_figure_shows_a_shift_on_the_left_and_the_diagonal_on_the_right(rows, sampled):
+    plain = groups(Length(), sampled).numpy()
+    rich = groups(WithContext(Length(), rows, {"popularity": 2.0}), sampled).numpy()
+    left, right = scores_and_advantages(plain, rich).axes
+    gaps = [np.concatenate([c.get_offsets() for c in axis.collections]) @ [-1, 1] for axis in (left, right)]
+    assert np.abs(gaps[0]).max() > 0.2 and np.abs(gaps[1]).max() < 1e-9 and len(gaps[0]) == plain.size
+    with pytest.raises(ValueError, match="both need shape"):
+        scores_and_advantages(plain, rich[:2])
