@@ -1,85 +1,162 @@
-"""Do the tests of the training rooms catch what they claim to catch? Inject known faults, one at a time.
+"""Do the tests catch what they claim to catch? Put known faults into the code, one at a time, and see red.
 
-    python tests/mutants.py [words of a fault's name]      ends with "caught N of N", exit status 1 if one was
-    missed
+    python tests/mutants.py [words]      faults whose name holds all the words, e.g. `row 15` or `sampler`
 
-A scratch copy of `polylib` is edited, never the checkout. Each fault runs in a fork of a process that has already
-imported torch, and stops at the first test that fails. Faults of the pure rooms run the tests of the mathematics,
-faults of the rooms that touch a model those of the engine. Not collected by pytest (minutes, not seconds).
+Ends with "caught N of N"; the exit status is 1 if one was missed. A run over all of them writes the table of faults
+into tests/README.md. A scratch copy of `polylib` is edited, never the checkout. Each fault runs in forks of a process
+that has already imported the slow libraries, test file by test file, the likeliest for the faulty room first, and
+stops at the first test that fails. A file counts only after it was green without any fault. One fault a row of
+the checklist (tests/faults_rows.py) must turn red that row's own test. Not collected by pytest (minutes, not seconds).
 """
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import checklist_table
 import pytest
 import torch
-import transformers.loss.loss_utils  # noqa: F401  (imported once here, shared by every fork)
-import trl.trainer.grpo_trainer  # noqa: F401
 from faults import FAULTS as PURE
 from faults_engine import FAULTS as ENGINE
+from faults_rewards import FAULTS as REWARDS
+from faults_rows import ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITES = {"pure": ["objective", "kl", "advantages", "normalizers", "diversity", "pathwise", "anatomy", "toy",
-                  "trl_parity"],
-          "engine": ["sampling", "truncated_sampling", "logprobs", "models", "loop"]}
-FAULTS = ([("pure", name, f"training/{room}", old, new) for name, room, old, new in PURE]
-          + [("engine", *fault) for fault in ENGINE])
+LIMIT_S = 300  # a fault may also make a test run for ever
+SLOW = ("two_processes", "row_26", "killed_run", "habit_is_learned", "other_settings")  # after their file's other tests
+SUITES = {
+    "pure": ["objective", "kl", "advantages", "normalizers", "diversity", "pathwise", "anatomy", "toy", "trl_parity"],
+    "engine": ["sampling", "truncated_sampling", "logprobs", "models", "rivals", "menu", "loop"],
+    "rewards": ["metrics", "stats", "score", "rewards_learned", "rewards_validate", "rewards_judge",
+                "rewards_heuristic", "rewards_features"],
+}
+FIRST = {  # room -> the test files to try before the others of its suite
+    "training/objective": ["objective", "kl", "normalizers"],
+    "training/advantages": ["advantages", "kl"],
+    "training/diversity": ["diversity"], "training/measures": ["diversity"],
+    "training/pathwise": ["pathwise"], "training/schedules": ["pathwise"],
+    "training/anatomy": ["anatomy", "pathwise"], "training/toy": ["toy"],
+    "training/logprobs": ["logprobs", "truncated_sampling"], "attention": ["logprobs", "sampling"],
+    "truncation": ["truncated_sampling"], "sampling": ["sampling"], "models": ["models", "logprobs"],
+    "training/policy": ["loop"], "training/loop": ["loop"], "training/step": ["loop", "menu"],
+    "training/rollouts": ["loop", "menu"], "training/scoring": ["menu", "loop"], "training/rivals": ["rivals"],
+    "evaluation/stats": ["stats"], "evaluation/score": ["score"],
+    "rewards/judge": ["rewards_judge"], "rewards/validate": ["rewards_validate"],
+    "rewards/ranking": ["rewards_validate"], "rewards/conditional": ["rewards_learned"],
+    "rewards/objectives": ["rewards_learned"], "rewards/learned": ["rewards_learned"],
+    "rewards/heuristic": ["rewards_heuristic"], "rewards/combined": ["rewards_heuristic"],
+}
+FAULTS = ([("rows", f"row {number:02d}: {name}", room, old, new) for number, _, _, name, room, old, new in ROWS]
+          + [("pure", name, f"training/{room}", old, new) for name, room, old, new in PURE]
+          + [("engine", *fault) for fault in ENGINE] + [("rewards", *fault) for fault in REWARDS])
+IMPORTS = {"": ["pandas", "scipy.stats", "nbformat", "safetensors.torch"],  # before the first fork, by kind of fault
+           "rows": ["accelerate", "peft", "transformers.models.llama.modeling_llama", "trl.trainer.dpo_trainer"],
+           "pure": ["transformers.loss.loss_utils", "trl.trainer.grpo_trainer"],
+           "engine": ["accelerate", "peft", "transformers.models.llama.modeling_llama", "trl.trainer.dpo_trainer"],
+           "rewards": ["sklearn.svm", "sklearn.linear_model", "rouge_score.rouge_scorer", "sacrebleu"]}
 
 
-def first_failure(scratch: Path, kind: str) -> str:
-    """Run the suites in a fork with the scratch copy first on the path; name of the first failing test or
-    ''."""
+class SlowLast:
+    """A pytest plugin: within a file the cheap tests come first."""
+
+    def pytest_collection_modifyitems(self, items):
+        items.sort(key=lambda item: any(word in item.name for word in SLOW))
+
+
+def files(kind: str, name: str, room: str) -> list[tuple[str, ...]]:
+    """Arguments of pytest, one tuple a fork, in the order to try."""
+    if kind == "rows":
+        return [("tests/test_checklist.py", "-k", f"test_row_{name[4:6]}_")]
+    suite = [s for s in SUITES[kind] if (ROOT / f"tests/test_{s}.py").is_file()]
+    first = [s for s in FIRST.get(room, []) if s in suite]
+    return [(f"tests/test_{s}.py",) for s in first + [s for s in suite if s not in first]]
+
+
+def first_failure(scratch: Path, arguments: tuple[str, ...]) -> str:
+    """Run these tests in a fork, the scratch copy first on its path; name of the first failing test or ''."""
     log = scratch / "log.txt"
     child = os.fork()
     if child == 0:
+        os.setpgid(0, 0)  # a test may start processes of its own
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
-        status = pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:nbval",
-                              *(f"tests/test_{s}.py" for s in SUITES[kind])])
+        signal.alarm(LIMIT_S)
+        status = pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", *arguments],
+                             plugins=[SlowLast()])
         sys.stdout.flush()
         os._exit(int(status))
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status == 0:
         return ""
+    try:
+        os.killpg(child, signal.SIGKILL)  # what a failed test left running
+    except ProcessLookupError:
+        pass
+    if status == -signal.SIGALRM:
+        return f"time limit of {LIMIT_S} s in {arguments[0]}"
     found = re.search(r"(?:FAILED|ERROR) tests/(\S+)", log.read_text())
-    return found[1] if found else f"the run itself broke (status {status})"
+    if found is None:
+        raise SystemExit(f"{' '.join(arguments)} ended with status {status} and no failed test:\n{log.read_text()}")
+    return found[1]
+
+
+def copied(scratch: Path) -> None:
+    """tests/, polylib/ and params/ in `scratch`, and imports of this process's children go there."""
+    for folder in ("tests", "polylib", "params"):
+        shutil.copytree(ROOT / folder, scratch / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    os.chdir(scratch)
+    (scratch / "pytest.ini").write_text("[pytest]\npythonpath = . tests\nmarkers =\n    pipeline\n")
+    checkout = (ROOT, ROOT / "tests")
+    sys.path = [str(scratch)] + [p for p in sys.path if Path(p or ".").resolve() not in checkout]
 
 
 def main(words: list[str]) -> int:
     torch.set_num_threads(1)
     sys.dont_write_bytecode = True
+    faults = [f for f in FAULTS if all(w in f[1] for w in words)]
+    for module in IMPORTS[""] + sorted({m for kind in {f[0] for f in faults} for m in IMPORTS[kind]}):
+        importlib.import_module(module)
+    results, green = [], set()
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # half a second a fork
     with tempfile.TemporaryDirectory(prefix="polylib-mutants-") as folder:
         scratch = Path(folder)
-        shutil.copytree(ROOT / "tests", scratch / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-        for folder in ("polylib", "params"):
-            shutil.copytree(ROOT / folder, scratch / folder, ignore=shutil.ignore_patterns("__pycache__"))
-        os.chdir(scratch)
-        (scratch / "pytest.ini").write_text("[pytest]\npythonpath = . tests\n")
-        checkout = (ROOT, ROOT / "tests")
-        sys.path = [str(scratch)] + [p for p in sys.path if Path(p or ".").resolve() not in checkout]
-        faults = [f for f in FAULTS if all(w in f[1] for w in words)]
-        for kind in sorted({f[0] for f in faults}):
-            if broken := first_failure(scratch, kind):
-                raise SystemExit(f"the suite is red before any fault: {broken}")
-        caught = 0
-        for kind, name, room, text, replacement in faults:
-            path = scratch / f"polylib/{room}.py"
+        copied(scratch)
+        rows = {arguments for kind, name, room, *_ in faults if kind == "rows" for arguments in files(kind, name, room)}
+        if len(rows) > 3:  # the whole checklist once, and not row by row
+            if broken := first_failure(scratch, ("tests/test_checklist.py",)):
+                raise SystemExit(f"red before any fault: {broken}")
+            green |= rows
+        for done, (kind, name, room, text, replacement) in enumerate(faults, start=1):
+            started, path = time.monotonic(), scratch / f"polylib/{room}.py"
             source = path.read_text()
             if text not in source:
                 raise SystemExit(f"fault {name!r}: its text has left {room}.py; update tests/faults*.py")
-            path.write_text(source.replace(text, replacement))
-            test = first_failure(scratch, kind)
-            path.write_text(source)
-            caught += bool(test)
-            print(f"{'caught' if test else 'MISSED'} | {name} | {test}", flush=True)
-        print(f"caught {caught} of {len(faults)}")
-        return int(caught < len(faults))
+            for arguments in files(kind, name, room):
+                if arguments not in green and (broken := first_failure(scratch, arguments)):
+                    raise SystemExit(f"red before any fault: {broken}")
+                green.add(arguments)
+                path.write_text(source.replace(text, replacement))
+                test = first_failure(scratch, arguments)
+                path.write_text(source)
+                if test:
+                    break
+            results.append((name, room, test))
+            print(f"{done}/{len(faults)} {'caught' if test else 'MISSED'} | {name} | {test or '-'} | "
+                  f"{time.monotonic() - started:.0f} s", flush=True)
+        os.chdir(ROOT)
+    caught = sum(bool(test) for _, _, test in results)
+    if not words:
+        checklist_table.write("faults", checklist_table.faults(results))
+    print(f"caught {caught} of {len(faults)}")
+    return int(caught < len(faults) or not faults)
 
 
 if __name__ == "__main__":
