@@ -2,6 +2,8 @@
 time."""
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -85,6 +87,19 @@ def test_a_history_without_an_anatomy_is_refused_with_the_remedy():
     for frame in (history().drop(columns=COLUMNS), history().assign(**dict.fromkeys(COLUMNS, np.nan))):
         with pytest.raises(UserError, match="anatomy_every"):
             gradients.anatomy_figure(frame)
+
+
+def test_a_study_shows_the_methods_that_recorded_one():
+    runs = {key: frame.drop(columns=["method", "seed"]) for key, frame in history().groupby(["method", "seed"])}
+    runs["sft", 42] = runs["grpo", 42].drop(columns=COLUMNS)
+    study = SimpleNamespace(histories=runs, note="n = 3 posts, study laptop")
+    for columns in (1, 2):
+        picture = gradients.gradient_anatomy(study, columns)
+        assert [ax.get_title() for ax in picture.figure.axes if ax.get_title()] == ["polychromic", "GRPO", "hybrid"]
+        assert "study laptop." in note(picture)
+        shown, given = (frame.sort_values(["method", "seed", "step"], ignore_index=True)
+                        for frame in (picture.data, gradients.anatomy_figure(history()).data))
+        pd.testing.assert_frame_equal(shown, given, check_like=True)
 
 
 def test_the_ratio_is_drawn_at_its_mean_over_policies_and_zero_for_detached(table):

@@ -3,6 +3,7 @@ training.
 
     gradients.snr_figure(toy.snr_table()).save(folder, dpi)
     gradients.anatomy_figure(history.assign(method="hybrid", seed=42), note="Study laptop.")
+    gradients.gradient_anatomy(results)
 """
 from __future__ import annotations
 
@@ -149,6 +150,13 @@ def anatomy_figure(history: pd.DataFrame, note: str = "", columns: int = 2) -> P
         _legend(figure, legend, columns, handlelength=3)
         finish(figure, _say(data, norms, note), columns)
     return Picture("gradient_anatomy", figure, data)
+
+
+def gradient_anatomy(results, columns: int = 2) -> Picture:
+    """`anatomy_figure` of all runs of a study as `results.load` returns it; methods without an anatomy are left
+    out."""
+    runs = [frame.assign(method=method, seed=seed) for (method, seed), frame in results.histories.items()]
+    return anatomy_figure(pd.concat(runs, ignore_index=True), f"{results.note}.", columns)
 
 
 def _of(column: str) -> list[str]:
