@@ -7,8 +7,8 @@ threshold of its own. Reply-level facts are computed once; a set's numbers come 
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -39,9 +39,9 @@ class Facts:
     """Per reply, all of length N: what `summarise` needs of it."""
 
     replies: np.ndarray  # object
-    forms: np.ndarray  # object: case, white space and marks aside; equal forms are the same reply
-    grams: np.ndarray  # object: frozensets of word 4-grams
-    openers: np.ndarray  # object
+    forms: np.ndarray  # int: equal numbers are the same reply, case, white space and marks aside
+    openers: np.ndarray  # int: equal numbers begin alike
+    grams: np.ndarray  # object: of each reply its distinct word 4-grams as an int array
     numbers: np.ndarray  # (N, 6): log chars, copy3, question, exclamation, emoji, cosine
 
     def __len__(self) -> int:
@@ -56,16 +56,16 @@ def facts(posts: list[str], replies: list[str], encoder) -> Facts:
     distinct = sorted({*posts, *replies})
     at = {text: i for i, text in enumerate(distinct)}
     vectors = encoder.encode(distinct).astype(np.float64)
-    of_post = {post: features.ngrams(features.words(post), 3) for post in set(posts)}
-    columns = {"forms": [], "grams": [], "openers": []}
-    numbers = []
+    of_post = {post: features.ngrams(_words(post), 3) for post in set(posts)}
+    forms, openers, grams, numbers = [], [], [], []
+    number_of: dict[tuple, int] = {}
     for post, reply in zip(posts, replies):
-        tokens = features.words(reply)
+        tokens = _words(reply)
         trigrams = features.ngrams(tokens, 3)
         # A reply without words (emoji alone) is itself; otherwise marks at its end do not make it another one.
-        columns["forms"].append(" ".join(tokens) or reply.strip())
-        columns["grams"].append(frozenset(features.ngrams(tokens, 4)))
-        columns["openers"].append(tuple(tokens[:3]) or (reply.strip(),))
+        forms.append(" ".join(tokens) or reply.strip())
+        openers.append(" ".join(tokens[:3]) or reply.strip())
+        grams.append(np.array([number_of.setdefault(g, len(number_of)) for g in features.ngrams(tokens, 4)], dtype=int))
         numbers.append((
             np.log1p(len(reply)),
             len(trigrams & of_post[post]) / len(trigrams) if trigrams else 0.0,
@@ -74,7 +74,7 @@ def facts(posts: list[str], replies: list[str], encoder) -> Facts:
             bool(features.EMOJI.search(reply)),
             vectors[at[post]] @ vectors[at[reply]],
         ))
-    return Facts(_objects(replies), *(_objects(columns[name]) for name in columns),
+    return Facts(_objects(replies), _codes(forms), _codes(openers), _objects(grams),
                  np.array(numbers, dtype=np.float64).reshape(-1, 6))
 
 
@@ -86,8 +86,8 @@ def summarise(all_facts: Facts, chosen: np.ndarray) -> np.ndarray:
         raise ValueError("a set needs at least 2 replies")
     numbers = all_facts.numbers[chosen]
     log_chars, copied, question, exclamation, emoji, cosine = numbers.T
-    counts = np.array(list(Counter(all_facts.forms[chosen]).values()))
-    grams = Counter(gram for part in all_facts.grams[chosen] for gram in part)
+    counts = np.bincount(all_facts.forms[chosen])
+    grams = np.concatenate(all_facts.grams[chosen])
     text = "\n".join(all_facts.replies[chosen]).encode("utf-8", "replace")
     return np.array([
         np.median(log_chars),
@@ -95,8 +95,8 @@ def summarise(all_facts: Facts, chosen: np.ndarray) -> np.ndarray:
         (log_chars < np.log1p(SHORT)).mean(),
         counts[counts > 1].sum() / n,
         counts.max() / n,
-        max(grams.values(), default=0) / n,
-        max(Counter(all_facts.openers[chosen]).values()) / n,
+        np.bincount(grams).max() / n if len(grams) else 0.0,
+        np.bincount(all_facts.openers[chosen]).max() / n,
         copied.mean(),
         question.mean(),
         exclamation.mean(),
@@ -111,35 +111,36 @@ def blame(all_facts: Facts, feature: str, up: bool) -> np.ndarray:
     are the examples to show."""
     log_chars, copied, question, exclamation, emoji, cosine = all_facts.numbers.T
     sign = 1.0 if up else -1.0
-    if feature in ("duplicates", "top_reply", "gzip", "top_opener", "top_4gram"):
-        common = {"top_opener": all_facts.openers, "top_4gram": _commonest_gram(all_facts)}.get(
-            feature, all_facts.forms)
-        counts = Counter(common)
-        score = np.array([counts[item] for item in common], dtype=float)
-        if feature == "gzip" and score.max() == 1:  # no reply twice: what repeats itself within
-            score = np.array([len(r) / len(zlib.compress(r.encode("utf-8", "replace"))) for r in all_facts.replies])
-        if feature == "top_4gram":
-            score = np.array([float(item) for item in common])
-        return sign * score
+    if feature in ("duplicates", "top_reply", "top_opener"):
+        codes = all_facts.openers if feature == "top_opener" else all_facts.forms
+        return sign * np.bincount(codes)[codes]
+    if feature == "gzip":  # what stands there twice, then what repeats itself within
+        within = [len(r) / len(zlib.compress(r.encode("utf-8", "replace"))) for r in all_facts.replies]
+        return sign * (np.bincount(all_facts.forms)[all_facts.forms] - 1.0 + np.array(within))
+    if feature == "top_4gram":
+        grams = np.concatenate(all_facts.grams)
+        top = np.bincount(grams).argmax() if len(grams) else -1
+        return sign * np.array([float((part == top).any()) for part in all_facts.grams])
     if feature == "length_sd":
-        distance = np.abs(log_chars - np.median(log_chars))
-        return sign * distance
+        return sign * np.abs(log_chars - np.median(log_chars))
     return sign * {
         "length": log_chars, "short": -log_chars, "copy3": copied, "question": question,
         "exclamation": exclamation, "emoji": emoji, "relevance": cosine,
     }[feature]
 
 
-def _commonest_gram(all_facts: Facts) -> np.ndarray:
-    grams = Counter(gram for part in all_facts.grams for gram in part)
-    if not grams:
-        return np.zeros(len(all_facts))
-    top = max(sorted(grams), key=grams.get)
-    return np.array([top in part for part in all_facts.grams])
+@lru_cache(maxsize=20_000)
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(features.words(text))
+
+
+def _codes(texts: list[str]) -> np.ndarray:
+    numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    return np.array([numbers[text] for text in texts], dtype=int)
 
 
 def _objects(items: list) -> np.ndarray:
-    """A one-dimensional object array, even of tuples or sets."""
+    """A one-dimensional object array, even of arrays of one length."""
     out = np.empty(len(items), dtype=object)
     for i, item in enumerate(items):
         out[i] = item

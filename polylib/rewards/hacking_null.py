@@ -37,11 +37,17 @@ def possible(members: list[np.ndarray], posts: int, replies: int) -> tuple[int, 
 
 def calibrate(facts: shape.Facts, members: list[np.ndarray], posts: int, replies: int, rng) -> Design:
     members = [part for part in members if len(part) >= replies]
+    table = np.full((len(members), max(map(len, members))), -1)  # row numbers of each post's replies, padded
+    for row, part in zip(table, members):
+        row[: len(part)] = part
 
     def sets(pool: np.ndarray, draws: int) -> np.ndarray:
-        chosen = (np.concatenate([rng.permutation(members[m])[:replies] for m in rng.permutation(pool)[:posts]])
-                  for _ in range(draws))
-        return np.array([shape.summarise(facts, rows) for rows in chosen])
+        out = []
+        for _ in range(draws):
+            rows = table[rng.permutation(pool)[:posts]]
+            order = np.where(rows < 0, 2.0, rng.random(rows.shape)).argsort(axis=1)[:, :replies]
+            out.append(shape.summarise(facts, np.take_along_axis(rows, order, axis=1).ravel()))
+        return np.array(out)
 
     halves = []
     for _ in range(SPLITS):
