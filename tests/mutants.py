@@ -1,6 +1,6 @@
 """Do the tests catch what they claim to catch? Put known faults into the code, one at a time, and see red.
 
-    python tests/mutants.py [words]      faults whose name holds all the words, e.g. `row 15` or `sampler`
+    python tests/mutants.py [words]      of a group (rows, pure, engine, rewards) or name only, e.g. `row 15`
 
 Ends with "caught N of N"; the exit status is 1 if one was missed. A run over all of them writes the table of faults
 into tests/README.md. A scratch copy of `polylib` is edited, never the checkout. Each fault runs in forks of a process
@@ -33,25 +33,42 @@ LIMIT_S = 300  # a fault may also make a test run for ever
 SLOW = ("two_processes", "row_26", "killed_run", "habit_is_learned", "other_settings")  # after their file's other tests
 SUITES = {
     "pure": ["objective", "kl", "advantages", "normalizers", "diversity", "pathwise", "anatomy", "toy", "trl_parity"],
-    "engine": ["sampling", "truncated_sampling", "logprobs", "models", "rivals", "menu", "loop"],
+    "engine": ["sampling", "truncated_sampling", "logprobs", "models", "rivals", "loop_menu", "loop"],
     "rewards": ["metrics", "stats", "score", "rewards_learned", "rewards_validate", "rewards_judge",
                 "rewards_heuristic", "rewards_features"],
 }
 FIRST = {  # room -> the test files to try before the others of its suite
-    "training/objective": ["objective", "kl", "normalizers"],
+    "training/objective": ["normalizers", "objective", "kl"],
     "training/advantages": ["advantages", "kl"],
-    "training/diversity": ["diversity"], "training/measures": ["diversity"],
-    "training/pathwise": ["pathwise"], "training/schedules": ["pathwise"],
-    "training/anatomy": ["anatomy", "pathwise"], "training/toy": ["toy"],
-    "training/logprobs": ["logprobs", "truncated_sampling"], "attention": ["logprobs", "sampling"],
-    "truncation": ["truncated_sampling"], "sampling": ["sampling"], "models": ["models", "logprobs"],
-    "training/policy": ["loop"], "training/loop": ["loop"], "training/step": ["loop", "menu"],
-    "training/rollouts": ["loop", "menu"], "training/scoring": ["menu", "loop"], "training/rivals": ["rivals"],
-    "evaluation/stats": ["stats"], "evaluation/score": ["score"],
-    "rewards/judge": ["rewards_judge"], "rewards/validate": ["rewards_validate"],
-    "rewards/ranking": ["rewards_validate"], "rewards/conditional": ["rewards_learned"],
-    "rewards/objectives": ["rewards_learned"], "rewards/learned": ["rewards_learned"],
-    "rewards/heuristic": ["rewards_heuristic"], "rewards/combined": ["rewards_heuristic"],
+    "training/diversity": ["diversity"],
+    "training/measures": ["diversity"],
+    "training/pathwise": ["pathwise"],
+    "training/schedules": ["pathwise"],
+    "training/anatomy": ["anatomy", "pathwise"],
+    "training/toy": ["toy"],
+    "training/logprobs": ["logprobs", "truncated_sampling"],
+    "training/policy": ["loop"],
+    "training/loop": ["loop"],
+    "training/step": ["loop", "loop_menu"],
+    "training/rollouts": ["loop", "loop_menu"],
+    "training/scoring": ["loop_menu", "loop"],
+    "training/rivals": ["rivals"],
+    "attention": ["logprobs", "sampling"],
+    "truncation": ["truncated_sampling"],
+    "sampling": ["sampling"],
+    "models": ["models", "logprobs"],
+    "evaluation/stats": ["stats"],
+    "evaluation/score": ["score"],
+    "rewards/calibration": ["rewards_judge", "rewards_validate"],
+    "rewards/combined": ["rewards_heuristic"],
+    "rewards/conditional": ["rewards_learned"],
+    "rewards/heuristic": ["rewards_heuristic"],
+    "rewards/__init__": ["rewards_heuristic"],
+    "rewards/judge": ["rewards_judge"],
+    "rewards/learned": ["rewards_learned"],
+    "rewards/objectives": ["rewards_learned"],
+    "rewards/ranking": ["rewards_validate"],
+    "rewards/validate": ["rewards_validate"],
 }
 FAULTS = ([("rows", f"row {number:02d}: {name}", room, old, new) for number, _, _, name, room, old, new in ROWS]
           + [("pure", name, f"training/{room}", old, new) for name, room, old, new in PURE]
@@ -102,7 +119,7 @@ def first_failure(scratch: Path, arguments: tuple[str, ...]) -> str:
         pass
     if status == -signal.SIGALRM:
         return f"time limit of {LIMIT_S} s in {arguments[0]}"
-    found = re.search(r"(?:FAILED|ERROR) tests/(\S+)", log.read_text())
+    found = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - |$)", log.read_text(), re.MULTILINE)
     if found is None:
         raise SystemExit(f"{' '.join(arguments)} ended with status {status} and no failed test:\n{log.read_text()}")
     return found[1]
@@ -121,7 +138,7 @@ def copied(scratch: Path) -> None:
 def main(words: list[str]) -> int:
     torch.set_num_threads(1)
     sys.dont_write_bytecode = True
-    faults = [f for f in FAULTS if all(w in f[1] for w in words)]
+    faults = [f for f in FAULTS if all(w == f[0] if w in IMPORTS else w in f[1] for w in words)]
     for module in IMPORTS[""] + sorted({m for kind in {f[0] for f in faults} for m in IMPORTS[kind]}):
         importlib.import_module(module)
     results, green = [], set()
