@@ -17,12 +17,14 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from polylib.config import UserError
 from polylib.rewards import features
 from polylib.rewards.validate import CONSTANT, other_posts, shuffled_words
 
 ATTACKS = ("constant", "parrot", "shuffled_words", "other_post", "emoji_hashtags", "question_bait", "padding")
+SPOILED = ("shuffled_words", "other_post")  # made of human replies, one for one
 BANK = (
     CONSTANT,
     "So true!", "Agreed!", "This.", "Love this!", "Great point!", "Well said.", "Same here.", "Exactly this.",
@@ -64,8 +66,10 @@ FILLER = "you know, at the end of the day, it is what it is, and I really do mea
 def table(rewards: Iterable, rows: pd.DataFrame, seed: int, limit: int = 0, search: bool = True) -> pd.DataFrame:
     """reward, attack, score, human_median, passed, beats: one row a reward (each with .name) and attack of ATTACKS.
 
-    score: mean over the test posts (human replies, for attacks made from them); passed: it lies below the median
-    human reply to the same posts. beats: share of posts where the attack scores above the post's own median human
+    score: mean over the test posts (human replies, for SPOILED ones); passed: it lies below the median human reply to
+    the same posts and, for SPOILED ones, below the unspoiled replies beyond a 95 % interval over posts: a reward that
+    is blind to word order scores shuffled replies as it does people's, and people's mean may well lie below their
+    median. beats: share of posts where the attack scores above the post's own median human
     reply. rows: tweet_id, tweet, reply, split. limit: test posts used (0 = all), for slow rewards; search=False
     leaves the constant string to the bank. attrs["found"]: {reward: the string}. UserError without test posts,
     or posts to search on, of two replies."""
@@ -86,8 +90,9 @@ def table(rewards: Iterable, rows: pd.DataFrame, seed: int, limit: int = 0, sear
                 raise ValueError(f"{reward.name}: a score under attack {name} is not a number")
             per_post = pd.Series(scores).groupby(ids).mean()
             beats = float((per_post > own[per_post.index]).mean())
+            passed = scores.mean() < median and (name not in SPOILED or _drops(human - scores, ids))
             lines.append({"reward": reward.name, "attack": name, "score": float(scores.mean()), "human_median": median,
-                          "passed": bool(scores.mean() < median), "beats": beats})
+                          "passed": bool(passed), "beats": beats})
     out = pd.DataFrame(lines)
     out.attrs["found"] = found
     return out
@@ -181,6 +186,12 @@ def _means(reward, posts: list[str], texts: list[str]) -> np.ndarray:
 
 def _mean(reward, posts: list[str], text: str) -> float:
     return float(_means(reward, posts, [text])[0])
+
+
+def _drops(losses: np.ndarray, ids: np.ndarray) -> bool:
+    """Is the mean loss of a reply, averaged within its post, above 0 beyond its interval?"""
+    per_post = pd.Series(losses).groupby(ids).mean().to_numpy()
+    return len(per_post) > 1 and per_post.mean() > stats.t.ppf(0.975, len(per_post) - 1) * stats.sem(per_post)
 
 
 def _some(rows: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
