@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from reward_rows import FAST, WEIGHTS, BagOfWords, threads
 
 from polylib import rewards
@@ -96,6 +100,50 @@ def test_swearing_is_not_toxicity_and_slurs_are_stored_as_hashes(reward, monkeyp
 def test_sentiment_fit_allows_half_the_mood_of_the_post():
     smart = "VADER is smart, handsome, and funny."  # 0.8316 in VADER's README
     np.testing.assert_allclose(heuristic._moods([smart, "a", smart], [smart, smart, "a"]), [0.4158, 0.8316, -0.4158])
+
+
+def of_file(lines) -> pd.DataFrame:
+    """tweet, reply of nested posts or of flat rows."""
+    records = [json.loads(line) for line in lines]
+    pairs = [(r["tweet"], x["reply"]) for r in records for x in r["replies"]] if "replies" in records[0] else [
+        (r["tweet"], r["reply"]) for r in records]
+    return pd.DataFrame(pairs, columns=["tweet", "reply"])
+
+
+def test_every_part_varies_over_people():
+    lines = (ROOT / "polylib/data/corpus.jsonl").read_text(encoding="utf-8").splitlines()
+    corpus = of_file(lines).sample(1000, random_state=0)
+    parts = HeuristicReward(ENCODER, WEIGHTS).fit(corpus).components(list(corpus["tweet"]), list(corpus["reply"]))
+    spread = parts.std()
+    assert (spread.drop("profanity") > 0.01).all(), spread
+    assert (parts["profanity"] == 1).all()  # the corpus was written without swearing; see the next test
+
+
+def test_every_part_varies_over_people_in_real_threads():
+    file = ROOT.parent / "shared" / "data" / "pheme_root_en.jsonl.gz"
+    if not file.exists():
+        pytest.skip("real threads are not distributed with the project")
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        real = of_file(lines).sample(1000, random_state=0)
+    parts = HeuristicReward(ENCODER, WEIGHTS).fit(real).components(list(real["tweet"]), list(real["reply"]))
+    assert (parts.std() > 0.01).all(), parts.std()
+
+
+def test_a_model_can_only_lower_the_lexicons_toxicity_score(rows, tmp_path):
+    texts = ["you are an idiot", "those people should not be let in", "lovely day"]
+    harm = {"you are an idiot": 0.1, "those people should not be let in": 0.8, "lovely day": 0.0}
+    model = HeuristicReward(ENCODER, WEIGHTS, lambda replies: np.array([harm.get(r, 0.0) for r in replies])).fit(rows)
+    got = model.components([POST] * 3, texts)["toxicity"]
+    np.testing.assert_allclose(got, [0.3, 0.2, 1.0])  # the lexicon knows the insult, the model the exclusion
+    model.save(tmp_path)
+    assert heuristic.load(tmp_path, ENCODER).toxicity_model is None
+    np.testing.assert_allclose(
+        heuristic.load(tmp_path, ENCODER, model.toxicity_model).components([POST] * 3, texts)["toxicity"], got
+    )
+    for wrong in (lambda replies: [0.5], lambda replies: [2.0] * len(replies), lambda replies: [np.nan] * len(replies)):
+        model.toxicity_model = wrong
+        with pytest.raises(ValueError, match="must return 3 probabilities"):
+            model.components([POST] * 3, texts)
 
 
 def test_unknown_or_empty_weights_are_refused():
