@@ -257,7 +257,7 @@ def test_the_ids_that_are_scored_are_the_ids_that_were_sampled(setup, drawn, nam
 def test_the_gradient_is_that_of_the_sampler(top_p, top_k, eos):
     """Three tokens, T = .8: E_q[R grad log q] equals finite differences of E_q[R] with the sets held fixed, and
     E_q[grad log q] = 0; the score of the whole softmax is biased."""
-    temperature, theta = 0.8, parameters(seed=173) * 1.2  # sets of one, two and three tokens
+    temperature, theta = 0.8, parameters(seed=15) * 1.2  # sets of one, two and three tokens
     ids, mask = replies(eos)
     reward = torch.randn(len(ids), generator=torch.manual_seed(1), dtype=torch.float64)
     contexts = theta.view(1 + V, V) / temperature
@@ -269,7 +269,7 @@ def test_the_gradient_is_that_of_the_sampler(top_p, top_k, eos):
             assert abs(above - top_p) > 0.01, "theta is too near to a boundary for a finite difference"
             row[token] = above < top_p
             above += p
-    assert allowed.sum(-1).tolist() == {(0.9, 0): [2, 3, 1, 2], (1.0, 2): [2] * 4, (0.9, 2): [2, 2, 1, 2]}[top_p, top_k]
+    assert allowed.sum(-1).tolist() == {(0.9, 0): [3, 3, 2, 1], (1.0, 2): [2] * 4, (0.9, 2): [2, 2, 2, 1]}[top_p, top_k]
 
     def log_q(theta):
         table = (theta.view(1 + V, V) / temperature).masked_fill(~allowed, -torch.inf).log_softmax(-1)
