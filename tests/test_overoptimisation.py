@@ -1,0 +1,278 @@
+"""Best-of-n by enumeration, Gao's forms on planted curves, gains beside another library, figures by bytes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.formula.api as smf
+from study_fixture import small_config, write_study
+
+from polylib.config import UserError
+from polylib.evaluation import gains, overoptimisation, preflight, results
+from polylib.run import write_json
+
+RNG = np.random.default_rng(0)
+
+
+def scorers(proxy: np.ndarray, judge: np.ndarray):
+    """(replies, posts, reward, judge) that score reply j of post i with proxy[i, j] and judge[i, j]."""
+    replies = [[f"{i} {j}" for j in range(proxy.shape[1])] for i in range(len(proxy))]
+
+    def look_up(table):
+        return lambda posts, texts: np.array([table[tuple(map(int, text.split()))] for text in texts])
+
+    return replies, [f"post {i}" for i in range(len(proxy))], look_up(proxy), look_up(judge)
+
+
+# ---- best of n ---------------------------------------------------------------------------------------------
+
+
+def test_preflight_equals_enumeration_of_all_subsets():
+    proxy, judge = RNG.normal(size=(3, 6)), RNG.normal(size=(3, 6))
+    table = preflight.preflight(*scorers(proxy, judge), ns=(1, 2, 4, 6, 64)).set_index("n")
+    assert list(table.index) == [1, 2, 4, 6]  # 64 samples are not there
+    for n in table.index:
+        subsets = list(itertools.combinations(range(6), n))
+        best = [[max(subset, key=lambda j: proxy[i, j]) for subset in subsets] for i in range(3)]
+        assert table.loc[n, "proxy"] == pytest.approx(np.mean([proxy[i, best[i]] for i in range(3)]))
+        assert table.loc[n, "judge"] == pytest.approx(np.mean([judge[i, best[i]] for i in range(3)]))
+        assert table.loc[n, "kl"] == pytest.approx(np.log(n) - (n - 1) / n)
+
+
+def planted(rise: float, posts: int = 24, samples: int = 64, seed: int = 0):
+    """The judge follows the proxy up to one sd and then changes by `rise` a sd."""
+    rng = np.random.default_rng(seed)
+    proxy = rng.normal(size=(posts, samples))
+    judge = np.minimum(proxy, 1) + rise * np.maximum(proxy - 1, 0) + 0.1 * rng.normal(size=proxy.shape)
+    return scorers(proxy, judge + rng.normal(size=(posts, 1)))
+
+
+def test_a_judge_that_falls_is_flagged_and_one_that_rises_is_not():
+    bad, good = preflight.preflight(*planted(-1.5)), preflight.preflight(*planted(1.0))
+    assert bad.attrs["flagged"] and len(bad.attrs["reasons"]) == 2 and "a doubling at the end" in bad.attrs["line"]
+    assert bad["judge"].idxmax() not in (0, len(bad) - 1)
+    assert not good.attrs["flagged"] and good.attrs["line"].endswith("the judge does not fall")
+    assert good["proxy"].is_monotonic_increasing and good["judge"].is_monotonic_increasing
+
+
+def test_noise_is_seldom_flagged():
+    """A judge that knows nothing of the proxy: flat in n, and its highest point is above its end by luck alone."""
+    flagged = [preflight.preflight(*scorers(*np.random.default_rng(s).normal(size=(2, 12, 16)))).attrs["flagged"]
+               for s in range(200)]
+    assert np.mean(flagged) <= 0.09  # two one-sided tests at 2.5 %: 5 % at most, and 2.6 sd of 200 draws
+
+
+def test_intervals_are_over_posts():
+    proxy = np.tile(RNG.normal(size=(1, 8)), (5, 1))
+    table = preflight.preflight(*scorers(proxy, proxy + np.arange(5)[:, None]), ns=(1, 2, 4, 8))
+    np.testing.assert_allclose(table["proxy_hi"] - table["proxy_lo"], 0, atol=1e-12)
+    assert (table["judge_hi"] - table["judge_lo"] > 1).all()
+
+
+def test_preflight_refuses_ragged_samples():
+    replies, posts, reward, judge = planted(0, posts=3, samples=4)
+    with pytest.raises(ValueError, match="equally many"):
+        preflight.preflight([*replies[:2], replies[2][:3]], posts, reward, judge)
+
+
+def test_gaos_forms_are_recovered():
+    kl = np.linspace(0, 6, 9)
+    d = np.sqrt(kl)
+    assert preflight.fit_bon(kl, d * (0.8 - 0.2 * d)) == pytest.approx((0.8, 0.2))
+    log = np.log(np.where(d > 0, d, 1))
+    assert overoptimisation.fit_rl(d, d * (0.8 - 0.5 * log)) == pytest.approx((0.8, 0.5))
+    assert np.isnan(overoptimisation.fit_rl([0, 1, 1], [0, 1, 1.1])).all()
+
+
+# ---- curves of training ------------------------------------------------------------------------------------
+
+
+def histories(methods: dict[str, tuple], seeds=(1, 2, 3), noise: float = 0.005) -> dict:
+    """{(method, seed): history} with judge gain d (alpha - beta log d), reward gain .5 d."""
+    rng, found = np.random.default_rng(4), {}
+    for (method, (alpha, beta)), seed in itertools.product(methods.items(), seeds):
+        d = np.linspace(0, 2.5, 11) * (1 + 0.02 * rng.normal())
+        judge = d * (alpha - beta * np.log(np.where(d > 0, d, 1))) + noise * rng.normal(size=11)
+        history = pd.DataFrame({"step": np.arange(0, 110, 10), "val_kl": d**2, "val_reward": 0.3 + 0.5 * d,
+                                "val_judge": 0.1 + judge})
+        between = pd.DataFrame({"step": [5, 15], "val_kl": np.nan, "val_reward": np.nan, "val_judge": np.nan})
+        found[method, seed] = pd.concat([history, between]).sort_values("step", ignore_index=True)
+    return found
+
+
+def test_peak_and_stopping_point_of_a_planted_curve():
+    path = overoptimisation.trajectory(histories({"grpo": (0.4, 0.4), "hybrid": (0.4, 0.05)}))
+    assert len(path) == 66 and path.query("step == 0")[["proxy", "judge", "d"]].abs().to_numpy().max() < 0.02
+    fits = overoptimisation.fits(path).set_index(["method", "scorer"])
+    grpo = fits.loc[("grpo", "judge")]
+    grid = np.linspace(0.01, 3, 5000)
+    assert grpo["peak"] == pytest.approx(grid[np.argmax(grid * (0.4 - 0.4 * np.log(grid)))], abs=0.05)
+    assert grpo["peak_low"] <= grpo["peak"] <= grpo["peak_high"] < 1.2
+    assert np.isinf(fits.loc[("hybrid", "judge"), "peak"]) and "no peak" in fits.loc[("grpo", "proxy"), "reason"]
+    stop = overoptimisation.stop_here(path).set_index("method")
+    assert stop.loc["grpo", "step"] == 40 and stop.loc["grpo", "d"] == pytest.approx(1.0, abs=0.05)
+    assert stop.loc["grpo", "loss_low"] > 0.1 and stop.loc["hybrid", "step"] == 100
+    assert stop.loc["hybrid", "loss"] == 0 and stop.loc["grpo", "runs"] == 3
+
+
+def test_one_run_has_no_interval_over_runs():
+    path = overoptimisation.trajectory(histories({"grpo": (0.4, 0.4)}, seeds=(1,)))
+    stop = overoptimisation.stop_here(path).iloc[0]
+    assert np.isnan(stop["low"]) and stop["reason"] == "one run: no interval"
+    assert np.isfinite(overoptimisation.fits(path).query("scorer == 'judge'")["peak_high"]).all()
+
+
+def test_runs_without_a_judge_are_left_out_and_none_is_an_error():
+    found = histories({"grpo": (0.4, 0.4)})
+    found["sft", 1] = found["grpo", 1].drop(columns="val_kl")
+    assert set(overoptimisation.trajectory(found)["method"]) == {"grpo"}
+    with pytest.raises(UserError, match="val_judge"):
+        overoptimisation.trajectory({("sft", 1): found["sft", 1]})
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_pictures_are_the_same_bytes_twice(tmp_path, columns):
+    path = overoptimisation.trajectory(histories({"grpo": (0.4, 0.4), "polychromic": (0.1, 0.0)}))
+    table = preflight.preflight(*planted(-1.5))
+    for folder in ("a", "b"):
+        overoptimisation.picture(path, overoptimisation.stop_here(path), "Made up", columns).save(tmp_path / folder)
+        preflight.picture(table, "Made up.", columns).save(tmp_path / folder)
+    names = sorted(file.name for file in (tmp_path / "a").iterdir())
+    assert names == [f"{n}.{e}" for n in ("over_optimisation", "preflight") for e in ("csv", "pdf", "png")]
+    assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
+    assert pd.read_csv(tmp_path / "a" / "over_optimisation.csv")["stop"].sum() == 6
+
+
+def test_a_figure_of_two_looks_a_run_draws_means_and_says_why():
+    path = overoptimisation.trajectory({key: h[h["step"].isin([0, 100])] for key, h in
+                                        histories({"grpo": (0.4, 0.4)}, seeds=(1,)).items()})
+    picture = overoptimisation.picture(path, overoptimisation.stop_here(path), "Made up")
+    assert "smaller eval_every" in " ".join(picture.figure._supxlabel.get_text().split())
+
+
+# ---- where a gain comes from -------------------------------------------------------------------------------
+
+
+def cells(gain: float, words: float, slope: float, seeds=(1, 2, 3), seed: int = 0) -> pd.DataFrame:
+    rng, rows = np.random.default_rng(seed), []
+    for method, s, p, _ in itertools.product(("sft", "grpo"), seeds, range(40), range(3)):
+        length = np.exp(rng.normal(2.5, 0.4)) + words * (method == "grpo")
+        value = gain * (method == "grpo") + slope * np.log1p(length) + 0.05 * p + 0.1 * rng.normal()
+        rows.append((method, s, f"p{p}", length, value))
+    return pd.DataFrame(rows, columns=["method", "seed", "prompt_id", "length", "value"])
+
+
+def test_length_controlled_gain_recovers_the_planted_one():
+    table = cells(gain=0.1, words=6, slope=0.5)
+    row = gains.length_controlled_gain(table, "grpo").iloc[0]
+    assert row["raw_low"] > 0.2  # most of the raw gain is length
+    assert row["controlled_low"] < 0.1 < row["controlled_high"] < row["raw_low"]
+    assert row["words"] == pytest.approx(6, abs=1)
+    same = gains.length_controlled_gain(cells(gain=0.0, words=6, slope=0.5, seed=1), "grpo").iloc[0]
+    assert same["controlled_low"] < 0 < same["controlled_high"] and same["raw_low"] > 0
+
+
+def test_slope_is_that_of_statsmodels_with_dummies():
+    table = cells(gain=0.1, words=3, slope=0.3)[::2]  # unbalanced
+    table["log"], table["cell"] = np.log1p(table["length"]), table["method"] + table["seed"].astype(str)
+    model = smf.ols("value ~ log + C(prompt_id) + C(cell)", table).fit(
+        cov_type="cluster", cov_kwds={"groups": pd.factorize(table["prompt_id"])[0], "use_correction": False})
+    slope, error = gains._slope(table)
+    assert slope == pytest.approx(model.params["log"], abs=1e-8)
+    assert error == pytest.approx(model.bse["log"] * np.sqrt(40 / 39), rel=1e-6)
+
+
+def test_extrapolation_and_equal_lengths_are_named():
+    far = gains.length_controlled_gain(cells(gain=0.1, words=60, slope=0.5), "grpo").iloc[0]
+    assert far["overlap"] < 0.1 and "extrapolated" in far["reason"]
+    level = gains.length_controlled_gain(cells(gain=0.1, words=0, slope=0).assign(length=9), "grpo", "sft").iloc[0]
+    assert level["controlled"] == pytest.approx(level["raw"]) and level["overlap"] == 1
+
+
+class Linear:
+    """Weighted sum of two components, less a floor that is not linear in them."""
+
+    def __init__(self, floor=0.0):
+        self.floor = floor
+
+    def components(self, posts, replies):
+        return pd.DataFrame({"length": [len(r) / 10 for r in replies], "marks": [r.count("?") for r in replies]})
+
+    def __call__(self, posts, replies):
+        parts = self.components(posts, replies)
+        return (0.3 * parts["length"] + 0.7 * parts["marks"]).to_numpy() - self.floor * (parts["length"] > 1.5)
+
+
+def test_component_shares_add_up_to_the_gain():
+    posts = [f"post {i % 12}" for i in range(36)]
+    before = ["word " * (1 + i % 3) for i in range(36)]
+    after = [f"{reply}??" if i % 4 else f"{reply} more" for i, reply in enumerate(before)]
+    table = gains.component_shares(Linear(), posts, before, after).set_index("component")
+    assert table.loc[["length", "marks"], "weight"].tolist() == pytest.approx([0.3, 0.7])
+    whole = np.mean(Linear()(posts, after) - Linear()(posts, before))
+    assert table["gain"].sum() == pytest.approx(whole) and table["share"].sum() == pytest.approx(1)
+    assert table.loc["rest", "gain"] == pytest.approx(0, abs=1e-9)
+    marks = 0.7 * np.mean([a.count("?") for a in after])
+    assert table.loc["marks", "gain"] == pytest.approx(marks)
+    assert table.loc["marks", "gain_without"] == pytest.approx(whole - marks)
+    assert table.loc["marks", "share_low"] < table.loc["marks", "share"] < table.loc["marks", "share_high"]
+    assert abs(gains.component_shares(Linear(2.0), posts, before, after)["gain"].iloc[-1]) > 0.01  # the floor
+    none = gains.component_shares(Linear(), posts, before, before)
+    assert none["share"].isna().all()  # a share of nothing
+
+
+# ---- a whole study -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(tmp_path):
+    cfg = small_config()
+    paths = write_study(tmp_path, cfg)
+    verdict = {"level": 0, "label": "ok", "z": 2.0, "feature": "gzip", "threshold": 3.5, "truncated": 0.06,
+               "reasons": [], "values": {"gzip": 2.0, "top_reply": 0.01}, "people": {"gzip": 2.0, "top_reply": 0.01},
+               "sd": {"gzip": 0.05, "top_reply": 0.01}}
+    for method, seed in itertools.product(cfg.methods, cfg.seeds):
+        mine = dict(verdict)
+        if method in ("grpo", "hybrid"):
+            mine |= {"level": 2, "z": 19.0, "feature": "top_reply", "reasons": ["top_reply 0.20"],
+                     "values": {"gzip": 2.0, "top_reply": 0.2}}
+        if method == "polychromic":
+            mine |= {"level": 1, "z": 6.0, "truncated": 0.4}
+        write_json(paths.evaluation(method, seed) / "metrics.json", {"hacking": mine})
+        if method in ("grpo", "hybrid"):  # grpo: the reward rises and the judge does not; hybrid: both
+            file, start = (paths.evaluation(name, seed) / "per_prompt.csv" for name in (method, "sft"))
+            part, base = pd.read_csv(file), pd.read_csv(start).query("temperature == 0.7").reset_index(drop=True)
+            noise = 0.02 * np.random.default_rng(seed).normal(size=(2, len(base)))
+            part["reward_mean"] = base["reward_mean"] + 0.3 + noise[0]
+            part["judge_mean"] = base["judge_mean"] + (0.3 if method == "hybrid" else -0.01) + noise[1]
+            file.write_text(part.to_csv(index=False))
+    return results.load(paths, cfg)
+
+
+def test_verdicts_of_a_study_need_reward_judge_and_shift(study):
+    table = overoptimisation.hacking_table(study)
+    assert len(table) == 4 * 3
+    levels = table.groupby("method")["level"].unique().map(list).to_dict()
+    assert levels == {"lambda0": [0], "polychromic": [2], "grpo": [3], "hybrid": [2]}
+    assert set(table.query("method == 'polychromic'")["reasons"]) == {"truncated 0.40"}
+    grpo = table.query("method == 'grpo'").iloc[0]
+    assert grpo["proxy_low"] < grpo["proxy_gain"] == pytest.approx(0.3, abs=0.02) and grpo["judge_low"] <= 0
+    assert grpo["label"] == "hacked" and grpo["feature"] == "top_reply"
+
+
+def test_a_cell_without_a_verdict_is_named(study):
+    file = study.paths.evaluation("grpo", 123) / "metrics.json"
+    file.write_text(json.dumps({"mean": {}}))
+    with pytest.raises(UserError, match="no key hacking"):
+        overoptimisation.hacking_table(study)
+
+
+def test_length_controlled_gains_of_a_study(study):
+    table = gains.length_controlled(study)
+    assert len(table) == 4 * 2 and list(table.columns[:3]) == ["method", "score", "raw"]
+    grpo = table.query("method == 'grpo' and score == 'reward_mean'").iloc[0]
+    assert grpo["raw"] == pytest.approx(0.3, abs=0.02)
