@@ -149,6 +149,9 @@ def _recorder(section, seed: int, policy: Policy, trainer, log: run.History, loo
             next(self.bar)
             self.tick = time.monotonic()
 
+        def on_pre_optimizer_step(self, args, state, control, optimizer, **kwargs):
+            self.lr = optimizer.param_groups[0]["lr"]
+
         def on_log(self, args, state, control, logs, **kwargs):
             if "grad_norm" not in logs:  # the summary after the last step
                 return
@@ -156,8 +159,7 @@ def _recorder(section, seed: int, policy: Policy, trainer, log: run.History, loo
             tokens, self.seen = int(logs["num_tokens"]) - self.seen, int(logs["num_tokens"])
             row = {"step": step, "loss": trainer.last_loss, "pair_accuracy": logs["rewards/accuracies"],
                    "margin": logs["rewards/margins"], "grad_norm": float(logs["grad_norm"]),
-                   "lr": section.lr * min(1.0, step / max(1, section.warmup_steps)),
-                   "seconds": seconds, "tokens": tokens, "tokens_per_s": tokens / seconds}
+                   "lr": self.lr, "seconds": seconds, "tokens": tokens, "tokens_per_s": tokens / seconds}
             if step % section.eval_every == 0 or step == section.steps:
                 with torch.no_grad():
                     for name, weight in adapter_of(trainer).items():
