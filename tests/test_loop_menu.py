@@ -579,6 +579,7 @@ def test_the_original_design_all_at_once(tmp_path, monkeypatch):
         assert np.isfinite(steps[column]).all(), column
     assert all(torch.isfinite(tensor).all() for tensor in adapter.values())
     assert steps.kappa.tolist() == pytest.approx([0.1, 0.08]) and (steps.advantage_clipped == 0).all()
+    assert abs(steps.kl.iloc[0]) < 1e-6, "policy and reference are the same model, cut to the same tokens"
     assert seen[0].scored.rollouts.kept is not None and seen[1].old is not None
     # the log-probs of training are those of the truncated sampler: on policy, equal to the sampler's own
     r, mask = seen[1].scored.rollouts, seen[1].scored.rollouts.completion_mask

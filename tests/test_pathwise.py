@@ -126,3 +126,26 @@ def test_adaptive_kl_moves_towards_its_target_and_stays_in_bounds():
         schedules.AdaptiveKL(0.1, 5.0, "pid")
     with pytest.raises(ValueError, match="coef"):
         schedules.AdaptiveKL(20.0, 5.0)
+
+
+PER_TOKEN = {"entropy": lambda x, e, y: pathwise.entropies(x), "gini": lambda x, e, y: pathwise.ginis(x),
+             "rao": lambda x, e, y: pathwise.raos(x, pathwise.unit_rows(e)),
+             "gem": lambda x, e, y: pathwise.gem_losses(x, y)}
+
+
+@pytest.mark.parametrize("name", PER_TOKEN)
+def test_tokens_that_could_not_be_drawn_are_as_good_as_absent(name):
+    """Logits of -inf at two of five tokens: value and gradient are those of the three that are left."""
+    targets, left = torch.tensor([[0, 2, 1], [2, 1, 0]]), [0, 2, 4]
+    full = logits()
+    full[..., [1, 3]] = -torch.inf
+    full.requires_grad_()
+    few = logits()[..., left].requires_grad_()
+    found = PER_TOKEN[name](full, table(), torch.tensor(left)[targets])
+    expected = PER_TOKEN[name](few, table()[left], targets)
+    assert found.shape == (2, 3)
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(full.grad[..., left], few.grad)
+    assert not full.grad[..., [1, 3]].any()
