@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reward_rows import threads
+from reward_rows import THINGS, threads
 from scipy.special import expit
 
 from polylib.config import UserError
-from polylib.rewards import judge
+from polylib.rewards import calibration, judge
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,10 @@ def test_planted_signal_on_new_threads(fitted, rows):
     assert 0.75 < fitted.pair_accuracy <= 1 and fitted.pairs > 200
 
 
-def test_kernel_sum_equals_sklearn(rows):
+def test_kernel_sum_equals_sklearn(rows, monkeypatch):
     from sklearn.svm import SVR
 
+    monkeypatch.setattr(judge, "NEGATIVES", 0)
     target = judge._target(rows)
     ours = judge._fit_regression(rows, target, seed=0)
     x = judge._inputs(ours.vectorizers, ours.arrays, rows["tweet"], rows["reply"])
@@ -42,14 +43,22 @@ def test_kernel_sum_equals_sklearn(rows):
 
 
 def test_preference_is_antisymmetric_and_its_scale_the_likelihood_maximum(fitted):
-    p = fitted.prefer(["my kettle fell"], ["it is near the door why?"], ["it is near the door."])[0]
-    q = fitted.prefer(["my kettle fell"], ["it is near the door."], ["it is near the door why?"])[0]
+    p = fitted.prefer(["my kettle fell"], ["it is near the kettle why?"], ["it is near the kettle."])[0]
+    q = fitted.prefer(["my kettle fell"], ["it is near the kettle."], ["it is near the kettle why?"])[0]
     assert p > 0.6 and p + q == pytest.approx(1)
     # margins drawn from sigmoid(margin / 2): the fitted temperature is 2
     rng = np.random.default_rng(0)
     margin = rng.normal(0, 3, 20_000)
     won = rng.random(len(margin)) < expit(margin / 2)
-    assert judge._scale(np.where(won, margin, -margin)) == pytest.approx(2, rel=0.06)
+    assert calibration.temperature(np.where(won, margin, -margin)) == pytest.approx(2, rel=0.06)
+
+
+def test_a_reply_about_another_thing_loses(fitted, rows):
+    new = rows[rows["tweet_id"].str[1:].astype(int) >= 60]
+    other = dict(zip(THINGS, THINGS[1:] + THINGS[:1]))
+    off = [text.replace(t, other[t]) for text, t in zip(new["reply"], new["tweet"].str.split().str[1])]
+    posts = list(new["tweet"])
+    assert (fitted(posts, list(new["reply"])) > fitted(posts, off)).mean() > 0.8
 
 
 def test_saved_and_loaded_scores_are_equal(fitted, rows, tmp_path):

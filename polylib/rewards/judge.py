@@ -19,22 +19,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save
-from scipy.optimize import minimize_scalar
 
 from polylib import run
 from polylib.config import UserError
+from polylib.rewards import calibration, contrast
 
 WORD_OR_MARK = r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]"
 TFIDF = {  # both see the reply only; relevance enters through the overlap counts below
     "word": {"analyzer": "word", "token_pattern": WORD_OR_MARK, "ngram_range": (1, 2), "min_df": 3},
     "char": {"analyzer": "char_wb", "lowercase": False, "ngram_range": (2, 4), "min_df": 4},
 }
+MISPLACED = re.compile(r"[.!?]\s+[a-z]")  # a sentence that ends before its last word
 MAX_TERMS = 8000  # of each vocabulary, commonest first
 DIMENSIONS = 30  # kept of each n-gram block
 MAX_ROWS = 6000  # of the judge split that are fitted: kernel regression grows with the square
 FOLDS = 4
 C, EPSILON = 1.0, 0.2  # this and the next chosen on other simulated data sets than the one reported
 COUNT_WEIGHT = 4.0  # the counts' weight in the kernel's distance
+NEGATIVES = 1  # of each kind a post: replies of other posts, and own replies with shuffled words
+NEGATIVE_TARGET = -1.0  # what such a reply is worth, in sds of controlled engagement within a post
 
 
 class Judge:
@@ -110,12 +113,12 @@ def fit(rows: pd.DataFrame, seed: int) -> Judge:
         out = fold == k
         part = _fit_regression(rows[~out], target[~out], seed)
         held[out] = part._regress(_inputs(part.vectorizers, part.arrays, rows["tweet"][out], rows["reply"][out]))
-    margin, wins = _pairs(held, target, rows["reply_likes"].to_numpy(), rows["tweet_id"])
+    margin = calibration.margins(held, target, rows["reply_likes"].to_numpy(), rows["tweet_id"])
     judge = _fit_regression(rows, target, seed)
     judge.card |= {
         "mean": float(judge._regress(_inputs(judge.vectorizers, judge.arrays, posts, replies)).mean()),
-        "scale": _scale(margin),
-        "pair_accuracy": float(wins),
+        "scale": calibration.temperature(margin),
+        "pair_accuracy": calibration.accuracy(margin),
         "pairs": len(margin),
     }
     return Judge(judge.vectorizers, judge.arrays, judge.card)
@@ -127,15 +130,17 @@ def _fit_regression(rows: pd.DataFrame, target: np.ndarray, seed: int) -> Judge:
     from sklearn.svm import SVR
 
     replies, vectorizers, arrays = list(rows["reply"]), {}, {}
+    added = contrast.negatives(rows, NEGATIVES, seed)
     for name, settings in TFIDF.items():
         vectorizers[name] = TfidfVectorizer(**settings, sublinear_tf=True, max_features=MAX_TERMS)
         counts = vectorizers[name].fit_transform(replies)
         svd = TruncatedSVD(min(DIMENSIONS, *(n - 1 for n in counts.shape)), random_state=seed).fit(counts)
         arrays[f"{name}.idf"] = vectorizers[name].idf_
         arrays[f"{name}.basis"] = svd.components_.T / svd.transform(counts).std()
-    counts = _counts(list(rows["tweet"]), replies)
+    counts = _counts(vectorizers, list(rows["tweet"]), replies)
     arrays["counts.mean"], arrays["counts.sd"] = counts.mean(0), np.maximum(counts.std(0), 1e-6)
-    x = _inputs(vectorizers, arrays, rows["tweet"], rows["reply"])
+    x = _inputs(vectorizers, arrays, [*rows["tweet"], *added["tweet"]], [*replies, *added["reply"]])
+    target = np.concatenate([target, np.full(len(added), NEGATIVE_TARGET)])
     gamma = 1 / (x.shape[1] * x.var())  # sklearn's "scale"; the saved judge needs the number
     svr = SVR(C=C, epsilon=EPSILON, gamma=gamma).fit(x, target)
     arrays["support"], arrays["dual"] = svr.support_vectors_, svr.dual_coef_[0]
@@ -153,13 +158,13 @@ def _fit_regression(rows: pd.DataFrame, target: np.ndarray, seed: int) -> Judge:
 def _inputs(vectorizers: dict, arrays: dict, posts, replies) -> np.ndarray:
     posts, replies = list(posts), list(replies)
     blocks = [vectorizer.transform(replies) @ arrays[f"{name}.basis"] for name, vectorizer in vectorizers.items()]
-    counts = np.clip((_counts(posts, replies) - arrays["counts.mean"]) / arrays["counts.sd"], -4, 4)
+    counts = np.clip((_counts(vectorizers, posts, replies) - arrays["counts.mean"]) / arrays["counts.sd"], -4, 4)
     return np.hstack([*blocks, COUNT_WEIGHT * counts])
 
 
-def _counts(posts: list[str], replies: list[str]) -> np.ndarray:
-    """The judge's own view of form and of overlap with the post (N, 14); shares no code with the proxy's
-    features."""
+def _counts(vectorizers: dict, posts: list[str], replies: list[str]) -> np.ndarray:
+    """The judge's own view of form, order and overlap with the post (N, 19); shares no code with the proxy's
+    features. Last come the cosines of post and reply on both vocabularies."""
     table = []
     for post, reply in zip(posts, replies):
         here, there = (set(re.findall(r"[^\W\d_]{4,}", text.lower())) for text in (reply, post))
@@ -182,9 +187,16 @@ def _counts(posts: list[str], replies: list[str]) -> np.ndarray:
                 lower.count(" i ") + lower.count(" my ") + lower.count(" we ") + lower.count(" our "),
                 lower.count(" you ") + lower.count(" your "),
                 len(stems & post_stems) / max(len(stems), 1),
+                reply[:1].islower(),
+                reply.rstrip()[-1:] in ".!?…",
+                len(MISPLACED.findall(reply)),
             ]
         )
-    return np.array(table, dtype=np.float64).reshape(-1, 14)
+    same = [
+        np.asarray(vectorizer.transform(posts).multiply(vectorizer.transform(replies)).sum(axis=1)).ravel()
+        for vectorizer in vectorizers.values()
+    ]
+    return np.hstack([np.array(table, dtype=np.float64).reshape(-1, 17), np.stack(same, axis=1)])
 
 
 def _target(rows: pd.DataFrame) -> np.ndarray:
@@ -202,23 +214,3 @@ def _sample(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     sizes = rows.groupby("thread_id").size()[threads].cumsum()
     kept = threads[: max(1, int((sizes <= MAX_ROWS).sum()))]
     return rows[rows["thread_id"].isin(kept)].reset_index(drop=True)
-
-
-def _pairs(score: np.ndarray, target: np.ndarray, likes: np.ndarray, parent: pd.Series) -> tuple[np.ndarray, float]:
-    """Score margins, winner by target minus loser, over all pairs within a parent whose likes differ; share
-    above 0."""
-    margins = []
-    for rows in parent.groupby(parent).indices.values():
-        i, j = np.triu_indices(len(rows), 1)
-        sign = np.sign(target[rows[i]] - target[rows[j]]) * (likes[rows[i]] != likes[rows[j]])
-        margins.append((sign * (score[rows[i]] - score[rows[j]]))[sign != 0])
-    margin = np.concatenate(margins)
-    return margin, float((margin > 0).mean() + 0.5 * (margin == 0).mean())
-
-
-def _scale(margin: np.ndarray) -> float:
-    """T that maximises the likelihood of sigmoid(margin / T): temperature scaling (Guo et al. 2017) on
-    pairs."""
-    spread = max(float(np.abs(margin).mean()), 1e-9)
-    loss = lambda log_t: np.logaddexp(0, -margin / (spread * np.exp(log_t))).mean()  # noqa: E731
-    return float(spread * np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))
