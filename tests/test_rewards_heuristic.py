@@ -176,3 +176,13 @@ def test_missing_rewards_and_unknown_names_are_said(tmp_path):
     (tmp_path / "card.json").write_text("{}")
     with pytest.raises(UserError, match="use combined, learned, heuristic, coherence, llm"):
         rewards.load(tmp_path, ENCODER, "best")
+
+
+def test_no_reward_learns_from_the_judge_s_split_and_the_judge_from_no_other(rows, tmp_path):
+    # in the judge's split questions are liked, everywhere else they are not: each believes its own split
+    own = rows["split"] == "judge"
+    liked = np.where(own == rows["asks"], 40, 2)
+    planted = rows.assign(reply_likes=liked, engagement=np.log(liked))
+    fitted = rewards.fit_all(planted, ENCODER, FAST, tmp_path, seed=0)
+    posts, replies = [POST] * 2, [GOOD.replace(".", " why?"), GOOD]
+    assert np.diff(fitted.judge(posts, replies)) < 0 < np.diff(fitted.learned(posts, replies))
