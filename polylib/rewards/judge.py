@@ -4,7 +4,8 @@ It differs from the proxy in everything a policy could exploit: fitted on the ju
 character n-grams instead of sentence embeddings, with its own few surface counts, by kernel regression on
 controlled engagement instead of a network on shares of likes. Scores are scaled so that their differences
 within a post are log-odds: P(a beats b) = sigmoid(judge(a) - judge(b)), the scale fitted on out-of-fold
-predictions.
+predictions. Replies of other posts and shuffled words are among its examples at a fixed low value: people's replies
+are all on topic and in order, so that without them it could not tell (it costs about a point of pair accuracy).
 
 Stored as the regression's support vectors (safetensors) and the two vocabularies (JSON), so loading runs no
 code from the file and takes no second fit; refitting on load would need the judge's rows beside every saved
