@@ -5,6 +5,7 @@ import csv
 import gzip
 import hashlib
 import json
+import math
 import types
 
 import pandas as pd
@@ -117,6 +118,7 @@ def test_posts(corpus):
     assert set(post.replies) == set(mine.index) and post.text == mine["tweet"].iloc[0]
     engagement = mine.loc[list(post.replies), "engagement"].tolist()
     assert engagement == sorted(engagement, reverse=True) and post.gold == post.replies[:2]
+    assert post.engagement == pytest.approx(sum(math.log(1 + n) for n in mine["reply_likes"]) / len(mine))
     assert [p.id for p in every] != sorted(p.id for p in every)
     with pytest.raises(UserError, match="no posts in split 'exam'"):
         prepare.posts(rows, "exam")
