@@ -7,8 +7,12 @@ The first is pointwise mutual information (Li et al. 2016, arXiv 1510.03055), th
 against replies that fit everywhere; it alone is fooled by shuffled words, which lose likelihood on both sides. Both
 are compared with people's replies of the same length: their mean and spread are fitted on the log of the number of
 tokens, so neither long nor short wins by itself. Beyond what nearly all people reach a part falls again: a reply
-more predictable than that is a copy of the post or a formula. The model is the untrained one, the same for all
-policies, so a policy cannot raise the score by changing itself.
+more predictable than that is a copy of the post or a formula. The weaker part counts, so fluent text about something
+else and a word salad on the point both lose (on validation threads of the corpus the minimum separates shuffled words,
+hot samples and a sentence that fits everywhere better than any weighted mean of the two, and replies of other posts
+as well). What it cannot see: two or three words of agreement are likely after any post and pass; the heuristic's
+specificity is there for them. The model is the untrained one, the same for all policies, so a policy cannot raise
+the score by changing itself.
 """
 
 from __future__ import annotations
@@ -22,11 +26,10 @@ import pandas as pd
 
 from polylib import run
 from polylib.config import UserError
-from polylib.rewards.likelihood import Likelihood
+from polylib.rewards.likelihood import Likelihood, shared
 
 EMPTY = ""  # the neutral post
 PARTS = ("pmi", "fluency")
-WEIGHTS = {"pmi": 0.5, "fluency": 0.5}
 FIT = 300  # human replies behind the scales: standard errors of 6 %
 FLOOR = -4.0  # sd; what is nonsense already cannot be more so
 TOP = 0.95  # quantile of people's replies from which a part turns down
@@ -40,7 +43,7 @@ class Coherence:
     name = "coherence"
 
     def __init__(self, cfg_model, likelihood: Likelihood | None = None):
-        self.likelihood = likelihood or Likelihood(cfg_model)
+        self.likelihood = likelihood or shared(cfg_model)
         self.source, self.scales = cfg_model.source, {}
 
     def fit(self, rows: pd.DataFrame, seed: int) -> Coherence:
@@ -105,7 +108,7 @@ class Coherence:
         return parts
 
     def _total(self, parts: dict[str, np.ndarray]) -> np.ndarray:
-        return sum(WEIGHTS[name] * parts[name] for name in PARTS)
+        return np.minimum(*(parts[name] for name in PARTS))
 
 
 def load(folder: Path, cfg_model) -> Coherence:

@@ -6,6 +6,8 @@ from the prompt's. Rows are sorted by length, so little is padding, and the outp
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from polylib.attention import additive_mask
@@ -52,6 +54,12 @@ class Likelihood:
             for pair, total in zip(*_forward(self._model, batch)):
                 self._known[pair] = (total, len(ids[pair]))
         self.scored += len(pairs)
+
+
+@cache
+def shared(cfg_model) -> Likelihood:
+    """The one Likelihood of these settings in this process: one model in memory, no reply scored twice."""
+    return Likelihood(cfg_model)
 
 
 def _rows(tokenizer, ids: dict[tuple[str, str], list[int]]) -> list[tuple[list[int], list[tuple]]]:
