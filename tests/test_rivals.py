@@ -119,6 +119,19 @@ def test_the_adapter_starts_where_every_method_of_the_seed_starts(halfway):
         assert torch.equal(start[name], master)
 
 
+def test_trls_reference_is_the_start_with_its_parents_merged(ran, tmp_path):
+    *_, parent = ran
+    policy = Policy(CFG.model, [parent], seed=5)
+    rows = [rivals.pair_tokens(policy.tokenizer, pair, CFG.sampling) for pair in PAIRS[:1].itertuples()]
+    trainer = rivals.dpo_trainer(CFG, dataclasses.replace(SECTION, prompts_per_step=1), 5, rows, policy, [parent],
+                                 tmp_path)
+    theirs = trainer.compute_ref_log_probs(trainer.model, next(iter(trainer.get_train_dataloader())))
+    packed = pack([rows[0]["prompt_ids"]], [[rows[0]["chosen_ids"], rows[0]["rejected_ids"]]], 0)
+    for start, same in ((policy, True), (Policy(CFG.model, [], seed=5), False)):
+        ours = start.logprobs(packed, 1.0, reference=True).sum(-1)[0]
+        assert torch.allclose(torch.cat(theirs), ours, rtol=1e-4) is same
+
+
 def test_it_learns_the_pairs_and_follows_the_warm_up(ran):
     history = ran[0]
     steps = history[history.step > 0]
