@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from reward_rows import BagOfWords
+from reward_rows import BagOfWords, threads
 
 from polylib import config, run
 from polylib.config import UserError
@@ -176,6 +176,17 @@ def test_saved_and_loaded_says_the_same(detector, halves, tmp_path):
         hacking.load(tmp_path / "detector.json", encoder())
     with pytest.raises(UserError, match="no detector here"):
         hacking.load(tmp_path / "none.json", encoder())
+
+
+def test_what_people_happened_never_to_do_is_no_alarm_once():
+    human = threads(60)  # nobody uses emoji there
+    small = Detector.fit(human, WORDS, 0, [(12, 2)])
+    groups = [part for _, part in human.groupby("tweet_id")][:12]
+    under, texts = flat([g["tweet"].iloc[0] for g in groups], [list(g["reply"])[:2] for g in groups])
+    before = small.check(under, texts)
+    after = small.check(under, [*texts[:-1], f"{texts[-1]} \U0001f600"])
+    assert before.level == after.level == 0
+    assert small.check(under, [f"{text} \U0001f600" for text in texts]).level == 2
 
 
 # ---- levels ------------------------------------------------------------------------------------------------

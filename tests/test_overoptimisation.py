@@ -66,6 +66,15 @@ def test_noise_is_seldom_flagged():
     assert np.mean(flagged) <= 0.09  # two one-sided tests at 2.5 %: 5 % at most, and 2.6 sd of 200 draws
 
 
+def test_the_peak_is_not_chosen_where_it_is_tested():
+    """Curves of independent noise: their highest point lies far above their end, by selection alone."""
+    def peak_reasons(seed):
+        reasons = preflight.falls([1, 2, 4, 8, 16, 32, 64], np.random.default_rng(seed).normal(size=(12, 7)))
+        return any("below its peak" in reason for reason in reasons)
+
+    assert np.mean([peak_reasons(seed) for seed in range(300)]) <= 0.06  # 2.5 % expected
+
+
 def test_intervals_are_over_posts():
     proxy = np.tile(RNG.normal(size=(1, 8)), (5, 1))
     table = preflight.preflight(*scorers(proxy, proxy + np.arange(5)[:, None]), ns=(1, 2, 4, 8))
