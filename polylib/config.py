@@ -115,7 +115,11 @@ def _check(cfg: Config, path: Path) -> None:
             f"methods must be names out of {', '.join(METHODS)}, each once; found {list(cfg.methods)}")
     require(bool(e.ks) and max(e.ks) <= e.samples, f"evaluation.ks {e.ks} exceed samples {e.samples}")
     require(min(cfg.sampling.temperature, *e.temperatures) > 0, "temperatures must be above 0")
+    require(0 < cfg.sampling.top_p <= 1, f"sampling.top_p must be above 0 and at most 1, found {cfg.sampling.top_p:g}")
+    require(cfg.sampling.top_k >= 0, f"sampling.top_k must be 0 (off) or more, found {cfg.sampling.top_k}")
     require(all(0 < q < 1 for q in e.judge_quantiles), "evaluation.judge_quantiles must lie between 0 and 1")
+    require(cfg.reward_model.preflight_posts >= 2 and cfg.reward_model.preflight_samples >= 2,
+            "reward_model.preflight_posts and preflight_samples must be at least 2")
     for name in ("sft", "polychromic", "grpo", "hybrid"):
         _check_training(name, vars(cfg)[name], cfg.sampling.max_new_tokens, require)
     d = cfg.dpo
@@ -158,6 +162,10 @@ def _check_training(name: str, t: TrainConfig, max_tokens: int, require: Callabl
 
     require(t.kappa == 0 or t.kl_estimator != "k1_in_reward" or t.beta > 0 and t.reward_gradient == "mean",
             f"{name}.kl_estimator k1_in_reward is part of the reward: it needs beta above 0 and reward_gradient mean")
+    require(t.kappa == 0 or t.kl_level != "togo" or t.kl_estimator in ("k2", "k1_in_reward"),
+            f"{name}.kl_level togo is a form of k2; with kl_estimator {t.kl_estimator} use token or sequence")
+    require(t.kappa == 0 or t.kl_level != "sequence" or t.loss_normalizer != "grpo",
+            f"{name}.kl_level sequence has one term a reply: the token mean of loss_normalizer grpo does not apply")
     if t.kl_target:
         require(t.kappa > 0, f"{name}.kl_target {t.kl_target:g} moves kappa: kappa must be above 0 to start with")
         require(len(t.kl_bounds) == 2 and 0 < t.kl_bounds[0] <= t.kappa <= t.kl_bounds[1],

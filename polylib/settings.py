@@ -70,6 +70,8 @@ class RewardModelConfig:
     heuristic_weight: float
     coherence_weight: float
     relevance_floor: float
+    preflight_posts: int
+    preflight_samples: int
     heuristic: dict[str, float]
 
 
@@ -97,6 +99,7 @@ class TrainConfig:
     loss_normalizer: Literal["dr_grpo", "grpo", "dapo", "token", "sequence"]
     scale_advantages: Literal["running", "group", "batch", "none"]
     kl_estimator: Literal["k1_in_reward", "k1", "k2", "k3", "k3+"]
+    kl_level: Literal["token", "sequence", "togo"]
     kl_target: float
     kl_rule: Literal["steps", "proportional"]
     kl_bounds: list[float]

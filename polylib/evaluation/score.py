@@ -198,8 +198,8 @@ def summary(table: pd.DataFrame, thresholds: dict[float, float]) -> dict:
             "thresholds": {f"q{q:g}": value for q, value in thresholds.items()}}
 
 
-def save(table: pd.DataFrame, folder: Path, thresholds: dict[float, float]) -> None:
-    """per_prompt.csv (six significant digits) and metrics.json in `folder`."""
+def save(table: pd.DataFrame, folder: Path, thresholds: dict[float, float], **more: dict) -> None:
+    """per_prompt.csv (six significant digits) and metrics.json, with `more` sections, in `folder`."""
     content = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     atomic_write(Path(folder) / "per_prompt.csv", content)
-    write_json(Path(folder) / "metrics.json", summary(table, thresholds))
+    write_json(Path(folder) / "metrics.json", summary(table, thresholds) | more)

@@ -92,7 +92,7 @@ def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, k
                 with torch.no_grad():
                     ref = policy.logprobs(packed, temperatures, reference=True, kept=kept)[:, g:].flatten(0, 1)
                 terms["kl"] = obj.kl_penalty(new, ref, mask, section.kl_estimator, section.loss_normalizer, limit,
-                                             denominator=bottom)
+                                             denominator=bottom, level=section.kl_level)
                 totals["kl"] += obj.kl_value(new, ref, everyone).item() * len(rows) / len(posts)
             if entropy:
                 bonus = values[:, g:, :, columns.index("entropy")].flatten(0, 1)
