@@ -35,7 +35,8 @@ SUITES = {
     "pure": ["objective", "kl", "advantages", "normalizers", "diversity", "pathwise", "anatomy", "toy", "trl_parity"],
     "engine": ["sampling", "truncated_sampling", "logprobs", "models", "rivals", "loop_menu", "loop"],
     "rewards": ["metrics", "stats", "score", "rewards_learned", "rewards_validate", "rewards_judge",
-                "rewards_heuristic", "rewards_features"],
+                "rewards_heuristic", "rewards_features", "attacks", "hacking", "overoptimisation", "rewards_coherence",
+                "rewards_context", "rewards_llm"],
 }
 FIRST = {  # room -> the test files to try before the others of its suite
     "training/objective": ["normalizers", "objective", "kl"],
@@ -69,6 +70,15 @@ FIRST = {  # room -> the test files to try before the others of its suite
     "rewards/objectives": ["rewards_learned"],
     "rewards/ranking": ["rewards_validate"],
     "rewards/validate": ["rewards_validate"],
+    "rewards/contrast": ["rewards_learned", "rewards_validate"],
+    "rewards/likelihood": ["rewards_coherence"],
+    "rewards/llm": ["rewards_llm"],
+    "rewards/llm_client": ["rewards_llm"],
+    "rewards/attacks": ["attacks"],
+    "rewards/hacking": ["hacking"],
+    "rewards/hacking_null": ["hacking"],
+    "evaluation/preflight": ["overoptimisation"],
+    "evaluation/overoptimisation": ["overoptimisation"],
 }
 FAULTS = ([("rows", f"row {number:02d}: {name}", room, old, new) for number, _, _, name, room, old, new in ROWS]
           + [("pure", name, f"training/{room}", old, new) for name, room, old, new in PURE]

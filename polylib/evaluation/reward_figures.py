@@ -73,8 +73,9 @@ def forest(found: pd.DataFrame, columns: int = 2) -> Picture:
             ax.set_visible(False)
         studies = ", ".join(sorted(found["study"].unique()))
         note = f"Held-out threads; studies {studies}. Bars are 95 % intervals over threads, the line is chance."
-        finish(figure, note, columns, kind="point", extra=[Line2D([], [], color=color, marker=marker, ms=3.5, label=label)
-                                              for label, color, marker in TARGETS.values()])
+        handles = [Line2D([], [], color=color, marker=marker, ms=3.5, label=label)
+                   for label, color, marker in TARGETS.values()]
+        finish(figure, note, columns, kind="point", extra=handles)
     return Picture("accuracies", figure, data)
 
 
