@@ -25,6 +25,8 @@ FAST = RewardModelConfig(
     heuristic_weight=0.4,
     coherence_weight=0.0,
     relevance_floor=0.0,
+    preflight_posts=4,
+    preflight_samples=8,
     heuristic=WEIGHTS,
 )
 THINGS = "kettle bicycle garden parrot violin ladder teapot lantern anchor pillow cactus tunnel".split()

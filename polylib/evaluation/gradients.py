@@ -33,7 +33,7 @@ ESTIMATORS = {
 }
 OF_DIVERSITY = ("jackknife", "leave_one_out", "set_level", "shared", "bare", "detached")
 MEASURE_LABELS = {"semantic": "mean distance", "logdet": "log det", "vendi": "Vendi", "distinct_1": "distinct-1",
-                  "distinct_2": "distinct-2", "self_bleu": "1 − self-BLEU"}
+                  "distinct_2": "distinct-2", "self_bleu": "1 −\nself-BLEU"}
 TERM_STYLE = {
     "ce": {"label": "cross-entropy", "color": "#7F7F7F", "linestyle": "-", "marker": "o"},
     "reward": {"label": "reward", "color": "#0072B2", "linestyle": "-.", "marker": "^"},
@@ -74,7 +74,7 @@ def snr_figure(table: Sequence[dict] | pd.DataFrame, columns: int = 2) -> Pictur
             ax.set_ylabel("signal / noise")
             ax.grid(axis="x", visible=False)
             ax.set_ylim(0, 1.06 * drawn["aligned_snr"].max())
-        names = [*(MEASURE_LABELS[name] for name in groups), "with the reward"]
+        names = [*(MEASURE_LABELS[name] for name in groups), "with the\nreward"]
         turn = {} if columns == 2 else {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
         axes[-1, 0].set_xticks(range(len(names)), names, **turn)
         axes[-1, 0].tick_params(axis="x", length=0)
@@ -132,7 +132,7 @@ def anatomy_figure(history: pd.DataFrame, note: str = "", columns: int = 2) -> P
             for j, name in enumerate(cosines):
                 _runs(below, part, name, _pair(name), j)
             if not part[cosines].notna().any(axis=None):
-                below.text(0.5, 0.5, "fewer than two terms pull", transform=below.transAxes, ha="center", va="bottom",
+                below.text(0.5, 0.5, "one term only:\nno cosine", transform=below.transAxes, ha="center", va="bottom",
                            color="#555555")
             below.axhline(0, color="#000000", lw=0.7)
             below.set_ylim(-reach, reach)
