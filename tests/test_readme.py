@@ -48,7 +48,7 @@ def test_the_tables_are_what_the_script_writes():
         pytest.skip("results/laptop is not in this checkout: there is nothing to compare with")
     if changed:
         pytest.skip("results/ is not as committed: a study was run here; python tools/readme_results.py updates README")
-    blocks = {"results": script.results_block(ROOT), "presets": script.presets_block(ROOT)}
+    blocks = {name: getattr(script, f"{name}_block")(ROOT) for name in ("results", "rewards", "presets")}
     assert script.fill(README, blocks) == README, "run python tools/readme_results.py"
 
 
@@ -91,6 +91,25 @@ def test_presets_add_up_minutes_and_own_up_to_what_never_ran(study):
     assert f"| {runs * (runs + 1) / 2:.1f} | 3.0 | cpu, 2 cores, bfloat16 |" in rows["`laptop`"]
     assert all("not run here" in rows[f"`{preset}`"] for preset in ("smoke", "gpu", "paper"))
     assert "| 3 |" in rows["`grpo`"]
+
+
+def test_rewards_show_accuracy_attacks_and_false_alarms(tmp_path):
+    folder = tmp_path / "results/laptop/reward_model"
+    folder.mkdir(parents=True)
+    (folder / "validation.csv").write_text(
+        "dataset,model,metric,value,lo,hi,n\ncorpus,learned,pair_accuracy_engagement,.7123,.65,.76,500\n"
+        "corpus,judge,pair_accuracy_engagement,.66,.6,.7,500\nev,learned,pair_accuracy_left_out_storm,.55,.5,.6,90\n"
+        "ev,learned,pair_accuracy_engagement,.57,.5,.6,90\n")
+    (folder / "attacks.csv").write_text("reward,attack,score,human_median,passed,beats\n"
+                                        "learned,constant,1.5,.25,False,.9\nlearned,parrot,.125,.25,True,.1\n")
+    (folder / "planted.csv").write_text(
+        "corpus,policy,level,label,z,threshold,feature,n,draws,caught\ncorpus,parrot,2,suspicious,20,3.5,copy3,150,3,1\n"
+        "corpus,a tenth,0,ok,2,3.5,gzip,150,3,.33\ncorpus,people (fresh sets),0,ok,1.8,3.5,gzip,150,210,0.0095\n")
+    block = script.rewards_block(tmp_path)
+    assert "| learned | 0.712 [0.650, 0.760] | 0.570 [0.500, 0.600] |" in block and "| judge | 0.660" in block
+    assert "storm 0.550 [0.500, 0.600]" in block
+    assert "| constant | **+1.25** |" in block and "| parrot | -0.12 |" in block
+    assert "1 of 2 planted policies caught" in block and "% false alarms in 210 fresh human sets" in block
 
 
 def test_a_missing_file_is_named(study, tmp_path):

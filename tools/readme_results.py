@@ -2,7 +2,8 @@
 
     python tools/readme_results.py     # after `make reproduce`, before results are committed
 
-<!-- results --> is results/laptop; <!-- presets --> comes from the env.json of every study run in this checkout.
+<!-- results --> is results/laptop; <!-- rewards --> holds the validation, attacks and planted policies of every study
+whose rewards were fitted; <!-- presets --> comes from the env.json of every study run in this checkout.
 """
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from polylib import config  # noqa: E402
-from polylib.evaluation import effects, results, style, tables  # noqa: E402
+from polylib.evaluation import effects, results, reward_figures, style, tables  # noqa: E402
 from polylib.run import Paths, UserError, atomic_write  # noqa: E402
 
 STUDY, PRESETS = "laptop", ("smoke", "quick", "laptop", "gpu", "paper")  # cheapest first; others follow by name
@@ -27,6 +28,10 @@ TABLE = ("judge_mean", "pass@", "reward_mean", "diversity", "relevance", "length
 EFFECTS = ("judge_mean", "reward_mean", "diversity", "relevance")
 DYNAMICS = {"val_ce": "CE, nats/token", "val_reward": "reward", "val_diversity": "diversity",
             "val_kl": "KL to the start, nats", "val_length": "tokens"}
+
+
+RANKED = {"pair_accuracy_engagement": "engagement", "pair_accuracy_latent": "latent quality"}
+RANKERS = ("learned", "combined", "heuristic", "judge", "tfidf_ridge", "length_only", "followers_and_delay_only")
 
 
 def results_block(root: Path) -> str:
@@ -52,6 +57,41 @@ def results_block(root: Path) -> str:
                    f"– ({c.matched_runs} of {c.runs})"),
         f"**What training did** on {cfg.sft.eval_prompts} validation posts, before → after, mean over runs.",
         _dynamics(found)])
+
+
+def rewards_block(root: Path) -> str:
+    """Pair accuracy on every data set tried, what fools which reward, what the detector catches. UserError without."""
+    found = reward_figures.everywhere(root / "results").query("study not in ('smoke', 'quick')")
+    part = found[found["metric"].isin(RANKED) & found["model"].isin(RANKERS)].dropna(subset="value")
+    pairs = part.groupby(["dataset", "metric"])["n"].max()
+    lines = []
+    for model in RANKERS:
+        cells = part[part["model"].eq(model)].set_index(["dataset", "metric"])
+        text = {key: f"{c.value:.3f} [{c.lo:.3f}, {c.hi:.3f}]" for key, c in zip(cells.index, cells.itertuples())}
+        lines.append([model.replace("_", " "), *(text.get(key, "–") for key in pairs.index)])
+    head = [f"{name}: {RANKED[metric]}, {n:,.0f} pairs" for (name, metric), n in pairs.items()]
+    blocks = [f"![Pairs ranked right](results/{STUDY}/reward_model/accuracies.png)", _markdown(["", *head], lines)]
+    events = found[found["metric"].str.startswith("pair_accuracy_left_out_") & found["model"].eq("learned")]
+    if len(events):
+        blocks.append("Learned reward, each event left out of training in turn: " + "; ".join(
+            f"{e.metric.removeprefix('pair_accuracy_left_out_')} {e.value:.3f} [{e.lo:.3f}, {e.hi:.3f}]"
+            for e in events.itertuples()) + ".")
+    attacked = pd.read_csv(root / "results" / STUDY / "reward_model" / "attacks.csv")
+    wide = attacked.assign(margin=attacked["score"] - attacked["human_median"]).pivot(index="attack", columns="reward")
+    rewards = attacked["reward"].unique()
+    blocks.append("**Attacks** on held-out posts: mean score minus the median human reply, in the reward's own units. "
+                  "**Bold**: the attack works, and the reward's card says so.\n\n" + _markdown(["", *rewards], [
+                      [attack.replace("_", " "), *(f"{row['margin', r]:+.2f}" if row["passed", r] else
+                                                   f"**{row['margin', r]:+.2f}**" for r in rewards)]
+                      for attack, row in wide.iterrows()]))
+    plants = [pd.read_csv(file) for file in sorted((root / "results").glob("*/reward_model/planted.csv"))
+              if file.parts[-3] not in ("smoke", "quick")]
+    fresh = [plant["policy"].str.startswith("people") for plant in plants]
+    blocks.append("**Detector** of gamed rewards: " + "; ".join(
+        f"{plant['corpus'].iloc[0]}, {plant['n'].iloc[0]} replies a set: {int((plant['caught'][~f] >= 1).sum())} of "
+        f"{int((~f).sum())} planted policies caught, {float(plant['caught'][f].iloc[0]):.1%} false alarms in "
+        f"{int(plant['draws'][f].iloc[0])} fresh human sets" for plant, f in zip(plants, fresh)) + ".")
+    return "\n\n".join(blocks)
 
 
 def presets_block(root: Path) -> str:
@@ -114,7 +154,7 @@ def _dynamics(found: results.Results) -> str:
 
 if __name__ == "__main__":
     try:
-        blocks = {"results": results_block(ROOT), "presets": presets_block(ROOT)}
+        blocks = {"results": results_block(ROOT), "rewards": rewards_block(ROOT), "presets": presets_block(ROOT)}
         atomic_write(ROOT / "README.md", fill((ROOT / "README.md").read_text(encoding="utf-8"), blocks))
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}; README.md stays as it is")
