@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -194,3 +195,11 @@ def test_a_missing_file_is_one_line_and_changes_nothing(project, capsys, monkeyp
     assert study.main(["smoke", "--data", "nowhere.csv"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "nowhere.csv" in error and not (project / "params.yaml").exists()
+
+
+@pytest.mark.parametrize("settings", [dict(top_p=0.0), dict(top_p=1.5), dict(top_k=-1)])
+def test_truncated_sampling_out_of_range_is_one_line(settings):
+    cfg = config.load("smoke", ROOT)
+    bad = dataclasses.replace(cfg, sampling=dataclasses.replace(cfg.sampling, **settings))
+    with pytest.raises(config.UserError, match=rf"mine.yaml: sampling.{next(iter(settings))} must be"):
+        config._check(bad, Path("mine.yaml"))

@@ -347,6 +347,24 @@ def test_the_entropy_bonus_is_the_entropy_of_the_sampled_tokens(actor, rolled):
     assert totals["entropy"] == pytest.approx(mean.item(), abs=1e-4) and found.any()
 
 
+@pytest.mark.parametrize("level", ["togo", "token"])
+def test_the_kl_charges_a_token_for_what_follows_it_or_for_itself(actor, rolled, level):
+    _, found = gradient(actor, change(GRPO, beta=0.0, kappa=0.3, kl_level=level, loss_normalizer="sequence"),
+                        advantages(rolled, torch.zeros(4, 4)))
+    surrogate = 0.0
+    for prompt, group, lengths in zip(rolled.prompt_ids, rolled.completion_ids.tolist(), rolled.lengths.tolist()):
+        for ids, n in zip(group, lengths):
+            picked = torch.arange(n), torch.tensor(ids[:n])
+            now = full_logits(actor, prompt, ids[:n], CFG.sampling.temperature).log_softmax(-1)[picked]
+            with torch.no_grad(), actor.model.disable_adapter():
+                start = full_logits(actor, prompt, ids[:n], CFG.sampling.temperature).log_softmax(-1)[picked]
+            gap = (now - start).detach()
+            charge = [sum(gap[i:].tolist()) if level == "togo" else gap[i].item() for i in range(n)]
+            surrogate = surrogate + (torch.tensor(charge) * now).sum() / 16
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(0.3 * surrogate, list(actor.params.values()))])
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-3)
+
+
 def test_an_entropy_bonus_alone_raises_the_entropy(actor, rolled):
     section, scored = change(GRPO, beta=0.0, entropy=1.0), advantages(rolled, torch.zeros(4, 4))
     before = [p.detach().clone() for p in actor.params.values()]
@@ -587,7 +605,7 @@ def test_the_original_design_all_at_once(tmp_path, monkeypatch):
 
 
 def test_k1_in_the_loss_says_that_it_does_nothing(tmp_path, capsys):
-    train(tmp_path, change(GRPO, kappa=0.1, kl_estimator="k1", steps=1))
+    train(tmp_path, change(GRPO, kappa=0.1, kl_estimator="k1", kl_level="token", steps=1))
     assert "kappa does nothing" in capsys.readouterr().out
 
 
@@ -650,6 +668,8 @@ CHORD = dict(warmup=10, decay=50, peak=0.5, valley=0.02)
     ("grpo", dict(kl_target=1.0, kappa=0.0), "kappa must be above 0"),
     ("grpo", dict(kl_target=1.0, kappa=0.1, kl_bounds=[0.2, 1.0]), "kl_bounds"),
     ("polychromic", dict(kl_estimator="k1_in_reward", kappa=0.1), "k1_in_reward"),
+    ("grpo", dict(kl_estimator="k3", kappa=0.1, kl_level="togo"), "kl_level togo"),
+    ("grpo", dict(kl_level="sequence", kappa=0.1, loss_normalizer="grpo"), "kl_level sequence"),
     ("grpo", dict(updates_per_rollout=0), "updates_per_rollout"),
     ("grpo", dict(advantage_clip=-1.0), "advantage_clip"),
     ("grpo", dict(curriculum=1.0), "curriculum"),
