@@ -106,7 +106,8 @@ def left_out(
         score = reward(list(held["tweet"]), list(held["reply"]))
         line = Ranking(held).compare(score, held["engagement"].to_numpy(float), "engagement", seed)[0]
         if line["n"]:
-            lines.append(line | {"model": "learned", "metric": f"pair_accuracy_left_out_{event.rpartition('/')[2]}"})
+            name = event.partition("/")[2].replace("/", "_") or event  # pheme/ferguson, stackexchange/alcohol/answer
+            lines.append(line | {"model": "learned", "metric": f"pair_accuracy_left_out_{name}"})
     return pd.DataFrame(lines, columns=COLUMNS).assign(dataset=dataset)
 
 
