@@ -9,8 +9,8 @@ the author's followers and the delay explain by themselves; its coefficients com
 
 Left out on purpose: products and differences of the embeddings and n-gram inputs (no gain on held-out threads
 over form and cosine, and n-grams are the judge's), tempered shares (likes^t, t < 1: less accurate for every t
-tried), weights of posts by their total likes, wider or linear networks (no gain beyond noise on the corpus and on
-real threads)."""
+tried), weights of posts by their total likes (no gain beyond noise on the corpus and on real threads), wider or
+linear networks (no gain beyond noise on the corpus, not tried elsewhere)."""
 
 from __future__ import annotations
 
