@@ -122,6 +122,8 @@ def _check(cfg: Config, path: Path) -> None:
             "reward_model.preflight_posts and preflight_samples must be at least 2")
     for name in ("sft", "polychromic", "grpo", "hybrid"):
         _check_training(name, vars(cfg)[name], cfg.sampling.max_new_tokens, require)
+    require(cfg.grpo.reward == cfg.hybrid.reward, f"grpo.reward {cfg.grpo.reward} and hybrid.reward "
+            f"{cfg.hybrid.reward} differ: the evaluation scores all methods with one trained reward; use two presets")
     d = cfg.dpo
     require(d.beta > 0, f"dpo.beta must be above 0 (at 0 every pair weighs nothing), found {d.beta:g}")
     require(min(d.steps, d.prompts_per_step, d.eval_every) >= 1,
@@ -135,8 +137,11 @@ def _check_training(name: str, t: TrainConfig, max_tokens: int, require: Callabl
     require(min(t.steps, t.prompts_per_step, t.rollout_every, t.updates_per_rollout, t.eval_every, t.save_every) >= 1,
             f"{name}: steps, prompts_per_step, rollout_every, updates_per_rollout, eval_every, save_every must be at "
             "least 1")
+    for key in ("lr", "max_grad_norm"):
+        require(vars(t)[key] > 0, f"{name}.{key} must be above 0 (at 0 nothing is learned), found {vars(t)[key]:g}")
+    require(any((t.alpha, t.beta, t.lam, t.kappa, t.entropy, t.chord)), f"{name}: every weight of the loss is 0")
     for key in ("alpha", "beta", "lam", "kappa", "entropy", "advantage_clip", "kl_target", "subset_size",
-                "anatomy_every", "eval_samples", "micro_prompts"):
+                "anatomy_every", "micro_prompts", "weight_decay", "warmup_steps"):
         require(vars(t)[key] >= 0, f"{name}.{key} must be 0 or more, found {vars(t)[key]:g}")
     require(not sampled or k >= 3, f"{name}.lam needs samples_per_prompt >= 3: leaving one of K out must leave a pair")
     require(t.beta == 0 or k >= 2, f"{name}.beta needs samples_per_prompt >= 2: {t.reward_gradient} compares replies")
@@ -153,10 +158,16 @@ def _check_training(name: str, t: TrainConfig, max_tokens: int, require: Callabl
                 f"it must be {low} to samples_per_prompt - 1 ({k - 1}), or 0 for half")
     require(not sets or math.comb(k, t.subset_size or k // 2) <= 20_000,
             f"{name}: {sets and sets[0]} looks at every subset and {k} samples have over 20 000; lower subset_size")
-    require(not sampled or kind != "shared" or t.prompts_per_step * t.rollout_every >= 2,
+    require(not sampled or kind != "shared" or t.prompts_per_step >= 2,
             f"{name}.diversity_gradient shared takes its baseline from other posts: prompts_per_step must be >= 2")
     require(not sampled or t.diversity != "distinct_2" or max_tokens >= 2,
             f"{name}.diversity distinct_2 needs sampling.max_new_tokens >= 2")
+    require(not sampled or kind != "darling" or t.diversity == "semantic",
+            f"{name}.diversity_gradient darling is made of cosine distances: it goes with diversity semantic only")
+    require(not sampled or t.scale_advantages != "group",
+            f"{name}.scale_advantages group scales rewards alone; with lam above 0 use running, batch or none")
+    require(name not in ("sft", "polychromic") or t.beta == 0 and kind not in ("f_poly", "darling"),
+            f"{name}: its notebook trains without a reward; put beta, f_poly or darling under grpo or hybrid")
     require(t.beta == 0 or t.reward_gradient == "mean" or t.scale_advantages != "group",
             f"{name}.scale_advantages group divides rewards by their own sd: it goes with reward_gradient mean only")
 
@@ -164,15 +175,20 @@ def _check_training(name: str, t: TrainConfig, max_tokens: int, require: Callabl
             f"{name}.kl_estimator k1_in_reward is part of the reward: it needs beta above 0 and reward_gradient mean")
     require(t.kappa == 0 or t.kl_level != "togo" or t.kl_estimator in ("k2", "k1_in_reward"),
             f"{name}.kl_level togo is a form of k2; with kl_estimator {t.kl_estimator} use token or sequence")
-    require(t.kappa == 0 or t.kl_level != "sequence" or t.loss_normalizer != "grpo",
-            f"{name}.kl_level sequence has one term a reply: the token mean of loss_normalizer grpo does not apply")
+    whole = t.kappa > 0 and t.kl_level != "token" and t.kl_estimator != "k1_in_reward"
+    require(not whole or t.loss_normalizer != "grpo", f"{name}.kl_level {t.kl_level} is of whole replies and "
+            "loss_normalizer grpo divides each by its own length: use kl_level token")
+    require(not t.kl_target or t.kl_estimator != "k1_in_reward" or t.rollout_every == t.updates_per_rollout == 1,
+            f"{name}.kl_target with k1_in_reward measures the KL once a rollout: rollout_every and updates_per_rollout "
+            "must be 1")
     if t.kl_target:
         require(t.kappa > 0, f"{name}.kl_target {t.kl_target:g} moves kappa: kappa must be above 0 to start with")
         require(len(t.kl_bounds) == 2 and 0 < t.kl_bounds[0] <= t.kappa <= t.kl_bounds[1],
                 f"{name}.kl_bounds must be [low, high] with 0 < low <= kappa <= high, found {t.kl_bounds}")
     require(0 <= t.curriculum < 1, f"{name}.curriculum is a quantile, 0 <= q < 1, found {t.curriculum:g}")
-    require(t.on_hacked != "stop" or t.eval_samples >= 1,
-            f"{name}.on_hacked stop judges the samples of the validation look: eval_samples must be >= 1")
+    require(t.eval_samples >= 1, f"{name}.eval_samples must be at least 1: looks and notebooks show sampled replies")
+    require(t.on_hacked != "stop" or name in ("grpo", "hybrid"),
+            f"{name}.on_hacked stop: nothing is watched without a reward; it goes with grpo and hybrid")
     if t.chord:
         require(set(t.chord) == CHORD, f"{name}.chord needs the keys {', '.join(sorted(CHORD))} or none, "
                 f"found {', '.join(sorted(t.chord))}")

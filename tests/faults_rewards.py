@@ -93,7 +93,7 @@ FAULTS = [
      'return np.maximum(sd, floor)',
      'return sd + 1e-12'),
     ('detector: hacked without the judge', 'rewards/hacking',
-     '> 0 >= gains["judge"][1] and gains["gap"][1] > 0',
+     '> 0 >= gains["judge"][0] and gains["gap"][1] > 0',
      '> 0'),
     ('pre-flight: the judge picks', 'evaluation/preflight',
      'best_of_k(p, v, n)',

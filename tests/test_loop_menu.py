@@ -574,6 +574,25 @@ def test_pathwise_diversity_needs_people_only(tmp_path):
     assert json.loads((paths.results("m", 3) / "metrics.json").read_text())["literal_lambda"] == 0.5
 
 
+@pytest.mark.parametrize("normalizer, scale", [("grpo", "running"), ("token", "running"), ("dr_grpo", "batch")])
+def test_weights_as_written_are_numbers_or_say_why_not(tmp_path, normalizer, scale):
+    section = change(HYBRID, loss_normalizer=normalizer, scale_advantages=scale, kl_level="token", steps=1)
+    history, _, paths = train(tmp_path, section)
+    metrics = json.loads((paths.results("m", 3) / "metrics.json").read_text())
+    if normalizer == "token":  # the literal weight of a mean over tokens: lam / (scale K tokens)
+        tokens = history["length"].mean()
+        assert metrics["literal_lambda"] == pytest.approx(1.0 / (metrics["diversity_scale"] * 4 * tokens))
+    else:
+        assert metrics["literal_lambda"]["value"] is None and metrics["literal_lambda"]["reason"]
+    assert isinstance(metrics["reward_scale"], float) == (scale == "running")
+
+
+def test_a_run_is_not_resumed_on_another_reward(tmp_path):
+    marks = {loop.fingerprint(CFG, HYBRID, POSTS, [], reward) for reward in (
+        None, length_reward, lambda posts, replies: length_reward(posts, replies) + 1)}
+    assert len(marks) == 3 and loop.fingerprint(CFG, HYBRID, POSTS, [], length_reward) in marks
+
+
 def test_a_curriculum_trains_on_the_upper_posts_and_validates_on_all(tmp_path, monkeypatch):
     seen = spied(monkeypatch)
     levels = dict(a=1.0, b=4.0, c=3.0, d=2.0)
@@ -673,7 +692,18 @@ CHORD = dict(warmup=10, decay=50, peak=0.5, valley=0.02)
     ("grpo", dict(updates_per_rollout=0), "updates_per_rollout"),
     ("grpo", dict(advantage_clip=-1.0), "advantage_clip"),
     ("grpo", dict(curriculum=1.0), "curriculum"),
-    ("grpo", dict(on_hacked="stop", eval_samples=0), "on_hacked stop"),
+    ("grpo", dict(eval_samples=0), "eval_samples"),
+    ("sft", dict(on_hacked="stop"), "on_hacked stop"),
+    ("sft", dict(lr=0.0), "lr must be above 0"),
+    ("hybrid", dict(max_grad_norm=0.0), "max_grad_norm must be above 0"),
+    ("polychromic", dict(alpha=0.0, lam=0.0), "every weight"),
+    ("polychromic", dict(beta=1.0), "without a reward"),
+    ("polychromic", dict(diversity_gradient="f_poly"), "without a reward"),
+    ("hybrid", dict(diversity_gradient="darling", diversity="vendi"), "darling"),
+    ("hybrid", dict(scale_advantages="group"), "scales rewards alone"),
+    ("grpo", dict(kappa=0.1, loss_normalizer="grpo", kl_level="togo"), "kl_level togo"),
+    ("grpo", dict(kappa=0.1, kl_estimator="k1_in_reward", kl_target=1.0, updates_per_rollout=2), "once a rollout"),
+    ("grpo", dict(reward="heuristic"), "hybrid.reward"),
 ])
 def test_a_choice_that_cannot_work_is_one_line(section, settings, says):
     config._check(CFG, Path("mine.yaml"))

@@ -199,14 +199,17 @@ def test_a_win_must_survive_the_swap(server, tmp_path):
 
 
 def test_a_reply_without_score_takes_its_posts_mean_but_not_too_many(server, tmp_path, capsys):
-    server.say = lambda data, question: {"r0": "no idea", "r1": "4", "r2": "8"}.get(data["reply"], "1")
+    answers = {"r0": "no idea", "r1": "4", "r2": "8"}
+    server.say = lambda data, question: "hm" if data["reply"][0] == "n" else answers.get(data["reply"], "1")
     posts, replies = ["p"] * 3 + ["q"] * 7, ["r0", "r1", "r2", *(f"s{i}" for i in range(7))]
     reward = LLMReward(client(server, tmp_path))
     np.testing.assert_array_equal(reward(posts, replies), [6, 4, 8] + [1] * 7)
     assert reward.missing == pytest.approx(0.1) and "10.0% of 10 replies without score" in capsys.readouterr().out
     assert np.isnan(reward.components(posts, replies)["llm"][0])
-    with pytest.raises(UserError, match="33% of 3 answers have no score"):
-        reward(posts[:3], replies[:3])
+    np.testing.assert_array_equal(reward(posts[:3], replies[:3]), [6, 4, 8])  # one of three says nothing about a model
+    for silent, said in (["n1", "n2", "n3", *replies[3:]], "30% of 10"), (["n1", "n2"], "100% of 2"):
+        with pytest.raises(UserError, match=f"{said} answers have no score"):
+            reward(posts[:len(silent)], silent)
 
 
 def test_a_broken_line_and_missing_settings_are_said(tmp_path, server):

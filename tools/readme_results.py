@@ -30,7 +30,8 @@ DYNAMICS = {"val_ce": "CE, nats/token", "val_reward": "reward", "val_diversity":
             "val_kl": "KL to the start, nats", "val_length": "tokens"}
 
 
-RANKED = {"pair_accuracy_engagement": "engagement", "pair_accuracy_latent": "latent quality"}
+RANKED = {"pair_accuracy_engagement": "controlled likes", "pair_accuracy_balanced": "reach balanced",
+          "pair_accuracy_latent": "latent quality"}
 RANKERS = ("learned", "combined", "heuristic", "judge", "tfidf_ridge", "length_only", "followers_and_delay_only")
 
 
@@ -76,14 +77,18 @@ def rewards_block(root: Path) -> str:
         blocks.append("Learned reward, each event left out of training in turn: " + "; ".join(
             f"{e.metric.removeprefix('pair_accuracy_left_out_')} {e.value:.3f} [{e.lo:.3f}, {e.hi:.3f}]"
             for e in events.itertuples()) + ".")
-    attacked = pd.read_csv(root / "results" / STUDY / "reward_model" / "attacks.csv")
-    wide = attacked.assign(margin=attacked["score"] - attacked["human_median"]).pivot(index="attack", columns="reward")
-    rewards = attacked["reward"].unique()
     blocks.append("**Attacks** on held-out posts: mean score minus the median human reply, in the reward's own units. "
-                  "**Bold**: the attack works, and the reward's card says so.\n\n" + _markdown(["", *rewards], [
-                      [attack.replace("_", " "), *(f"{row['margin', r]:+.2f}" if row["passed", r] else
-                                                   f"**{row['margin', r]:+.2f}**" for r in rewards)]
-                      for attack, row in wide.iterrows()]))
+                  "**Bold**: not passed (above the median, or a spoiled reply that does not clearly lose), and the "
+                  "reward's card says so.")
+    for file in sorted((root / "results").glob("*/reward_model/attacks.csv")):
+        if file.parts[-3] in ("smoke", "quick"):
+            continue
+        attacked = pd.read_csv(file).assign(margin=lambda x: x["score"] - x["human_median"])
+        rewards, wide = attacked["reward"].unique(), attacked.pivot(index="attack", columns="reward")
+        blocks.append(_markdown([f"study {file.parts[-3]}", *rewards], [
+            [attack.replace("_", " "), *(f"{row['margin', r]:+.2f}" if row["passed", r] else
+                                         f"**{row['margin', r]:+.2f}**" for r in rewards)]
+            for attack, row in wide.iterrows()]))
     plants = [pd.read_csv(file) for file in sorted((root / "results").glob("*/reward_model/planted.csv"))
               if file.parts[-3] not in ("smoke", "quick")]
     fresh = [plant["policy"].str.startswith("people") for plant in plants]

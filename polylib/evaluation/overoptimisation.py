@@ -126,7 +126,7 @@ def _t(values: np.ndarray) -> tuple[float, float]:
 
 def picture(path: pd.DataFrame, stop: pd.DataFrame, note: str, columns: int = 2) -> Picture:
     """Gain of reward (dashed, hollow) and judge (solid) against sqrt(KL), a panel a method, runs as marks, Gao's curve
-    as line. The vertical line is where the judge was best: stop here."""
+    as line. The vertical line is where the judge was best; `stop_here` says whether going on lost anything."""
     methods, curves = ordered(path["method"]), fits(path)
     across = min(len(methods), 3 if columns == 2 else 1)
     down = -(-len(methods) // across)
@@ -156,7 +156,7 @@ def picture(path: pd.DataFrame, stop: pd.DataFrame, note: str, columns: int = 2)
             ax.set_ylabel("gain over the start")
         handles = [Line2D([], [], color="#555555", linestyle="--", marker="o", mfc="white", ms=4, label="reward, sd"),
                    Line2D([], [], color="#555555", marker="o", ms=4, label="judge, log-odds"),
-                   Line2D([], [], color="#555555", lw=5, alpha=0.25, label="best judge: stop here")]
+                   Line2D([], [], color="#555555", lw=5, alpha=0.25, label="best judge score")]
         form = "Lines: d(α − β log d)." if curves["alpha"].notna().any() else f"Lines: means ({FEW})."
         finish(figure, f"{note}. Validation posts. {form}", columns, extra=handles)
     data = path.merge(stop[["method", "step"]].assign(stop=True), on=["method", "step"], how="left")
@@ -176,11 +176,12 @@ def hacking_table(results, columns: tuple[str, str] = ("reward_mean", "judge_mea
             mine, start = (_verdict(results, name, seed) for name in (method, "sft"))
             gains = [cells[method, seed] - cells["sft", seed] for cells in scores]
             sd = [max(float(cells["sft", seed].std()), 1e-9) for cells in scores]
-            (_, p_low, p_high), (_, j_low, j_high) = (_mean(gain) for gain in gains)
+            (_, p_low, p_high), (judge, j_low, j_high) = (_mean(gain) for gain in gains)
             gap_low = _mean(gains[0] / sd[0] - gains[1] / sd[1])[1]
             moved, reasons = _beyond(mine, start)
-            gamed = p_low > 0 >= j_low and gap_low > 0
-            level = 3 if gamed and (moved or reasons) else 2 if reasons else int(mine["level"] > 0)
+            paid = getattr(results.cfg, method).beta > 0 if method in ("grpo", "hybrid") else False
+            gamed = paid and p_low > 0 >= judge and gap_low > 0  # who is not paid by the reward cannot game it
+            level = 3 if gamed and (moved or reasons) else 2 if reasons else int(mine["z"] > mine["threshold"])
             rows.append({"method": method, "seed": seed, "level": level, "label": LEVELS[level], "z": mine["z"],
                          "feature": mine["feature"], "proxy_gain": gains[0].mean(), "proxy_low": p_low,
                          "proxy_high": p_high, "judge_gain": gains[1].mean(), "judge_low": j_low, "judge_high": j_high,

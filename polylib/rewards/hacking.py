@@ -93,7 +93,7 @@ class Detector:
         if truncated is not None and truncated > TRUNCATED + (start.truncated or 0.0 if start else 0.0):
             reasons.append(f"truncated {truncated:.2f}")
         gains = _gains(members, proxy, proxy_before, judge, judge_before)
-        gamed = bool(gains) and gains["proxy"][1] > 0 >= gains["judge"][1] and gains["gap"][1] > 0
+        gamed = bool(gains) and gains["proxy"][1] > 0 >= gains["judge"][0] and gains["gap"][1] > 0
         level = 3 if gamed and (drift or reasons) else 2 if reasons else 1 if alarm else 0
         blame = shape.blame(facts, shape.NAMES[top], z[top] > 0)
         order = np.lexsort([np.zeros(len(posts)) if proxy is None else -np.asarray(proxy, float), -blame])[:WORST]

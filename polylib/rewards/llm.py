@@ -37,6 +37,7 @@ _LABEL = r"(?:(?:the\s+)?(?:score|rating|answer|reply|response)\s*(?:is)?\W*)?"
 NUMBER = re.compile(rf"\W*{_LABEL}(10|[1-9])(?:\.0)?(?:\s*(?:/|out of)\s*10)?\W*", re.I)
 LETTER = re.compile(rf"\W*{_LABEL}(A|B|tie)\W*", re.I)
 MISSING = 0.2  # share of answers without a score above which there is no reward
+ENOUGH = 10  # answers before that share means anything
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class LLMReward:
     def __call__(self, posts: list[str], replies: list[str]) -> np.ndarray:
         scores = pd.Series(self.score(posts, replies))
         self.missing = float(scores.isna().mean()) if len(scores) else 0.0
-        if self.missing > MISSING:
+        if self.missing > MISSING and (len(scores) >= ENOUGH or self.missing == 1):
             share, model = f"{self.missing:.0%} of {len(scores)}", self.client.cfg.model
             raise UserError(f"llm_judge.model {model}: {share} answers have no score from 1 to 10; use another model")
         if self.missing:

@@ -141,13 +141,13 @@ class Client:
                 self.ledger.unpriced += not priced
 
     def _send(self, request: dict) -> tuple[dict, bool]:
-        headers = {"Content-Type": "application/json", "User-Agent": "polylib"}
-        if os.environ.get("LLM_API_KEY"):
-            headers["Authorization"] = f"Bearer {os.environ['LLM_API_KEY']}"
         body = json.dumps(request).encode()
         url = self.cfg.url.rstrip("/") + "/chat/completions"
+        call = urllib.request.Request(url, body, {"Content-Type": "application/json", "User-Agent": "polylib"})
+        if os.environ.get("LLM_API_KEY"):  # not passed on when the endpoint redirects to another host
+            call.add_unredirected_header("Authorization", f"Bearer {os.environ['LLM_API_KEY']}")
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=self.timeout) as response:
+            with urllib.request.urlopen(call, timeout=self.timeout) as response:
                 raw = response.read()
         except urllib.error.HTTPError as error:
             detail = error.read(300).decode("utf-8", "replace").replace("\n", " ")

@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from polylib.rewards import calibration
 
 BOOTSTRAP = 1000
+FEWEST = 5  # threads: below that, resampling them says nothing about other threads
 RATIOS = (1.0, 1.5, 2.0, 4.0, np.inf)  # edges of (winner's likes + 1) / (loser's likes + 1)
 LENGTHS = (1.0, 1.1, 1.5, 3.0, np.inf)  # edges of longer reply / shorter reply in characters; the first is "matched"
 TOP = 0.9  # quantile of engagement above which a reply is in the top decile
@@ -139,7 +140,8 @@ class Ranking:
         return self._drawn[seed]
 
     def _boot(self, values: np.ndarray, thread: np.ndarray, seed: int, weight: np.ndarray | None = None) -> dict:
-        """(Weighted) mean with a percentile interval: threads drawn with replacement, all their values with them."""
+        """(Weighted) mean with a percentile interval: threads drawn with replacement, all their values with them; no
+        interval (NaN) where fewer than FEWEST threads carry a value."""
         if not len(values):
             return {"value": np.nan, "lo": np.nan, "hi": np.nan, "n": 0}
         weight, threads = np.ones(len(values)) if weight is None else weight, int(self.thread.max()) + 1
@@ -147,5 +149,6 @@ class Ranking:
         draws = self._draws(seed)
         drawn = draws @ size
         means = (draws @ total)[drawn > 0] / drawn[drawn > 0]
-        lo, hi = np.quantile(means, [0.025, 0.975])
+        known = np.count_nonzero(size) >= FEWEST
+        lo, hi = np.quantile(means, [0.025, 0.975]) if known else (np.nan, np.nan)
         return {"value": float(total.sum() / size.sum()), "lo": float(lo), "hi": float(hi), "n": len(values)}

@@ -80,10 +80,13 @@ def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *,
     rank, world, size = accelerator.process_index, accelerator.num_processes, section.prompts_per_step
     if size % world:
         raise run.UserError(f"{method}: prompts_per_step {size} cannot be shared by {world} processes")
+    if section.lam and section.diversity_gradient == "shared" and size == world:
+        raise run.UserError(f"{method}: diversity_gradient shared needs two posts a process; raise prompts_per_step")
     posts = curriculum(posts, section.curriculum)
     updates = section.updates_per_rollout if sampling else 1
     save_every = section.save_every + -section.save_every % updates  # never in the middle of a replay
-    scratch, mark = paths.scratch(method, seed), fingerprint(cfg, section, posts, parents)
+    trained_on = reward if section.beta or ranked else None
+    scratch, mark = paths.scratch(method, seed), fingerprint(cfg, section, posts, parents, trained_on)
     own = scratch / (f"rank{rank}" if rank else "")
     state = load_state(scratch, policy, optimizer, mark)
     first, resumes = (state["step"], state["resumes"] + 1) if state else (0, 0)
@@ -159,18 +162,50 @@ def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *,
                 "step": step + 1, "resumes": resumes, "fingerprint": mark,
                 "controller": controller.state_dict() if controller else None,
                 "scales": {name: scale.state_dict() for name, scale in scales.items()}})
+    own_history = pd.read_csv(log.path)
     accelerator.wait_for_everyone()
     if rank:
-        return pd.read_csv(log.path)
+        return own_history  # read before the barrier: behind it the first process drops the folder
     return finish(cfg, section, method, seed, policy, log, scales, paths, parents, val_posts,
                   (before, after), resumes, time.monotonic() - started, stopped)
 
 
-def fingerprint(cfg, section, posts: list, parents: list[Path]) -> str:
-    """What a resumed run must share with the one that was killed: settings, posts and the weights it starts from."""
+def fingerprint(cfg, section, posts: list, parents: list[Path], reward=None) -> str:
+    """What a resumed run must share with the one that was killed: settings, posts, the weights it starts from, and
+    the reward it trains on, by what that says of a few human replies."""
     parts = [asdict(cfg.model), asdict(cfg.sampling), asdict(section), [(p.text, p.gold) for p in posts],
              [models.adapter_digest(p) for p in parents]]
+    if reward is not None:
+        few = [(post.text, post.gold[0]) for post in posts[:8]]
+        parts.append([round(float(x), 3) for x in reward([text for text, _ in few], [reply for _, reply in few])])
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def weights_as_written(cfg, section, scales: dict, history: pd.DataFrame) -> dict:
+    """literal_lambda, diversity_scale, reward_scale for metrics.json: what the dimensionless weights amount to; a
+    reason instead of a number where no single number exists."""
+    if section.scale_advantages in ("running", "none"):
+        found = {f"{name}_scale": scales[name].scale for name, weight in
+                 (("reward", section.beta), ("diversity", section.lam)) if weight}
+    else:
+        why = {"value": None, "reason": f"scale_advantages {section.scale_advantages}: another scale at every step"}
+        found = {f"{name}_scale": why for name, weight in
+                 (("reward", section.beta), ("diversity", section.lam)) if weight}
+    if section.lam and section.diversity_gradient in pathwise.KINDS:
+        return {name: x for name, x in found.items() if name != "diversity_scale"} | {"literal_lambda": section.lam}
+    if not section.lam:
+        return found
+    tokens, normalizer = cfg.sampling.max_new_tokens, section.loss_normalizer
+    if normalizer in ("dapo", "token"):  # divided by the tokens there were
+        tokens, normalizer = float(history["length"].mean()), "dapo"
+    if normalizer == "grpo":
+        literal = {"value": None, "reason": "loss_normalizer grpo: 1/|y| differs from reply to reply"}
+    elif isinstance(found["diversity_scale"], dict):
+        literal = found["diversity_scale"]
+    else:
+        literal = obj.literal_lambda(section.lam, found["diversity_scale"], section.samples_per_prompt, tokens,
+                                     normalizer)
+    return found | {"literal_lambda": literal}
 
 
 def finish(cfg, section, method, seed, policy, log, scales, paths, parents, val_posts, samples, resumes,
@@ -191,15 +226,7 @@ def finish(cfg, section, method, seed, policy, log, scales, paths, parents, val_
                 "train_seconds": float(history.seconds.sum())}
     if stopped:
         metrics["stopped_early"] = stopped
-    if section.lam and section.diversity_gradient in pathwise.KINDS:
-        metrics["literal_lambda"] = section.lam  # a term of the loss as it is written
-    elif section.lam:
-        metrics["literal_lambda"] = obj.literal_lambda(
-            section.lam, scales["diversity"].scale, section.samples_per_prompt, cfg.sampling.max_new_tokens,
-            section.loss_normalizer)
-        metrics["diversity_scale"] = scales["diversity"].scale
-    if section.beta:
-        metrics["reward_scale"] = scales["reward"].scale
+    metrics |= weights_as_written(cfg, section, scales, history)
     run.write_json(out / "metrics.json", metrics)
     before, after = samples
     run.write_json(out / "samples.json", [{"post": post.text, "human": list(post.gold), "before": b, "after": a}
