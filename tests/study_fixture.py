@@ -44,6 +44,7 @@ def write_study(root: Path, cfg: config.Config, prompts: int = 24, study: str = 
     for stage in ("data", "reward_model"):
         write_json(paths.results(stage) / "env.json", ENV)
     write_json(paths.results("data") / "manifest.json", {"engagement": "simulated"})
+    write_json(paths.results("reward_model") / "metrics.json", {"judge": {"pair_accuracy": 0.661, "pairs": 3210}})
     return paths
 
 

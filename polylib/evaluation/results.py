@@ -41,6 +41,7 @@ class Results:
     histories: dict[tuple[str, int], pd.DataFrame]
     costs: pd.DataFrame
     engagement: str
+    judge: dict  # pair_accuracy on `pairs` human pairs of threads it was not fitted on
 
     @property
     def methods(self) -> list[str]:
@@ -80,7 +81,8 @@ class Results:
         replies = self.frames[cfg.methods[0], cfg.seeds[0], cfg.sampling.temperature]["n_samples"].iloc[0]
         runs = ("seeds " if len(cfg.seeds) > 1 else "one seed, ") + ", ".join(map(str, cfg.seeds))
         return (f"n = {len(self.people)} posts × {replies:g} replies, {runs}, "
-                f"T = {cfg.sampling.temperature:g}, study {self.paths.study}, {self.engagement} engagement")
+                f"T = {cfg.sampling.temperature:g}, study {self.paths.study}, {self.engagement} engagement, "
+                f"judge right on {self.judge['pair_accuracy']:.0%} of {self.judge['pairs']} human pairs")
 
 
 def load(paths: Paths, cfg: Config) -> Results:
@@ -95,7 +97,8 @@ def load(paths: Paths, cfg: Config) -> Results:
     _check_frames(paths, frames, cfg)
     histories = {cell: _csv(paths.results(*cell) / "history.csv", ["step"]) for cell in expected}
     manifest = _json(paths.results("data") / "manifest.json")
-    return Results(cfg, paths, frames, histories, _costs(paths), manifest["engagement"])
+    judge = _json(paths.results("reward_model") / "metrics.json")["judge"]
+    return Results(cfg, paths, frames, histories, _costs(paths), manifest["engagement"], judge)
 
 
 def _check_grid(paths: Paths, expected: set) -> None:
