@@ -489,7 +489,7 @@ def test_replay_uses_the_same_rollouts_and_the_ratio(tmp_path, monkeypatch, ahea
     assert seen[1].completions != seen[2].completions
     expected = [p.id for position in (0, 0, 1, 1, 2) for p in rollouts.batch_of(POSTS, position, 2, 3)]
     assert [i for s in seen for i in s.posts] == expected
-    assert calls == ([8, 8, 8] if ahead == 1 else [16, 8])
+    assert calls == [4, *([8, 8, 8] if ahead == 1 else [16, 8])]  # the first is the fingerprint's
     clipped = history.clip_fraction[1:].tolist()
     assert clipped[0] == 0, "nothing has moved yet"
     assert clipped[1] > 0 and clipped[3] > 0, "the second update is off policy"
@@ -718,4 +718,4 @@ def test_the_settings_and_the_pure_rooms_know_the_same_kinds():
     assert config.PATHWISE == pathwise.KINDS
     config._check(dataclasses.replace(CFG, hybrid=change(EVERYTHING, diversity_gradient="set_level")), Path("x.yaml"))
     config._check(dataclasses.replace(CFG, polychromic=change(lam=1.0, diversity_gradient="token_gini",
-                                                              samples_per_prompt=0)), Path("x.yaml"))
+                                                              samples_per_prompt=0, eval_samples=1)), Path("x.yaml"))
