@@ -168,12 +168,22 @@ def test_cost_is_refused_before_it_is_spent(server, tmp_path):
     with pytest.raises(UserError, match="max_cost: the next call could exceed 1 "):
         LLMReward(paid).score(POSTS, REPLIES)
     assert not server.seen and paid.ledger.cost == 0
-    paid = client(server, tmp_path, price_in=1e4, price_out=1e4, max_cost=8.0)
+    paid = client(server, tmp_path, price_in=1e4, price_out=1e4, max_cost=5.0, concurrency=1)  # 5 of 6 at most
     with pytest.raises(UserError, match="max_cost"):
         LLMReward(paid).score(POSTS, REPLIES)
-    assert 0 < paid.ledger.cost <= 8.0 and paid.ledger.cost == pytest.approx(1.02 * len(server.seen))
+    assert 0 < paid.ledger.cost <= 5.0 and paid.ledger.cost == pytest.approx(1.02 * len(server.seen))
     line = json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[-1])
     assert line["calls"] == len(server.seen) and line["tokens_in"] == 100 * len(server.seen)
+
+
+def test_calls_under_way_count_as_spent_until_they_are_settled(server, tmp_path):
+    question = {"messages": [{"role": "user", "content": "x" * 25}]}  # 16 + 10 tokens in and 8 out: .34 a call
+    paid = client(server, tmp_path, price_in=1e4, price_out=1e4, max_cost=0.8)
+    guesses = [paid._reserve(question), paid._reserve(question)]
+    with pytest.raises(UserError, match="max_cost: the next call could exceed 0.8 .0.68 spent or under way"):
+        paid._reserve(question)
+    paid._settle(guesses[0], {"tokens_in": 10, "tokens_out": 1}, True)
+    assert paid._reserve(question) == pytest.approx(0.34) and paid.ledger.cost == pytest.approx(0.11)
 
 
 def test_tokens_the_server_does_not_count_are_estimated_and_said(server, tmp_path):
