@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats as ss
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import DescrStatsW
 
 from polylib.evaluation import stats
 
@@ -172,3 +173,11 @@ def test_interval_of_one_method():
     assert (claim.low, claim.high) == pytest.approx(tuple(ss.ttest_1samp(values[0], 0).confidence_interval()))
     assert "prompts only" in claim.reason
     assert np.isnan(stats.interval(np.full((1, 5), np.nan))[0])
+
+
+def test_a_t_interval_is_that_of_statsmodels_and_needs_two_values():
+    values = np.array([0.3, np.nan, 1.0, -0.4, 2.2])
+    low, high = DescrStatsW(values[np.isfinite(values)]).tconfint_mean()
+    assert stats.t_interval(values) == pytest.approx((0.775, low, high))
+    assert stats.t_interval([2.0, np.nan])[0] == 2.0 and np.isnan(stats.t_interval([2.0])[1:]).all()
+    assert np.isnan(stats.t_interval([])).all()

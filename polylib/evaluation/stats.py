@@ -148,6 +148,17 @@ def interval(values: np.ndarray) -> tuple[float, Claim]:
     return float(effect), Claim(float(low), float(high), np.nan, float(df), reason)
 
 
+def t_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """(mean, low, high): 95 % t interval of the mean of values (n,), NaN left out; low and high are NaN for n < 2,
+    the mean too for n = 0."""
+    values = np.asarray(values, dtype=float)
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return float(values[0]) if len(values) else np.nan, np.nan, np.nan
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
 def exact_test(by_run: np.ndarray) -> tuple[float, float]:
     """(p, smallest reachable p) of the sign-flip test on the S paired differences of runs; 2 / 2^S is the
     floor, so three runs cannot reach .05 whatever they show."""
