@@ -114,6 +114,8 @@ def _check(cfg: Config, path: Path) -> None:
     require(len(set(cfg.methods)) == len(cfg.methods) and set(cfg.methods) <= set(METHODS),
             f"methods must be names out of {', '.join(METHODS)}, each once; found {list(cfg.methods)}")
     require(bool(e.ks) and max(e.ks) <= e.samples, f"evaluation.ks {e.ks} exceed samples {e.samples}")
+    require(e.likelihood_prompts >= 0 and 1 <= e.likelihood_samples <= e.samples,
+            "evaluation.likelihood_prompts must be 0 (all) or more, likelihood_samples between 1 and samples")
     require(min(cfg.sampling.temperature, *e.temperatures) > 0, "temperatures must be above 0")
     require(0 < cfg.sampling.top_p <= 1, f"sampling.top_p must be above 0 and at most 1, found {cfg.sampling.top_p:g}")
     require(cfg.sampling.top_k >= 0, f"sampling.top_k must be 0 (off) or more, found {cfg.sampling.top_k}")

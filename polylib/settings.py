@@ -148,6 +148,8 @@ class EvaluationConfig:
     judge_quantiles: list[float]
     ks: list[int]
     seed: int
+    likelihood_prompts: int
+    likelihood_samples: int
 
 
 @dataclass(frozen=True)
