@@ -171,7 +171,7 @@ FAULTS = [
     ('dpo: pairs shuffled', 'training/rivals',
      'train_sampling_strategy="sequential",',
      ''),
-    ('dpo: parents not recorded', 'training/rivals',
+    ('parents not recorded', 'training/loop',
      'for p in parents]})',
      'for p in parents[:0]]})'),
 ]

@@ -166,8 +166,13 @@ def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *,
     accelerator.wait_for_everyone()
     if rank:
         return own_history  # read before the barrier: behind it the first process drops the folder
-    return finish(cfg, section, method, seed, policy, log, scales, paths, parents, val_posts,
-                  (before, after), resumes, time.monotonic() - started, stopped)
+
+    def more(history: pd.DataFrame) -> dict:
+        early = {"stopped_early": stopped} if stopped else {}
+        return early | weights_as_written(cfg, section, scales, history)
+
+    return finish(cfg, method, seed, policy, log, paths, parents, val_posts, (before, after), steps=section.steps,
+                  resumes=resumes, seconds=time.monotonic() - started, more=more)
 
 
 def fingerprint(cfg, section, posts: list, parents: list[Path], reward=None) -> str:
@@ -184,13 +189,10 @@ def fingerprint(cfg, section, posts: list, parents: list[Path], reward=None) -> 
 def weights_as_written(cfg, section, scales: dict, history: pd.DataFrame) -> dict:
     """literal_lambda, diversity_scale, reward_scale for metrics.json: what the dimensionless weights amount to; a
     reason instead of a number where no single number exists."""
-    if section.scale_advantages in ("running", "none"):
-        found = {f"{name}_scale": scales[name].scale for name, weight in
-                 (("reward", section.beta), ("diversity", section.lam)) if weight}
-    else:
-        why = {"value": None, "reason": f"scale_advantages {section.scale_advantages}: another scale at every step"}
-        found = {f"{name}_scale": why for name, weight in
-                 (("reward", section.beta), ("diversity", section.lam)) if weight}
+    why = None if section.scale_advantages in ("running", "none") else {
+        "value": None, "reason": f"scale_advantages {section.scale_advantages}: another scale at every step"}
+    found = {f"{name}_scale": why or scales[name].scale for name, weight in
+             (("reward", section.beta), ("diversity", section.lam)) if weight}
     if section.lam and section.diversity_gradient in pathwise.KINDS:
         return {name: x for name, x in found.items() if name != "diversity_scale"} | {"literal_lambda": section.lam}
     if not section.lam:
@@ -208,9 +210,12 @@ def weights_as_written(cfg, section, scales: dict, history: pd.DataFrame) -> dic
     return found | {"literal_lambda": literal}
 
 
-def finish(cfg, section, method, seed, policy, log, scales, paths, parents, val_posts, samples, resumes,
-           seconds, stopped=None) -> pd.DataFrame:
-    """Write the adapter and the files of record, drop the scratch folder, return the history."""
+def finish(cfg, method, seed, policy, log, paths, parents, val_posts, samples, *, steps, resumes, seconds, more,
+           **env) -> pd.DataFrame:
+    """Write the adapter and the files of record of a trained run, drop its scratch folder, return the history.
+
+    samples: replies to `val_posts` before and after training; `more(history)` are the method's own numbers for
+    metrics.json; `env` goes into env.json."""
     out, folder = paths.results(method, seed), paths.models(method, seed)
     models.save_adapter(folder, policy.masters, cfg.model,
                         {"method": method, "seed": seed,
@@ -222,15 +227,11 @@ def finish(cfg, section, method, seed, policy, log, scales, paths, parents, val_
     last, first = history.iloc[-1], history.iloc[0]
     metrics = {f"{name}_{when}": float(row[name]) for name in history.columns if name.startswith("val_")
                for when, row in (("before", first), ("after", last)) if np.isfinite(row[name])}
-    metrics |= {"steps": section.steps, "resumes": resumes, "tokens_per_s": float(history.tokens_per_s.median()),
+    metrics |= {"steps": steps, "resumes": resumes, "tokens_per_s": float(history.tokens_per_s.median()),
                 "train_seconds": float(history.seconds.sum())}
-    if stopped:
-        metrics["stopped_early"] = stopped
-    metrics |= weights_as_written(cfg, section, scales, history)
-    run.write_json(out / "metrics.json", metrics)
-    before, after = samples
+    run.write_json(out / "metrics.json", metrics | more(history))
     run.write_json(out / "samples.json", [{"post": post.text, "human": list(post.gold), "before": b, "after": a}
-                                          for post, b, a in zip(val_posts, before, after)])
-    run.write_env(out / "env.json", cfg, wall_seconds=seconds, resumes=resumes)
+                                          for post, b, a in zip(val_posts, *samples)])
+    run.write_env(out / "env.json", cfg, wall_seconds=seconds, resumes=resumes, **env)
     shutil.rmtree(paths.scratch(method, seed))
     return history

@@ -35,10 +35,7 @@ class Policy:
         self.shadow = models.shadow_of(plain)
         self.model = models.add_lora(plain, cfg_model, seed)
         self.head = plain.get_output_embeddings()
-        self.params = {}
-        for name, layer in models.lora_layers(self.model):
-            self.params[f"{name}.lora_A"] = layer.lora_A["default"].weight
-            self.params[f"{name}.lora_B"] = layer.lora_B["default"].weight
+        self.params = lora_weights(self.model)
         self.masters = {name: p.detach().float().clone().requires_grad_() for name, p in self.params.items()}
 
     @property
@@ -73,6 +70,15 @@ class Policy:
         for name, param in self.params.items():
             param.copy_(self.masters[name])
         models.refresh_shadow(self.shadow, self.model)
+
+
+def lora_weights(model) -> dict[str, torch.nn.Parameter]:
+    """The trained parameters of a PEFT model, under the names of our adapter files: "<layer>.lora_A|B"."""
+    weights = {}
+    for name, layer in models.lora_layers(model):
+        weights[f"{name}.lora_A"] = layer.lora_A["default"].weight
+        weights[f"{name}.lora_B"] = layer.lora_B["default"].weight
+    return weights
 
 
 def save_state(folder: Path, policy: Policy, optimizer, scalars: dict) -> None:

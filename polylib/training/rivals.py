@@ -13,19 +13,18 @@ in 2026 (pull request 7020).
 from __future__ import annotations
 
 import copy
-import shutil
 import time
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
 from polylib import models, run
 from polylib.training import loop
-from polylib.training.policy import Policy
+from polylib.training.policy import Policy, lora_weights
 from polylib.training.rollouts import batch_of
 from polylib.training.validation import look
 
@@ -84,22 +83,13 @@ def dpo_trainer(cfg, section, seed: int, rows: list[dict], policy: Policy, paren
             logging_steps=1, disable_tqdm=True))
     trainer.remove_callback(PrinterCallback)
     with torch.no_grad():
-        for name, weight in adapter_of(trainer).items():
+        for name, weight in lora_weights(trainer.model).items():
             weight.copy_(policy.masters[name])
     trainer.optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=section.lr,
                                           weight_decay=0.0)
     trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
         trainer.optimizer, lambda step: min(1.0, (step + 1) / max(1, section.warmup_steps)))
     return trainer
-
-
-def adapter_of(trainer) -> dict[str, torch.Tensor]:
-    """The weights the trainer learns, under the names of our adapter files."""
-    weights = {}
-    for name, layer in models.lora_layers(trainer.model):
-        weights[f"{name}.lora_A"] = layer.lora_A["default"].weight
-        weights[f"{name}.lora_B"] = layer.lora_B["default"].weight
-    return weights
 
 
 def dpo(cfg, section, seed: int, pairs: pd.DataFrame, val_posts: list, *, paths, parents: list[Path] = (),
@@ -132,7 +122,10 @@ def dpo(cfg, section, seed: int, pairs: pd.DataFrame, val_posts: list, *, paths,
     samples = {"before": before}
     trainer.add_callback(_recorder(section, seed, policy, trainer, log, looked, samples))
     trainer.train()
-    return _record(cfg, section, seed, policy, log, paths, parents, val_posts, samples, time.monotonic() - started)
+    return loop.finish(cfg, "dpo", seed, policy, log, paths, parents, val_posts, (samples["before"], samples["after"]),
+                       steps=section.steps, resumes=0, seconds=time.monotonic() - started, trl=version("trl"),
+                       more=lambda history: {f"{name}_last": float(history[name].iloc[-1])
+                                             for name in ("pair_accuracy", "margin")})
 
 
 def _recorder(section, seed: int, policy: Policy, trainer, log: run.History, looked: Callable, samples: dict):
@@ -162,7 +155,7 @@ def _recorder(section, seed: int, policy: Policy, trainer, log: run.History, loo
                    "lr": self.lr, "seconds": seconds, "tokens": tokens, "tokens_per_s": tokens / seconds}
             if step % section.eval_every == 0 or step == section.steps:
                 with torch.no_grad():
-                    for name, weight in adapter_of(trainer).items():
+                    for name, weight in lora_weights(trainer.model).items():
                         policy.masters[name].copy_(weight)
                 policy.publish()
                 val, samples["after"] = looked()
@@ -174,31 +167,3 @@ def _recorder(section, seed: int, policy: Policy, trainer, log: run.History, loo
             next(self.bar, None)  # prints the time it took
 
     return Recorder()
-
-
-def _record(cfg, section, seed: int, policy: Policy, log: run.History, paths, parents: list[Path], val_posts: list,
-            samples: dict, seconds: float) -> pd.DataFrame:
-    """The adapter and the files of record, in the formats of `loop.finish`."""
-    import trl
-
-    out = paths.results("dpo", seed)
-    models.save_adapter(paths.models("dpo", seed), policy.masters, cfg.model,
-                        {"method": "dpo", "seed": seed,
-                         "parents": [{"folder": str(Path(p).relative_to(paths.root)),
-                                      "sha256": models.adapter_digest(p)} for p in parents]})
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(log.path, out / "history.csv")
-    history = pd.read_csv(out / "history.csv")
-    first, last = history.iloc[0], history.iloc[-1]
-    metrics = {f"{name}_{when}": float(row[name]) for name in history.columns if name.startswith("val_")
-               for when, row in (("before", first), ("after", last)) if np.isfinite(row[name])}
-    metrics |= {"steps": section.steps, "resumes": 0, "tokens_per_s": float(history.tokens_per_s.median()),
-                "train_seconds": float(history.seconds.sum()), "pair_accuracy_last": float(last.pair_accuracy),
-                "margin_last": float(last.margin)}
-    run.write_json(out / "metrics.json", metrics)
-    run.write_json(out / "samples.json", [
-        {"post": post.text, "human": list(post.gold), "before": b, "after": a}
-        for post, b, a in zip(val_posts, samples["before"], samples["after"])])
-    run.write_env(out / "env.json", cfg, wall_seconds=seconds, resumes=0, trl=trl.__version__)
-    shutil.rmtree(paths.scratch("dpo", seed))
-    return history
