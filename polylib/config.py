@@ -117,6 +117,7 @@ def _check(cfg: Config, path: Path) -> None:
     require(e.likelihood_prompts >= 0 and 1 <= e.likelihood_samples <= e.samples,
             "evaluation.likelihood_prompts must be 0 (all) or more, likelihood_samples between 1 and samples")
     require(min(cfg.sampling.temperature, *e.temperatures) > 0, "temperatures must be above 0")
+    require(cfg.paper_figures.price_per_hour >= 0, "paper_figures.price_per_hour must be 0 (none given) or more")
     require(0 < cfg.sampling.top_p <= 1, f"sampling.top_p must be above 0 and at most 1, found {cfg.sampling.top_p:g}")
     require(cfg.sampling.top_k >= 0, f"sampling.top_k must be 0 (off) or more, found {cfg.sampling.top_k}")
     require(all(0 < q < 1 for q in e.judge_quantiles), "evaluation.judge_quantiles must lie between 0 and 1")
@@ -126,6 +127,10 @@ def _check(cfg: Config, path: Path) -> None:
         _check_training(name, vars(cfg)[name], cfg.sampling.max_new_tokens, require)
     require(cfg.grpo.reward == cfg.hybrid.reward, f"grpo.reward {cfg.grpo.reward} and hybrid.reward "
             f"{cfg.hybrid.reward} differ: the evaluation scores all methods with one trained reward; use two presets")
+    j = cfg.llm_judge
+    require(j.compare_posts >= 0 and bool(j.criteria) and len(set(j.criteria)) == len(j.criteria),
+            f"llm_judge: compare_posts must be 0 or more and criteria names, each once; found {j.compare_posts} and "
+            f"{j.criteria}")
     d = cfg.dpo
     require(d.beta > 0, f"dpo.beta must be above 0 (at 0 every pair weighs nothing), found {d.beta:g}")
     require(min(d.steps, d.prompts_per_step, d.eval_every) >= 1,

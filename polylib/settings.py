@@ -162,6 +162,8 @@ class LLMJudgeConfig:
     price_in: float
     price_out: float
     concurrency: int
+    compare_posts: int
+    criteria: list[Literal["engaging", "on_topic", "human"]]
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ class PaperFiguresConfig:
     columns: int
     dpi: int
     bootstrap: int
+    price_per_hour: float
 
 
 @dataclass(frozen=True)
