@@ -1,0 +1,266 @@
+"""How likely are a model's own replies to others, and how far is it from them? Perplexity and exact KL.
+
+    table = likelihood.measure(generations, cfg, paths, "grpo", 42)     # a row a post
+    likelihood.save(table, paths.evaluation("grpo", 42))                # likelihood.csv
+    likelihood.summary(table)                                           # section `likelihood` of metrics.json
+    likelihood.by_run(likelihood.read(results))                         # a row a run, for tables
+
+Negative log-likelihood (NLL) of the replies under the frozen base model and under the SFT model of the same seed is a
+two-sided check: far below people's means bland or looping, far above means gibberish. It is taken at temperature 1, the
+end of turn included, and reported as exp(mean NLL a token): the mean of exp hangs on the worst reply alone.
+
+KL(policy || reference) is the sum over the whole vocabulary at every token of the policy's own replies, both at the
+sampling temperature: of the three usual estimators it is the one without sampling error in the next token (Rao-Blackwell;
+the k1, k2, k3 of Schulman 2020 look at the sampled token only). k3 = exp(-d) - 1 + d, d = log policy - log reference,
+stands beside it as a check: same mean, more noise.
+
+Left out on purpose: a second model in memory. The models run one after the other and leave their last hidden states
+(a few MB); adapters never touch the output head, so one head serves all.
+"""
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from polylib import models
+from polylib.attention import additive_mask
+from polylib.config import Config, UserError
+from polylib.evaluation.results import Results
+from polylib.run import Paths, atomic_write
+from polylib.training.logprobs import Packed, pack
+from polylib.truncation import truncates
+
+FILE = "likelihood.csv"
+COLUMNS = ["prompt_id", "temperature", "n_samples", "tokens", "nll_base", "nll_sft", "kl_base", "kl_sft", "k3_base",
+           "k3_sft", "entropy"]
+PER_REPLY = ("kl_base", "kl_sft", "k3_base", "k3_sft", "entropy")
+BATCH_TOKENS = 2048  # of one forward pass, padding included
+LOGITS = 2**24  # numbers in one block of logits: 64 MB in float32, of which about eight are alive at once
+CUT = 10**6  # tokens of a human reply that are read: all
+
+PEOPLE = "people have no policy, and their replies belong to no seed whose SFT model could score them"
+UNTRAINED = "the untrained model belongs to no seed, so no SFT model is its reference"
+ITSELF = "KL of people: nobody knows the distribution they write from"
+CUT_SAMPLER = "top-k or top-p is on: the sampled token is not drawn from the whole softmax, so k3 has another mean"
+ANOTHER_MODEL = 0.05  # nats a token by which replies may differ from what their sampler noted, in the median
+
+
+def measure(generations: pd.DataFrame, cfg: Config, paths: Paths, method: str, seed: int | None) -> pd.DataFrame:
+    """A row a post, columns COLUMNS, for the first `evaluation.likelihood_prompts` posts (0 = all) and
+    `evaluation.likelihood_samples` replies each (of people at most so many) at the training temperature.
+
+    nll_* are nats a token at temperature 1; kl_*, k3_* and entropy nats a reply at the sampling temperature; tokens a
+    reply, end of turn included. Replies whose text does not give back its own tokens are left out and counted in
+    attrs["left_out"]; what cannot be had is NaN, the reason in attrs["reasons"]. `seed` is ignored for human and base.
+    Raises UserError for replies that the model in `paths` cannot have written."""
+    people, tokenizer = method == "human", models.load_tokenizer(cfg.model)
+    chosen = _chosen(generations, cfg)
+    ids = [_encode(tokenizer, reply, truncated) for reply, truncated in zip(chosen["reply"], chosen["truncated"])]
+    known = np.array([people or len(y) == n for y, n in zip(ids, chosen["tokens"])])
+    batches, order = _batches(tokenizer, chosen, ids, cfg.sampling.max_prompt_tokens)
+    found, head = {}, None
+    chains = _chains(paths, method, seed)
+    for name, chain in chains.items():
+        same = next((other for other in found if chains[other] == chain), None)
+        if same is None:
+            model = models.load_model(cfg.model, chain)
+            found[name], head = last_states(model, batches), model.get_output_embeddings()
+        else:
+            found[name] = found[same]
+    temperature = cfg.sampling.temperature
+    tokens = per_token(found, head, torch.cat([b.completion_ids[b.completion_mask] for b in batches]), temperature)
+    tokens["reply"] = np.repeat(order, [len(ids[i]) for i in order])
+    replies = tokens.groupby("reply").sum(min_count=1).reindex(range(len(chosen))).assign(n=[len(y) for y in ids])
+    if not people and not truncates(cfg.sampling.top_p, cfg.sampling.top_k):
+        known &= _same_model(replies["logp"], chosen, f"{method} seed {seed}")
+    table = _per_prompt(chosen, replies, known, np.nan if people else temperature)
+    table.attrs = {"left_out": int((~known).sum()), "reasons": _reasons(table, method, cfg)}
+    return table
+
+
+def _chosen(generations: pd.DataFrame, cfg: Config) -> pd.DataFrame:
+    at = generations["temperature"]
+    rows = generations[at.isna() | np.isclose(at, cfg.sampling.temperature)]
+    posts = list(dict.fromkeys(rows["post_id"]))[:cfg.evaluation.likelihood_prompts or None]
+    rows = rows[rows["post_id"].isin(posts) & rows["sample"].lt(cfg.evaluation.likelihood_samples)]
+    if rows.empty:
+        raise UserError(f"likelihood: no replies at temperature {cfg.sampling.temperature:g}; run notebook 07 again")
+    return rows.reset_index(drop=True)
+
+
+def _encode(tokenizer, reply: str, truncated) -> list[int]:
+    """Token ids of a reply; one that was cut has no end of turn."""
+    clean = reply.encode("utf-8", "replace").decode("utf-8")  # a tokenizer refuses unpaired surrogates
+    ids = models.encode_reply(tokenizer, clean, CUT)
+    return ids[:-1] if truncated == 1 else ids
+
+
+def _chains(paths: Paths, method: str, seed: int | None) -> dict[str, list[Path]]:
+    """{policy, sft, base: adapters to merge}, as far as they exist for this cell."""
+    chains = {"base": []}
+    if method == "base":
+        chains["policy"] = []
+    elif method != "human":
+        for name, stage in (("policy", method), ("sft", "sft")):
+            models.adapter_digest(paths.models(stage, seed))  # names the file that is missing
+            chains[name] = models.adapter_chain(paths.models(stage, seed), paths.root)
+    return chains
+
+
+def _batches(tokenizer, chosen: pd.DataFrame, ids: list[list[int]], limit: int) -> tuple[list[Packed], list[int]]:
+    """Packed rows, one a post, short ones together, and the numbers of the replies in the order of their tokens."""
+    rows = [(models.format_prompt(tokenizer, part["post"].iloc[0], limit), list(part.index))
+            for _, part in chosen.groupby("post_id", sort=False)]
+    size = lambda row: len(row[0]) + sum(len(ids[i]) for i in row[1])  # noqa: E731
+    groups: list[list] = []
+    for row in sorted(rows, key=size):
+        if not groups or (len(groups[-1]) + 1) * size(row) > BATCH_TOKENS:
+            groups.append([])
+        groups[-1].append(row)
+    batches = []
+    for group in groups:
+        width = max(len(members) for _, members in group)  # rows of fewer replies get empty ones
+        batches.append(pack([prompt for prompt, _ in group],
+                            [[ids[i] for i in members] + [[]] * (width - len(members)) for _, members in group],
+                            tokenizer.pad_token_id))
+    return batches, [i for group in groups for _, members in group for i in members]
+
+
+@torch.inference_mode()
+def last_states(model, batches: list[Packed]) -> torch.Tensor:
+    """Last hidden states (n, d), on the CPU, at the positions that predict the n completion tokens of all batches."""
+    found = []
+    for batch in batches:
+        hidden = model.base_model(
+            input_ids=batch.input_ids.to(model.device), position_ids=batch.position_ids.to(model.device),
+            attention_mask=additive_mask(batch.attention_mask.to(model.device), model.dtype),
+            use_cache=False).last_hidden_state
+        row = torch.arange(len(hidden))[:, None, None].expand_as(batch.source)[batch.completion_mask]
+        found.append(hidden[row.to(model.device), batch.source[batch.completion_mask].to(model.device)].cpu())
+    return torch.cat(found)
+
+
+@torch.inference_mode()
+def per_token(states: dict[str, torch.Tensor], head, targets: torch.Tensor, temperature: float) -> pd.DataFrame:
+    """A row a token. nll_base, nll_sft at temperature 1; logp, entropy of the policy, and for both references kl_*
+    (whole vocabulary) and k3_* (sampled token), at `temperature`: all in nats, NaN for a model that is not there.
+
+    states: {policy, sft, base: (n, d)}, each optional; head maps them to logits; targets (n,)."""
+    parts, size = [], max(1, LOGITS // head.weight.shape[0])
+    for start in range(0, len(targets), size):
+        at = slice(start, start + size)
+        logits = {name: head(h[at].to(head.weight)).float() for name, h in states.items()}
+        target = targets[at, None].to(head.weight.device)
+        part = {f"nll_{name}": -logits[name].log_softmax(-1).gather(1, target)[:, 0]
+                for name in ("base", "sft") if name in logits}
+        if "policy" in logits:
+            log_p = (logits.pop("policy") / temperature).log_softmax(-1)
+            p, logp = log_p.exp(), log_p.gather(1, target)[:, 0]
+            part |= {"logp": logp, "entropy": -(p * log_p).sum(-1)}
+            for name in list(logits):
+                log_r = (logits.pop(name) / temperature).log_softmax(-1)
+                d = logp - log_r.gather(1, target)[:, 0]
+                part |= {f"kl_{name}": (p * (log_p - log_r)).sum(-1), f"k3_{name}": torch.expm1(-d) + d}
+        parts.append(pd.DataFrame({name: value.double().cpu().numpy() for name, value in part.items()}))
+    return pd.concat(parts, ignore_index=True).reindex(columns=["logp", *COLUMNS[4:]])
+
+
+def _same_model(logp: pd.Series, chosen: pd.DataFrame, cell: str) -> np.ndarray:
+    """(N,) bool, which replies have the log-probability that their sampler noted, rounding aside. UserError if most
+    have not: then another model wrote them."""
+    gap = (logp - chosen["logprob"]).abs().to_numpy() / chosen["tokens"].to_numpy()
+    if np.median(gap) > ANOTHER_MODEL:
+        raise UserError(f"likelihood: the replies of {cell} are not of the model saved for it (log-probabilities differ "
+                        f"by {np.median(gap):.2f} nats a token); run notebook 07 again")
+    return gap < 10 * ANOTHER_MODEL
+
+
+def _per_prompt(chosen: pd.DataFrame, replies: pd.DataFrame, known: np.ndarray, temperature: float) -> pd.DataFrame:
+    rows = []
+    for post, part in chosen[known].groupby("post_id", sort=False):
+        mine = replies.loc[part.index]
+        row = {"prompt_id": post, "temperature": temperature, "n_samples": len(mine), "tokens": mine["n"].mean()}
+        row |= {name: mine[name].sum(skipna=False) / mine["n"].sum() for name in ("nll_base", "nll_sft")}
+        rows.append(row | {name: mine[name].mean(skipna=False) for name in PER_REPLY})
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values("prompt_id", kind="stable", ignore_index=True)
+
+
+def _reasons(table: pd.DataFrame, method: str, cfg: Config) -> dict[str, str]:
+    """Why a column is NaN throughout."""
+    why = {"human": PEOPLE, "base": UNTRAINED}.get(method, "")
+    reasons = {name: why for name in ("nll_sft", "kl_sft", "k3_sft")}
+    if method == "human":
+        reasons |= {name: ITSELF for name in PER_REPLY}
+    if truncates(cfg.sampling.top_p, cfg.sampling.top_k) and method != "human":
+        table[["k3_base", "k3_sft"]] = np.nan
+        reasons = {"k3_base": CUT_SAMPLER, "k3_sft": CUT_SAMPLER} | {k: v for k, v in reasons.items() if v}
+    return {name: reasons[name] for name in COLUMNS[4:] if table[name].isna().all()}
+
+
+def perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
+    """exp of the mean NLL a token: nll (N,) nats a token of N sets, tokens (N,) their sizes."""
+    return math.exp(float(np.average(nll, weights=tokens)))
+
+
+def means(table: pd.DataFrame) -> dict[str, float]:
+    """One cell's numbers: nll_* (nats a token), perplexity_* (their exp), kl_*, k3_*, entropy (nats a reply) with
+    kl_*_se and k3_*_se over posts, kl_*_token and entropy_token (nats a token), tokens a reply; NaN where the cell has
+    none. Replies weigh the same, whichever post they are under."""
+    n, tokens = table["n_samples"].to_numpy(), (table["n_samples"] * table["tokens"]).to_numpy()
+    out = {"replies": int(n.sum()), "tokens": float(tokens.sum() / n.sum())}
+    for name in ("base", "sft"):
+        out[f"nll_{name}"] = float(np.average(table[f"nll_{name}"], weights=tokens))
+        out[f"perplexity_{name}"] = perplexity(table[f"nll_{name}"], tokens)
+    for name in PER_REPLY:
+        out[name] = float(np.average(table[name], weights=n))
+        out[f"{name}_token"] = out[name] / out["tokens"]
+        out[f"{name}_se"] = float(table[name].sem())
+    return out
+
+
+def summary(table: pd.DataFrame) -> dict:
+    """Section `likelihood` of metrics.json: `means`, a reason for each that is NaN, and how many replies were left out
+    because their text does not give back the tokens that were sampled."""
+    reasons = table.attrs["reasons"]
+    few = "one post: no spread over posts"
+    values = {name: value if np.isfinite(value) else {"value": None, "reason": _reason(name, reasons) or few}
+              for name, value in means(table).items()}
+    return {"posts": len(table), "left_out": table.attrs["left_out"], "mean": values}
+
+
+def _reason(name: str, reasons: dict[str, str]) -> str:
+    column = name.replace("perplexity", "nll").removesuffix("_se").removesuffix("_token")
+    return reasons.get(column, "")
+
+
+def save(table: pd.DataFrame, folder: Path) -> None:
+    """likelihood.csv in `folder`, six significant digits."""
+    atomic_write(Path(folder) / FILE, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+def read(results: Results) -> pd.DataFrame:
+    """method, seed (NaN for human and base) and COLUMNS of every cell of a study, in the order of the report.
+    UserError for a cell without likelihood.csv."""
+    parts = []
+    for method, seed in dict.fromkeys((method, seed) for method, seed, _ in results.frames):
+        file = results.paths.evaluation(method, seed) / FILE
+        if not file.is_file():
+            raise UserError(f"{file}: missing; run `dvc repro`")
+        part = pd.read_csv(file, dtype={"prompt_id": str})
+        if list(part.columns) != COLUMNS or part.empty:
+            raise UserError(f"{file}: expected rows with the columns {', '.join(COLUMNS)}; run `dvc repro`")
+        parts.append(part.assign(method=method, seed=np.nan if seed is None else seed))
+    order = {name: i for i, name in enumerate(results.methods)}
+    table = pd.concat(parts, ignore_index=True)[["method", "seed", *COLUMNS]]
+    return table.sort_values(["method", "seed"], key=lambda s: s.map(order) if s.name == "method" else s, kind="stable",
+                             ignore_index=True)
+
+
+def by_run(table: pd.DataFrame) -> pd.DataFrame:
+    """`means` of every run of `read`: method, seed and their columns; the run is the unit of any claim."""
+    groups = table.groupby(["method", "seed"], sort=False, dropna=False)
+    return pd.DataFrame([{"method": method, "seed": seed, **means(part)} for (method, seed), part in groups])
