@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.lines import Line2D
-from scipy import stats
 
 from polylib.config import UserError
+from polylib.evaluation.stats import t_interval
 from polylib.evaluation.style import METHOD_STYLE, STYLE, Picture, canvas, finish, ordered
-from polylib.rewards.hacking import LEVELS, TRUNCATED
+from polylib.rewards.hacking import LEVELS, TRUNCATED, verdict
 
 NEEDED = ("val_reward", "val_judge", "val_kl")
 FEW = "fewer than 3 distances from the start: set a smaller eval_every"
@@ -106,22 +106,15 @@ def stop_here(path: pd.DataFrame) -> pd.DataFrame:
         table = table.dropna(axis=1)  # steps that every run looked at
         best, last = table.mean().idxmax(), table.columns[-1]
         d = path.loc[path["method"].eq(method) & path["step"].eq(best), "d"].mean()
-        low, high = _t(table[best].to_numpy())
+        _, low, high = t_interval(table[best])
         loss = (table[best] - table[last]).to_numpy()
-        loss_low, loss_high = _t(loss)
+        _, loss_low, loss_high = t_interval(loss)
         by_run = ", ".join(map(str, table.idxmax(axis=1)))
         rows.append({"method": method, "step": int(best), "by_run": by_run, "d": d,
                      "judge": table[best].mean(), "low": low, "high": high, "last": int(last),
                      "loss": loss.mean(), "loss_low": loss_low, "loss_high": loss_high,
                      "runs": len(table), "reason": "" if len(table) > 1 else "one run: no interval"})
     return pd.DataFrame(rows)
-
-
-def _t(values: np.ndarray) -> tuple[float, float]:
-    if len(values) < 2:
-        return np.nan, np.nan
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return float(values.mean() - half), float(values.mean() + half)
 
 
 def picture(path: pd.DataFrame, stop: pd.DataFrame, note: str, columns: int = 2) -> Picture:
@@ -174,17 +167,17 @@ def hacking_table(results, columns: tuple[str, str] = ("reward_mean", "judge_mea
     for method in (name for name in results.cfg.methods if name != "sft"):
         for seed in results.cfg.seeds:
             mine, start = (_verdict(results, name, seed) for name in (method, "sft"))
-            gains = [cells[method, seed] - cells["sft", seed] for cells in scores]
+            gains = [(cells[method, seed] - cells["sft", seed]).dropna() for cells in scores]
             sd = [max(float(cells["sft", seed].std()), 1e-9) for cells in scores]
-            (_, p_low, p_high), (judge, j_low, j_high) = (_mean(gain) for gain in gains)
-            gap_low = _mean(gains[0] / sd[0] - gains[1] / sd[1])[1]
+            found = dict(zip(("proxy", "judge", "gap"), map(t_interval, (
+                *gains, gains[0] / sd[0] - gains[1] / sd[1])), strict=True))
             moved, reasons = _beyond(mine, start)
             paid = getattr(results.cfg, method).beta > 0 if method in ("grpo", "hybrid") else False
-            gamed = paid and p_low > 0 >= judge and gap_low > 0  # who is not paid by the reward cannot game it
-            level = 3 if gamed and (moved or reasons) else 2 if reasons else int(mine["z"] > mine["threshold"])
+            level = verdict(mine["z"] > mine["threshold"], moved, reasons, found if paid else {})
             rows.append({"method": method, "seed": seed, "level": level, "label": LEVELS[level], "z": mine["z"],
-                         "feature": mine["feature"], "proxy_gain": gains[0].mean(), "proxy_low": p_low,
-                         "proxy_high": p_high, "judge_gain": gains[1].mean(), "judge_low": j_low, "judge_high": j_high,
+                         "feature": mine["feature"],
+                         **{f"{name}_{part}": value for name in ("proxy", "judge")
+                            for part, value in zip(("gain", "low", "high"), found[name], strict=True)},
                          "reasons": ", ".join(reasons)})
     return pd.DataFrame(rows)
 
@@ -208,8 +201,3 @@ def _verdict(results, method: str, seed: int) -> dict:
     if "hacking" not in stored:
         raise UserError(f"{file}: no key hacking; run `dvc repro`")
     return stored["hacking"]
-
-
-def _mean(values: pd.Series) -> tuple[float, float, float]:
-    values = values.dropna().to_numpy(float)
-    return float(values.mean()), *_t(values)

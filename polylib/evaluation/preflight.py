@@ -18,9 +18,9 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
-from scipy import stats
 
 from polylib.evaluation.metrics import best_of_k
+from polylib.evaluation.stats import t_interval
 from polylib.evaluation.style import STYLE, Picture, canvas, finish
 
 Scorer = Callable[[list[str], list[str]], np.ndarray]
@@ -72,14 +72,14 @@ def falls(ns: list[int], judge: np.ndarray, seed: int = 0) -> list[str]:
     late = doublings >= doublings[-1] * 2 / 3 - 1e-9
     if late.sum() >= 2:
         x = doublings[late] - doublings[late].mean()
-        mean, low, high = _interval(judge[:, late] @ x / (x @ x))
+        mean, low, high = t_interval(judge[:, late] @ x / (x @ x))
         if high < 0:
             reasons.append(f"the judge falls by {-mean:.3f} [{-high:.3f}, {-low:.3f}] a doubling at the end")
     order = np.random.default_rng(seed).permutation(len(judge))
     drop = np.empty(len(judge))
     for here, there in ((order[::2], order[1::2]), (order[1::2], order[::2])):
         drop[here] = judge[here, judge[there].mean(0).argmax()] - judge[here, -1]
-    mean, low, high = _interval(drop)
+    mean, low, high = t_interval(drop)
     if low > 0:
         reasons.append(f"its end is {mean:.3f} [{low:.3f}, {high:.3f}] below its peak")
     return reasons
@@ -123,8 +123,3 @@ def _bootstrap(curve: np.ndarray, seed: int) -> np.ndarray:
     """(2, len(ns)): 95 % percentiles of the mean over posts drawn with replacement."""
     rng = np.random.default_rng(seed)
     return np.quantile(curve[rng.integers(len(curve), size=(BOOTSTRAP, len(curve)))].mean(1), [0.025, 0.975], axis=0)
-
-
-def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)

@@ -1,5 +1,11 @@
 """People's own sets as the null of the hacking detector: what a set of a given layout looks like, and how far by
-chance alone it strays."""
+chance alone it strays.
+
+Human sets are drawn from either half of the posts, over several halvings. A feature's mean and sd, which make z of
+a policy's set, are over all of them pooled: that sd holds the draw of replies within a half and the spread between
+halves. What is cross-fitted is the threshold: the 99 % quantile of max |z| of sets from one half, z around the mean of
+the *other* half (in the same pooled sd), because a policy answers posts that the null has not seen. Around their own
+half's mean the sets would look closer than new posts can be, and the alarm would ring too often."""
 
 from __future__ import annotations
 
@@ -36,6 +42,8 @@ def possible(members: list[np.ndarray], posts: int, replies: int) -> tuple[int, 
 
 
 def calibrate(facts: shape.Facts, members: list[np.ndarray], posts: int, replies: int, rng) -> Design:
+    """The null for `posts` x `replies` from SPLITS x 2 x DRAWS human sets; members: row numbers in `facts` of each
+    post's replies. Posts with fewer than `replies` are left out."""
     members = [part for part in members if len(part) >= replies]
     table = np.full((len(members), max(map(len, members))), -1)  # row numbers of each post's replies, padded
     for row, part in zip(table, members):
