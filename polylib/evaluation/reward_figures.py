@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib import rc_context
-from matplotlib.lines import Line2D
 
 from polylib.config import UserError
+from polylib.evaluation.inputs import accuracy_legend, accuracy_panel
 from polylib.evaluation.style import STYLE, Picture, canvas, finish
 
 TARGETS = {"pair_accuracy_engagement": ("by controlled engagement", "#0072B2", "o"),
@@ -57,25 +57,17 @@ def forest(found: pd.DataFrame, columns: int = 2) -> Picture:
         figure, axes = canvas(down, across, 0.8 + down * (0.5 + 0.19 * len(models)), columns, sharey=True, sharex=True)
         for ax, name in zip(axes.flat, sets, strict=False):
             panel = data[data["dataset"].eq(name)]
-            for offset, (metric, (_, color, marker)) in zip((-0.15, 0.15), TARGETS.items(), strict=True):
-                for row in panel[panel["metric"].eq(metric)].itertuples():
-                    y = models.index(row.model) + offset
-                    ax.plot([row.lo, row.hi], [y, y], color=color, lw=1.2)
-                    ax.plot(row.value, y, marker, color=color, ms=3.5)
-            ax.axvline(0.5, color="#000000", lw=0.8)
+            accuracy_panel(ax, panel, models, TARGETS)
             pairs = panel.loc[panel["metric"].eq("pair_accuracy_engagement"), "n"].max()
             ax.set_title(f"{name}\n{pairs:,.0f} pairs")
             ax.set_yticks(range(len(models)), [textwrap.fill(m.replace("_", " "), 12 * columns) for m in models])
-            ax.set_ylim(len(models) - 0.5, -0.5)
         for ax in axes[-1]:
             ax.set_xlabel("pairs ranked right")
         for ax in list(axes.flat)[len(sets):]:
             ax.set_visible(False)
         studies = ", ".join(sorted(found["study"].unique()))
         note = f"Held-out threads; studies {studies}. Bars are 95 % intervals over threads, the line is chance."
-        handles = [Line2D([], [], color=color, marker=marker, ms=3.5, label=label)
-                   for label, color, marker in TARGETS.values()]
-        finish(figure, note, columns, kind="point", extra=handles)
+        finish(figure, note, columns, kind="point", extra=accuracy_legend(TARGETS))
     return Picture("accuracies", figure, data)
 
 
