@@ -146,7 +146,7 @@ def test_the_hall_stands_without_the_wings():
 
 
 def test_no_path_of_one_machine_is_written_anywhere():
-    for path in [*MODULES.values(), *(ROOT / "params").iterdir(), ROOT / "dvc.yaml", ROOT / "Makefile"]:
+    for path in [*MODULES.values(), *(ROOT / "params").rglob("*.yaml"), ROOT / "dvc.yaml", ROOT / "Makefile"]:
         text = path.read_text(encoding="utf-8")
         for place in ("/home/", "/Users/", "/work/", "/root/", sys.prefix):
             assert place not in text, f"{path.name} names {place}"

@@ -179,6 +179,18 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """Step-up adjustment that bounds the share of false discoveries (Benjamini and Hochberg 1995); NaN (a test
+    that could not be done) stays NaN and is not counted."""
+    p = np.asarray(p, dtype=float)
+    adjusted = np.full(p.shape, np.nan)
+    done = np.flatnonzero(np.isfinite(p))
+    order = done[np.argsort(p[done])][::-1]
+    steps = p[order] * len(order) / np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.minimum.accumulate(steps), 1.0)
+    return adjusted
+
+
 def hierarchical_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray],
                            draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     """(effect, low, high) of statistic(a) - statistic(b) for statistics that are no mean of prompts.

@@ -1,0 +1,137 @@
+"""Where scores vary (runs, posts, runs x posts, replies), and how many runs and posts a claim would need. numpy, scipy.
+
+A matrix of runs x posts is a crossed design: every run answers every post. Variances come from the mean squares
+(method of moments; Searle, Casella and McCulloch 1992, ch. 4), which needs no normality and has the right mean even at
+three runs; with three runs it is also noisy, so a planned number is a guide and no promise.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Components:
+    """Variances of one value: between runs, posts, runs x posts, and replies of one run to one post (NaN where only
+    means are known; then `interaction` holds the replies' share of a mean). Negative estimates are kept: they say that
+    the true value is near 0; `shares` cuts them there."""
+
+    seed: float
+    prompt: float
+    interaction: float
+    generation: float
+
+    def shares(self) -> dict[str, float]:
+        """Share of each in the sum, negative ones as 0; NaN where nothing varies."""
+        parts = {name: max(value, 0.0) for name, value in vars(self).items() if np.isfinite(value)}
+        total = sum(parts.values())
+        return {name: parts[name] / total if name in parts and total > 0 else 0.0 if total > 0 else np.nan
+                for name in vars(self)}
+
+
+def components(y: np.ndarray) -> Components:
+    """y (S, P) means or (S, P, G) replies, without NaN. ValueError below 2 runs, 2 posts or, if given, 2 replies."""
+    y = np.asarray(y, float)
+    if min(y.shape) < 2 or y.ndim not in (2, 3):
+        raise ValueError(f"variances need 2 or more runs, posts and replies, found {y.shape}")
+    cells = y if y.ndim == 2 else y.mean(axis=-1)
+    s, p = cells.shape
+    runs, posts = cells.mean(axis=1), cells.mean(axis=0)
+    residual = cells - runs[:, None] - posts + cells.mean()
+    ms_seed, ms_prompt = p * runs.var(ddof=1), s * posts.var(ddof=1)
+    ms_cell = (residual**2).sum() / ((s - 1) * (p - 1))
+    within = y.var(axis=-1, ddof=1).mean() if y.ndim == 3 else np.nan
+    of_means = within / y.shape[-1] if y.ndim == 3 else 0.0
+    return Components(*(float(v) for v in ((ms_seed - ms_cell) / p, (ms_prompt - ms_cell) / s, ms_cell - of_means,
+                                           within)))
+
+
+@dataclass(frozen=True)
+class Design:
+    """Variances that matter to a difference of two methods over the same posts: between runs of one method, posts x
+    method, and what is left in a cell (runs x posts and the replies' scatter of a mean), all at least 0."""
+
+    seed: float
+    by_prompt: float
+    residual: float
+
+    def error(self, seeds: int, prompts: int) -> float:
+        """True standard error of the difference of two methods' means."""
+        return float(np.sqrt(2 * self.seed / seeds + self.by_prompt / prompts + 2 * self.residual / (seeds * prompts)))
+
+
+def design(a: np.ndarray, b: np.ndarray) -> Design:
+    """The design that two methods' values (S, P) show; runs and residuals averaged over both."""
+    parts, difference = [components(a), components(b)], components(a - b)
+    seed, residual = (np.mean([getattr(c, name) for c in parts]) for name in ("seed", "interaction"))
+    return Design(max(float(seed), 0.0), max(difference.prompt, 0.0), max(float(residual), 0.0))
+
+
+def power(d: Design, effect: float, seeds: int, prompts: int, alpha: float = 0.05, draws: int = 4000) -> float:
+    """Chance that the claim about the method (`stats.method_claim`, unpaired runs) finds `effect`: averaged over the
+    standard errors and degrees of freedom that such a study would estimate (chi-square draws, always the same ones), as
+    at three runs they scatter too much for a formula in their means. NaN below 2 runs or posts."""
+    if seeds < 2 or prompts < 2:
+        return np.nan
+    run = (d.seed + d.residual / prompts) / seeds
+    post = (d.by_prompt + 2 * d.residual / seeds) / prompts
+    true = d.error(seeds, prompts)
+    if true < 1e-12:
+        return 1.0 if effect else alpha
+    rng = np.random.default_rng(0)
+    parts = [run * rng.chisquare(seeds - 1, draws) / (seeds - 1) for _ in range(2)]
+    parts.append(post * rng.chisquare(prompts - 1, draws) / (prompts - 1))
+    seen = sum(parts)
+    df = seen**2 / sum(v**2 / k for v, k in zip(parts, (seeds - 1, seeds - 1, prompts - 1), strict=True))
+    reach = stats.t.ppf(1 - alpha / 2, df) * np.sqrt(seen)
+    return float((stats.norm.sf((reach - effect) / true) + stats.norm.cdf((-reach - effect) / true)).mean())
+
+
+def plan(d: Design, effects: list[float], prompts: list[int], target: float = 0.8, most: int = 50) -> pd.DataFrame:
+    """effect, prompts, seeds, power: the fewest runs a method that find `effect` at `target` power. seeds is NaN where
+    `most` do not: then posts are what is missing, and `power` is what `most` runs give."""
+    rows = []
+    for effect in effects:
+        for posts in prompts:
+            found = next((s for s in range(2, most + 1) if power(d, effect, s, posts) >= target), None)
+            rows.append({"effect": effect, "prompts": posts, "seeds": found if found else np.nan,
+                         "power": power(d, effect, found or most, posts)})
+    return pd.DataFrame(rows)
+
+
+def prompts_for(effect: float, target: float = 0.8, alpha: float = 0.05) -> int:
+    """Posts that a paired t test over posts (these checkpoints) needs for an effect of `effect` SDs (d_z)."""
+    def reached(n: int) -> bool:
+        return _t_power(effect * np.sqrt(n), n - 1, alpha) >= target
+
+    high = 2
+    while not reached(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if middle > 1 and reached(middle) else (middle, high)
+    return high
+
+
+def detectable(seeds: int, target: float = 0.8, alpha: float = 0.05) -> float:
+    """Smallest difference, in SDs between runs, that `seeds` runs a method find with endless posts (t test, 2 (S - 1)
+    degrees of freedom)."""
+    def reached(d: float) -> bool:
+        return _t_power(d * np.sqrt(seeds / 2), 2 * (seeds - 1), alpha) >= target
+
+    low, high = 0.0, 0.1
+    while not reached(high):
+        low, high = high, 2 * high
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
+
+
+def _t_power(ncp: float, df: float, alpha: float) -> float:
+    cut = stats.t.ppf(1 - alpha / 2, df)
+    return float(stats.nct.sf(cut, df, ncp) + stats.nct.cdf(-cut, df, ncp))
