@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 LEVELS = {"sft": (.41, .47, .75, 17, .37, .06), "lambda0": (.40, .45, .755, 16, .355, .06),
           "polychromic": (.42, .465, .80, 14, .31, .02), "grpo": (.58, .64, .74, 14, .34, .02),
           "hybrid": (.51, .56, .79, 13, .31, .01), "human": (.35, .34, .81, 17, .31, np.nan)}
-ENV = {"wall_seconds": 25.0, "peak_memory_mb": 2100, "device": "cpu, 2 cores"}
+ENV = {"wall_seconds": 25.0, "peak_memory_mb": 2100, "device": "cpu, 2 cores", "threads": 1, "dirty": False,
+       "commit": "0123456789abcdef0123456789abcdef01234567", "versions": {"numpy": "2.4.6", "torch": "2.13.0"}}
 
 
 def small_config(seeds=(42, 123, 456)) -> config.Config:
@@ -31,6 +32,7 @@ def write_study(root: Path, cfg: config.Config, prompts: int = 24, study: str = 
     paths, rng = Paths(study, root), np.random.default_rng(5)
     base = rng.normal(size=(prompts, 1)) * 0.12
     _scores(paths.evaluation("human"), _rows("human", np.nan, base, rng, 5))
+    write_json(paths.evaluation("human") / "env.json", ENV)
     for method in cfg.methods:
         for seed in cfg.seeds:
             controls = cfg.evaluation.temperatures if method == "sft" else []
@@ -41,6 +43,7 @@ def write_study(root: Path, cfg: config.Config, prompts: int = 24, study: str = 
             folder = paths.results(method, seed)
             atomic_write(folder / "history.csv", _history(method, rng).to_csv(index=False))
             write_json(folder / "env.json", ENV | {"wall_seconds": 150 + 20 * rng.random()})
+            write_json(paths.evaluation(method, seed) / "env.json", ENV)
     for stage in ("data", "reward_model"):
         write_json(paths.results(stage) / "env.json", ENV)
     write_json(paths.results("data") / "manifest.json", {"engagement": "simulated"})
@@ -59,7 +62,7 @@ def _rows(method, temperature, base, rng, n, shift=(0,) * 6):
              "judge_mean": quality, "reward_mean": reward + noise[:, 1],
              "diversity": diversity + noise[:, 2] / 3,
              "diversity_tfidf": 0.9 + diversity / 10 + noise[:, 3] / 20, "relevance": relevance + noise[:, 4],
-             "length_words": words + 10 * noise[:, 5], "self_bleu": 30 - 25 * diversity + 10 * noise[:, 6],
+             "length_words": words + 10 * noise[:, 5], "length_tokens": 1.4 * words + 10 * noise[:, 5], "self_bleu": 30 - 25 * diversity + 10 * noise[:, 6],
              "distinct_2": 0.85 + noise[:, 7] / 10, "rouge_l": 0.2 + noise[:, 6] / 10,
              "truncated": truncated, "repeated_elsewhere": 0.0 if method != "grpo" else 0.01}
     for k in (1, 2, 4, 5, 8, 10):
@@ -73,6 +76,11 @@ def _rows(method, temperature, base, rng, n, shift=(0,) * 6):
 
 def _scores(folder: Path, rows: pd.DataFrame) -> None:
     atomic_write(folder / "per_prompt.csv", rows.to_csv(index=False, float_format="%.6g"))
+    cuts = [(q, 0.7 * q) for q in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    profile = [{"quantile": q, "threshold": cut, "temperature": t, "k": k,
+                "value": float((1 - (1 - 1 / (1 + np.exp(-8 * (part["judge_mean"] - cut)))) ** k).mean())}
+               for t, part in rows.groupby("temperature", dropna=False) for q, cut in cuts for k in (1, 5)]
+    atomic_write(folder / "profile.csv", pd.DataFrame(profile).to_csv(index=False, float_format="%.6g"))
 
 
 def _history(method, rng, steps=20):

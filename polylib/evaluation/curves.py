@@ -15,9 +15,11 @@ from polylib.evaluation.style import METHOD_STYLE, STYLE, Picture, canvas, finis
 PANELS = [("ce", "val_ce", "cross-entropy, nats/token"), ("reward", "val_reward", "reward"),
           ("diversity", "val_diversity", "semantic diversity"), ("kl", "val_kl", "KL to the start, nats"),
           ("length", "val_length", "length, tokens"), ("grad_norm", "", "gradient norm")]
-HELD_OUT = [("val_reward", "reward"), ("val_diversity", "semantic diversity"), ("val_kl", "KL to the start, nats"),
-            ("val_ce", "cross-entropy, nats/token"), ("val_length", "length, tokens"),
-            ("truncated", "truncated (5 batches)")]
+HELD_OUT = [("val_reward", "reward"), ("val_judge", "judge score"), ("val_diversity", "semantic diversity"),
+            ("val_kl", "KL to the start, nats"), ("val_ce", "cross-entropy, nats/token"),
+            ("entropy", "entropy, nats/token"), ("val_length", "length, tokens"), ("val_truncated", "truncated"),
+            ("truncated", "truncated"), ("val_duplicates", "duplicate pairs"), ("duplicates", "duplicate pairs")]
+OF_BATCHES = ("entropy", "truncated", "duplicates")  # of single training batches, so a mean over five
 
 
 def training_curves(history: pd.DataFrame | Mapping[str, pd.DataFrame], method: str, note: str = "",
@@ -58,23 +60,25 @@ def training_dynamics(results, columns: int = 2) -> Picture:
     data = pd.concat([frame.assign(method=method, seed=seed) for (method, seed), frame in runs],
                      ignore_index=True)
     panels = [(name, label) for name, label in HELD_OUT if name in data and data[name].notna().any()]
-    across = min(3, len(panels)) if columns == 2 else 1
+    panels = list({label: (name, label) for name, label in reversed(panels)}.values())[::-1]  # held out before batches
+    across = min(4 if len(panels) in (7, 8) else 3, len(panels)) if columns == 2 else 1
     down = -(-len(panels) // across)
     with rc_context(STYLE):
         figure, axes = canvas(down, across, 0.9 + 1.6 * down, columns, sharex=True)
         for ax, (name, label) in zip(axes.flat, panels, strict=False):
             for method in ordered(data["method"]):
                 part = data.loc[data["method"].eq(method), ["seed", "step", name]].dropna()
-                if name == "truncated":  # one batch is a handful of replies
+                if name in OF_BATCHES:
                     part[name] = part.groupby("seed")[name].transform(
                         lambda run: run.rolling(5, min_periods=1).mean())
                 for _, run in part.groupby("seed"):
                     ax.plot(run["step"], run[name], **line(method, lw=0.5, alpha=0.35, linestyle="-"))
                 mean = part.groupby("step")[name].mean()
                 ax.plot(mean.index, mean, **line(method))
-            ax.set_title(label)
+            ax.set_title(f"{label} (5 batches)" if name in OF_BATCHES else label)
         _trim(axes, len(panels), "step")
-        finish(figure, results.note, columns, ordered(data["method"]), kind="line")
+        finish(figure, f"{results.note}. Held-out posts; thin lines are runs.", columns, ordered(data["method"]),
+               kind="line")
     keep = ["method", "seed", "step", *(name for name, _ in panels)]
     return Picture("training_dynamics", figure, data[keep])
 

@@ -12,9 +12,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from polylib.config import Config, UserError
+from polylib.evaluation.provenance import NO_ENV, commit_note
 from polylib.run import Paths
 
 UNSEEDED = ("human", "base")  # people and the untrained model: one cell each, no training run
@@ -42,6 +44,7 @@ class Results:
     costs: pd.DataFrame
     engagement: str
     judge: dict  # pair_accuracy on `pairs` human pairs of threads it was not fitted on
+    commit: str = NO_ENV  # of the evaluated cells, as a phrase
 
     @property
     def methods(self) -> list[str]:
@@ -81,8 +84,9 @@ class Results:
         replies = self.frames[cfg.methods[0], cfg.seeds[0], cfg.sampling.temperature]["n_samples"].iloc[0]
         runs = ("seeds " if len(cfg.seeds) > 1 else "one seed, ") + ", ".join(map(str, cfg.seeds))
         return (f"n = {len(self.people)} posts × {replies:g} replies, {runs}, "
-                f"T = {cfg.sampling.temperature:g}, study {self.paths.study}, {self.engagement} engagement, "
-                f"judge right on {self.judge['pair_accuracy']:.0%} of {self.judge['pairs']} human pairs")
+                f"T = {cfg.sampling.temperature:g}, preset {cfg.preset}, study {self.paths.study}, {self.engagement} "
+                f"engagement, judge right on {self.judge['pair_accuracy']:.0%} of {self.judge['pairs']} human pairs, "
+                f"{self.commit}")
 
 
 def load(paths: Paths, cfg: Config) -> Results:
@@ -98,7 +102,32 @@ def load(paths: Paths, cfg: Config) -> Results:
     histories = {cell: _csv(paths.results(*cell) / "history.csv", ["step"]) for cell in expected}
     manifest = _json(paths.results("data") / "manifest.json")
     judge = _json(paths.results("reward_model") / "metrics.json")["judge"]
-    return Results(cfg, paths, frames, histories, _costs(paths), manifest["engagement"], judge)
+    return Results(cfg, paths, frames, histories, _costs(paths), manifest["engagement"], judge,
+                   _commit(paths, [("human", None), *expected]))
+
+
+def means(results: Results, metrics: list[str], temperature: float | None = None) -> pd.DataFrame:
+    """method, seed and the mean over prompts of each metric, one row per cell; NaN prompts are left out, and
+    a metric that fewer than half of the prompts define is NaN."""
+    columns = {metric: results.cells(metric, temperature) for metric in metrics}
+    rows = [{"method": method, "seed": seed} | {
+        metric: cells[(method, seed)].mean() if cells[(method, seed)].notna().mean() >= 0.5 else np.nan
+        for metric, cells in columns.items()} for method, seed in columns[metrics[0]]]
+    return pd.DataFrame(rows).astype({"seed": "Int64"})
+
+
+def beside(results: Results, name: str, columns: list[str]) -> dict[tuple[str, int | None], pd.DataFrame]:
+    """{(method, seed): table} of a file that lies beside every per_prompt.csv, people's and the base model's included.
+
+    Raises UserError naming every cell that has no such file, or the file that lacks a column."""
+    cells = list(dict.fromkeys((method, seed) for method, seed, _ in results.frames))
+    files = {cell: results.paths.evaluation(*cell) / name for cell in cells}
+    missing = [method if seed is None else f"{method}/s{seed}" for (method, seed), file in files.items()
+               if not file.is_file()]
+    if missing:
+        raise UserError(f"{results.paths.results('evaluation')}: {name} missing: {', '.join(sorted(missing))}; "
+                        "run `dvc repro`")
+    return {cell: _csv(file, columns) for cell, file in files.items()}
 
 
 def _check_grid(paths: Paths, expected: set) -> None:
@@ -149,15 +178,22 @@ def _json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def _commit(paths: Paths, cells: list[tuple[str, int | None]]) -> str:
+    files = [paths.evaluation(*cell) / "env.json" for cell in cells]
+    return commit_note([_json(file) for file in files if file.is_file()], len(files))
+
+
 def _costs(paths: Paths) -> pd.DataFrame:
-    """stage, seed, seconds, memory_mb, device of every env.json; empty where stages did not run on this
-    machine."""
+    """stage, seed, seconds, memory_mb, device, hours (of cores on a processor, of the device on any other) of every
+    env.json; empty where stages did not run on this machine."""
     rows = []
     top = paths.results("data").parent
     for file in sorted(top.glob("**/env.json")):
         stage, env = file.parent.relative_to(top), _json(file)
         seeded = stage.name.startswith("s") and stage.name[1:].isdigit()
+        units = env.get("threads", 1) if str(env["device"]).startswith("cpu") else 1
         rows.append({"stage": (stage.parent if seeded else stage).as_posix(),
                      "seed": int(stage.name[1:]) if seeded else None, "seconds": env["wall_seconds"],
-                     "memory_mb": env["peak_memory_mb"], "device": env["device"]})
-    return pd.DataFrame(rows, columns=["stage", "seed", "seconds", "memory_mb", "device"])
+                     "memory_mb": env["peak_memory_mb"], "device": env["device"],
+                     "hours": env["wall_seconds"] * units / 3600})
+    return pd.DataFrame(rows, columns=["stage", "seed", "seconds", "memory_mb", "device", "hours"])

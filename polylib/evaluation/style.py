@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,16 +88,18 @@ def point(method: str, **changes) -> dict:
 
 
 def finish(figure: Figure, note: str, columns: int, methods: Iterable[str] = (), extra: Iterable[Line2D] = (),
-           kind: str = "both") -> None:
+           kind: str = "both", labels: Mapping[str, str] | None = None, most: int = 0) -> None:
     """One legend above, the note below; both are part of the layout, so they cover nothing.
 
-    `kind` is how the methods are drawn: "point", "line" or "both"."""
-    handles = [Line2D([], [], label=METHOD_STYLE[method]["label"], **{
+    `kind` is how the methods are drawn: "point", "line" or "both"; `labels` replaces what some are called, `most` the
+    number of entries in a row."""
+    named = {method: look["label"] for method, look in METHOD_STYLE.items()} | dict(labels or {})
+    handles = [Line2D([], [], label=named[method], **{
         "point": point(method), "line": line(method), "both": point(method) | line(method)}[kind])
         for method in methods]
     handles += list(extra)
     if handles:
-        most = 7 if columns == 2 else 4 if kind == "point" else 2
+        most = most or (7 if columns == 2 else 4 if kind == "point" else 2)
         figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), most),
                       handlelength=1 if kind == "point" else 3, columnspacing=1.1)
     wrapped = "\n".join(textwrap.wrap(note, 62 * columns))
