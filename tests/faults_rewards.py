@@ -101,4 +101,7 @@ FAULTS = [
     ('Gao: BoN form for RL', 'evaluation/overoptimisation',
      'np.stack([d, -d * np.log(d)], axis=1)',
      'np.stack([d, -d * d], axis=1)'),
+    ('stop here: chosen where it is read', 'evaluation/overoptimisation',
+     'table.drop(index=seed).mean()',
+     'table.mean()'),
 ]

@@ -128,10 +128,36 @@ def test_peak_and_stopping_point_of_a_planted_curve():
     assert stop.loc["hybrid", "loss"] == 0 and stop.loc["grpo", "runs"] == 3
 
 
-def test_one_run_has_no_interval_over_runs():
+def noise(runs: int, seed: int) -> pd.DataFrame:
+    """A path where training changes nothing: every look of every run is the start plus noise of its own."""
+    rng = np.random.default_rng(seed)
+    looks = pd.DataFrame(itertools.product(range(runs), range(6)), columns=["seed", "step"])
+    return looks.assign(method="grpo", d=looks["step"].astype(float), judge=rng.normal(size=len(looks)))
+
+
+def test_going_on_loses_nothing_where_nothing_changes():
+    """The plain best-minus-last is 0.7 sd above 0 by selection alone."""
+    stops = pd.concat([overoptimisation.stop_here(noise(3, seed)) for seed in range(150)])
+    assert abs(stops["loss"].mean()) < 4 * stops["loss"].std() / np.sqrt(150) < 0.3
+    assert (stops["loss_low"] > 0).mean() <= 0.06  # 2.5 % nominal, and 2.6 sd of 150 draws
+    assert abs(stops["judge"].mean()) < 4 * stops["judge"].std() / np.sqrt(150)
+
+
+def test_each_run_is_read_where_the_others_choose():
+    path = pd.DataFrame({"method": "grpo", "seed": [1] * 3 + [2] * 3 + [3] * 3, "step": [0, 5, 9] * 3,
+                         "d": [0.0, 1.0, 2.0] * 3, "judge": [0, 9, 1, 0, 2, 4, 0, 3, 4]})
+    stop = overoptimisation.stop_here(path).iloc[0]
+    assert stop["by_run"] == "5, 9, 9" and stop["chosen"] == "9, 5, 5" and stop["step"] == 5
+    assert stop["judge"] == pytest.approx((1 + 2 + 3) / 3) and stop["loss"] == pytest.approx((0 - 2 - 1) / 3)
+    half = (stop["loss_high"] - stop["loss_low"]) / 2
+    assert half == pytest.approx(4.302653 * 1.0 / np.sqrt(3) * np.sqrt(1 + 3 / 2))
+
+
+def test_one_run_says_nothing_of_its_best_look():
     path = overoptimisation.trajectory(histories({"grpo": (0.4, 0.4)}, seeds=(1,)))
     stop = overoptimisation.stop_here(path).iloc[0]
-    assert np.isnan(stop["low"]) and stop["reason"] == "one run: no interval"
+    assert stop[["judge", "low", "high", "loss", "loss_low"]].isna().all() and stop["reason"].startswith("one run")
+    assert stop["step"] == 40 and stop["chosen"] == ""
     assert np.isfinite(overoptimisation.fits(path).query("scorer == 'judge'")["peak_high"]).all()
 
 

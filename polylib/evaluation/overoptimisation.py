@@ -1,7 +1,7 @@
 """Did training pass the point where the judge stops following the reward? Curves over sqrt(KL), and when to stop.
 
     path = trajectory(results.histories)                  # gains of reward and judge over the start, by sqrt(KL)
-    stop = stop_here(path)                                # per method: the step of the best judge score
+    stop = stop_here(path)                                # per method: the best step, and what going on lost
     picture(path, stop, results.note, columns)            # reward dashed, judge solid, Gao's curves
     hacking_table(results)                                # method x seed: level, z, feature, both gains
 
@@ -94,32 +94,46 @@ def _peak(alpha: float, beta: float, d: np.ndarray) -> float:
 
 
 def stop_here(path: pd.DataFrame) -> pd.DataFrame:
-    """method, step, by_run, d, judge, low, high, last, loss, loss_low, loss_high, runs, reason: at which step each
-    method's judge score was best (mean over runs; by_run: in each), its gain over the start, and what going on to the
-    `last` step lost.
+    """method, step, by_run, d, chosen, judge, low, high, last, loss, loss_low, loss_high, runs, reason: at which step
+    each method's judge score was best (mean over runs; by_run: in each), its gain over the start, and what going on to
+    the `last` step lost.
 
-    Intervals are t over runs; one run has none (reason). The best of several noisy looks is lucky: the gain at the
-    chosen step is an upper bound, and `loss` above 0 needs loss_low above 0 to mean anything."""
+    The best of several noisy looks is lucky, so gain and loss are cross-fitted: each run is read at the step that the
+    *other* runs choose (`chosen`, in the runs' order), and where training changes nothing the loss is 0 on average.
+    One run leaves nobody to choose for it: NaN and a reason. Intervals are t over runs, their variance times
+    1 + S/(S - 1) because the runs choose for one another (Nadeau and Bengio 2003); they are for these validation
+    posts, which all looks share."""
     rows = []
     for method in ordered(path["method"]):
         table = path[path["method"].eq(method)].pivot_table(index="seed", columns="step", values="judge")
         table = table.dropna(axis=1)  # steps that every run looked at
         best, last = table.mean().idxmax(), table.columns[-1]
-        d = path.loc[path["method"].eq(method) & path["step"].eq(best), "d"].mean()
-        _, low, high = t_interval(table[best])
-        loss = (table[best] - table[last]).to_numpy()
-        _, loss_low, loss_high = t_interval(loss)
-        by_run = ", ".join(map(str, table.idxmax(axis=1)))
-        rows.append({"method": method, "step": int(best), "by_run": by_run, "d": d,
-                     "judge": table[best].mean(), "low": low, "high": high, "last": int(last),
-                     "loss": loss.mean(), "loss_low": loss_low, "loss_high": loss_high,
-                     "runs": len(table), "reason": "" if len(table) > 1 else "one run: no interval"})
+        chosen = [table.drop(index=seed).mean().idxmax() for seed in table.index] if len(table) > 1 else []
+        gain = np.array([table.loc[seed, step] for seed, step in zip(table.index, chosen)])
+        judge, low, high = _widened(gain)
+        loss, loss_low, loss_high = _widened(gain - table[last].to_numpy() if chosen else gain)
+        rows.append({"method": method, "step": int(best), "by_run": _listed(table.idxmax(axis=1)),
+                     "d": path.loc[path["method"].eq(method) & path["step"].eq(best), "d"].mean(),
+                     "chosen": _listed(chosen), "judge": judge, "low": low, "high": high, "last": int(last),
+                     "loss": loss, "loss_low": loss_low, "loss_high": loss_high, "runs": len(table),
+                     "reason": "" if chosen else "one run: its best look is lucky by an unknown amount"})
     return pd.DataFrame(rows)
+
+
+def _widened(values: np.ndarray) -> tuple[float, float, float]:
+    """t interval over S >= 2 runs that chose for one another; NaN for none."""
+    mean, low, _ = t_interval(values)
+    half = (mean - low) * np.sqrt(1 + len(values) / max(len(values) - 1, 1))
+    return mean, mean - half, mean + half
+
+
+def _listed(steps) -> str:
+    return ", ".join(map(str, steps))
 
 
 def picture(path: pd.DataFrame, stop: pd.DataFrame, note: str, columns: int = 2) -> Picture:
     """Gain of reward (dashed, hollow) and judge (solid) against sqrt(KL), a panel a method, runs as marks, Gao's curve
-    as line. The vertical line is where the judge was best; `stop_here` says whether going on lost anything."""
+    as line. The vertical line is where the judge's mean was best; `stop_here` says whether going on lost anything."""
     methods, curves = ordered(path["method"]), fits(path)
     across = min(len(methods), 3 if columns == 2 else 1)
     down = -(-len(methods) // across)
@@ -166,7 +180,7 @@ def hacking_table(results, columns: tuple[str, str] = ("reward_mean", "judge_mea
     rows = []
     for method in (name for name in results.cfg.methods if name != "sft"):
         for seed in results.cfg.seeds:
-            mine, start = (_verdict(results, name, seed) for name in (method, "sft"))
+            mine, start = (detected(results, name, seed) for name in (method, "sft"))
             gains = [(cells[method, seed] - cells["sft", seed]).dropna() for cells in scores]
             sd = [max(float(cells["sft", seed].std()), 1e-9) for cells in scores]
             found = dict(zip(("proxy", "judge", "gap"), map(t_interval, (
@@ -195,7 +209,9 @@ def _beyond(mine: dict, start: dict) -> tuple[bool, list[str]]:
     return bool(moved), reasons
 
 
-def _verdict(results, method: str, seed: int) -> dict:
+def detected(results, method: str, seed: int | None) -> dict:
+    """`hacking` in the metrics.json of an evaluation cell, as `rewards.hacking.evaluate_run` wrote it; UserError if it
+    is not there."""
     file = results.paths.evaluation(method, seed) / "metrics.json"
     stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if "hacking" not in stored:
