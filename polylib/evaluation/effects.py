@@ -40,15 +40,15 @@ def effects(results: Results, metrics: list[str] | None = None, control: str = "
         for method in results.methods:
             if method in (control, *UNSEEDED):
                 continue
-            c = stats.compare(cells, method, control)
+            c, both = stats.compare(cells, method, control), pair(cells, method, control)
             family.append({
                 "metric": metric, "method": method, "effect": c.effect,
                 "checkpoints_low": c.these_checkpoints.low, "checkpoints_high": c.these_checkpoints.high,
                 "checkpoints_p": c.these_checkpoints.p, "method_low": c.method.low,
                 "method_high": c.method.high, "method_p": c.method.p, "method_df": c.method.df,
                 "method_reason": c.method.reason,
-                **_bootstrap(cells, method, control, results.cfg.paper_figures.bootstrap),
-                "exact_p": c.exact_p, "exact_floor": c.exact_floor, **_by_rank(cells, method, control),
+                **_bootstrap(*both, results.cfg.paper_figures.bootstrap),
+                "exact_p": c.exact_p, "exact_floor": c.exact_floor, **_by_rank(*both),
                 "seeds": c.seeds, "prompts": c.prompts, "dropped": c.dropped})
         adjusted = stats.holm([row["method_p"] for row in family])
         rows += [{**row, "method_p_holm": p} for row, p in zip(family, adjusted, strict=True)]
@@ -62,16 +62,14 @@ def pair(cells: dict, a: str, b: str) -> tuple[np.ndarray, np.ndarray]:
     return ya[:, keep], yb[:, keep]
 
 
-def _by_rank(cells: dict, a: str, b: str) -> dict[str, float]:
-    ya, yb = pair(cells, a, b)
+def _by_rank(ya: np.ndarray, yb: np.ndarray) -> dict[str, float]:
     if ya.shape[1] < 2:
         return {"ranks_p": np.nan, "ranks_floor": np.nan, "d_z": np.nan}  # method_reason says why
     ranks = exact.mann_whitney_runs(ya.mean(axis=1), yb.mean(axis=1))
     return {"ranks_p": ranks.p, "ranks_floor": ranks.floor, "d_z": exact.d_z(ya - yb)}
 
 
-def _bootstrap(cells: dict, a: str, b: str, draws: int) -> dict[str, float]:
-    ya, yb = pair(cells, a, b)
+def _bootstrap(ya: np.ndarray, yb: np.ndarray, draws: int) -> dict[str, float]:
     if len(ya) < 2 or ya.shape[1] < 2:
         return {"boot_low": np.nan, "boot_high": np.nan}  # method_reason says why
     _, low, high = stats.hierarchical_bootstrap(ya, yb, lambda y: y.mean(axis=(-2, -1)), draws)
