@@ -62,9 +62,18 @@ def _rows(method, temperature, base, rng, n, shift=(0,) * 6):
              "judge_mean": quality, "reward_mean": reward + noise[:, 1],
              "diversity": diversity + noise[:, 2] / 3,
              "diversity_tfidf": 0.9 + diversity / 10 + noise[:, 3] / 20, "relevance": relevance + noise[:, 4],
-             "length_words": words + 10 * noise[:, 5], "length_tokens": 1.4 * words + 10 * noise[:, 5], "self_bleu": 30 - 25 * diversity + 10 * noise[:, 6],
+             "length_words": words + 10 * noise[:, 5], "length_tokens": 1.4 * words + 10 * noise[:, 5],
+             "self_bleu": 30 - 25 * diversity + 10 * noise[:, 6],
              "distinct_2": 0.85 + noise[:, 7] / 10, "rouge_l": 0.2 + noise[:, 6] / 10,
              "truncated": truncated, "repeated_elsewhere": 0.0 if method != "grpo" else 0.01}
+    good = 1 / (1 + np.exp(-(quality - 0.35) * 8))
+    table |= {"effective_diversity": good**2 * diversity, "effective_distance": good**2 * (0.9 + diversity / 10),
+              "distinct_k": 4 - (1 - diversity), "utility_k": 0.9 * good, "self_repetition": 0.2 * (1 - diversity),
+              "compression": 1.8 - diversity / 2, "ead": 0.3 + diversity / 2, "chrf": 17 + 5 * noise[:, 6],
+              "bertscore": 0.3 + noise[:, 6] / 5}
+    table |= {f"distinct_k_t{t:g}": 4 - (1 - diversity) * (1 - t) for t in (0.7, 0.8, 0.9)}
+    table |= {f"pass@{k}_own_q0.5": np.where(k <= n and (n == 10 or k == 1), 1 - (1 - good) ** k, np.nan)
+              for k in (1, 5, 10)}
     for k in (1, 2, 4, 5, 8, 10):
         for q, cut in ((0.5, 0.35), (0.75, 0.55), (0.9, 0.7)):
             share = 1 / (1 + np.exp(-(quality - cut) * 8))
