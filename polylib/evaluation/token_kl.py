@@ -1,0 +1,80 @@
+"""Numbers of every token of given replies under several models: log-likelihood, entropy, KL over the whole vocabulary.
+
+The models run one after the other and leave their last hidden states (a few MB); adapters never touch the output head,
+so one head serves all, and logits exist in blocks of 64 MB.
+"""
+from __future__ import annotations
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from polylib import models
+from polylib.attention import additive_mask
+from polylib.training.logprobs import Packed, pack
+
+COLUMNS = ["logp", "entropy", "nll_base", "nll_sft", "kl_base", "kl_sft", "k3_base", "k3_sft"]
+BATCH_TOKENS = 2048  # of one forward pass, padding included
+LOGITS = 2**24  # numbers in one block of logits: 64 MB in float32, of which about eight are alive at once
+
+
+def batches(tokenizer, chosen: pd.DataFrame, ids: list[list[int]], limit: int) -> tuple[list[Packed], list[int]]:
+    """Packed rows, one a post, short ones together, and the numbers of the replies in the order of their tokens.
+
+    chosen: post_id, post; a row a reply, index 0, 1, ...; ids: tokens of each; posts are cut to `limit` tokens."""
+    rows = [(models.format_prompt(tokenizer, part["post"].iloc[0], limit), list(part.index))
+            for _, part in chosen.groupby("post_id", sort=False)]
+    size = lambda row: len(row[0]) + sum(len(ids[i]) for i in row[1])  # noqa: E731
+    groups: list[list] = []
+    for row in sorted(rows, key=size):
+        if not groups or (len(groups[-1]) + 1) * size(row) > BATCH_TOKENS:
+            groups.append([])
+        groups[-1].append(row)
+    packed = []
+    for group in groups:
+        width = max(len(members) for _, members in group)  # rows of fewer replies get empty ones
+        packed.append(pack([prompt for prompt, _ in group],
+                            [[ids[i] for i in members] + [[]] * (width - len(members)) for _, members in group],
+                            tokenizer.pad_token_id))
+    return packed, [i for group in groups for _, members in group for i in members]
+
+
+@torch.inference_mode()
+def last_states(model, packed: list[Packed]) -> torch.Tensor:
+    """Last hidden states (n, d), on the CPU, at the positions that predict the n completion tokens of all batches."""
+    found = []
+    for batch in packed:
+        hidden = model.base_model(
+            input_ids=batch.input_ids.to(model.device), position_ids=batch.position_ids.to(model.device),
+            attention_mask=additive_mask(batch.attention_mask.to(model.device), model.dtype),
+            use_cache=False).last_hidden_state
+        row = torch.arange(len(hidden))[:, None, None].expand_as(batch.source)[batch.completion_mask]
+        found.append(hidden[row.to(model.device), batch.source[batch.completion_mask].to(model.device)].cpu())
+    return torch.cat(found)
+
+
+@torch.inference_mode()
+def per_token(states: dict[str, torch.Tensor], head, targets: torch.Tensor, temperature: float) -> pd.DataFrame:
+    """A row a token. nll_base, nll_sft at temperature 1; logp, entropy of the policy, and for both references kl_*
+    (whole vocabulary) and k3_* (sampled token), at `temperature`: all in nats, NaN for a model that is not there.
+
+    states: {policy, sft, base: (n, d)}, each optional; head maps them to logits; targets (n,). The head is applied in
+    float32: rounding of logits to bfloat16 alone adds some .002 nats a token to a KL."""
+    parts, size = [], max(1, LOGITS // head.weight.shape[0])
+    weight, bias = head.weight.float(), None if head.bias is None else head.bias.float()
+    for start in range(0, len(targets), size):
+        at = slice(start, start + size)
+        logits = {name: F.linear(h[at].to(weight), weight, bias) for name, h in states.items()}
+        target = targets[at, None].to(weight.device)
+        part = {f"nll_{name}": -logits[name].log_softmax(-1).gather(1, target)[:, 0]
+                for name in ("base", "sft") if name in logits}
+        if "policy" in logits:
+            log_p = (logits.pop("policy") / temperature).log_softmax(-1)
+            p, logp = log_p.exp(), log_p.gather(1, target)[:, 0]
+            part |= {"logp": logp, "entropy": -(p * log_p).sum(-1)}
+            for name in list(logits):
+                log_r = (logits.pop(name) / temperature).log_softmax(-1)
+                d = logp - log_r.gather(1, target)[:, 0]
+                part |= {f"kl_{name}": (p * (log_p - log_r)).sum(-1), f"k3_{name}": torch.expm1(-d) + d}
+        parts.append(pd.DataFrame({name: value.double().cpu().numpy() for name, value in part.items()}))
+    return pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)
