@@ -104,4 +104,7 @@ FAULTS = [
     ('stop here: chosen where it is read', 'evaluation/overoptimisation',
      'table.drop(index=seed).mean()',
      'table.mean()'),
+    ('pre-flight: every curve is beyond its peak', 'evaluation/preflight',
+     'bool(reasons) & (table["n"]',
+     'True & (table["n"]'),
 ]

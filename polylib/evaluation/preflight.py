@@ -3,6 +3,7 @@
     table = preflight(replies, posts, reward, judge)       # replies: B lists of N samples of the SFT model
     picture(table, note)                                   # reward and judge against n
     table.attrs["line"]                                    # one printable line
+    figure(results, columns)                               # all seeds of a study, from their preflight.csv
 
 The reward picks the best of n samples; the judge, which it never met, scores the pick. If the judge's score falls
 as n grows, the reward is over-optimised by choice alone (Gao et al. 2023, arXiv 2210.10760): training will find the
@@ -19,24 +20,29 @@ from matplotlib import rc_context
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from polylib.config import UserError
 from polylib.evaluation.metrics import best_of_k
 from polylib.evaluation.stats import t_interval
 from polylib.evaluation.style import STYLE, Picture, canvas, finish
 
 Scorer = Callable[[list[str], list[str]], np.ndarray]
 NS = (1, 2, 4, 8, 16, 32, 64)
-BOOTSTRAP = 1000
-PROXY, GOLD = "#D55E00", "#0072B2"  # the reward that is optimised, the judge that is not
+COLUMNS = ("n", "kl", "proxy", "proxy_lo", "proxy_hi", "judge", "judge_lo", "judge_hi", "falls")
+LOOKS = {"proxy": ("#D55E00", "--", "o", "reward (picks)"),  # that is optimised
+         "judge": ("#0072B2", "-", "s", "judge (scores the pick)")}  # that is not
+SCALES = {"proxy": "reward", "judge": "judge score"}
 
 
 def preflight(replies_by_post: list[list[str]], posts: list[str], reward: Scorer, judge: Scorer,
               ns: Iterable[int] = NS, seed: int = 0) -> pd.DataFrame:
-    """n, kl, proxy, proxy_lo, proxy_hi, judge, judge_lo, judge_hi: expected scores of the reward's best of n.
+    """n, kl, proxy, proxy_lo, proxy_hi, judge, judge_lo, judge_hi, falls: expected scores of the reward's best of n.
 
     replies_by_post: B lists of N samples each; `ns` above N are left out. Expectations are over all subsets of n of
-    the N samples (exact weights, no resampling noise); intervals are 95 % bootstraps over posts. attrs: `flagged`,
-    `line`, `reasons`, and `fit`: {proxy, judge: (alpha, beta)} of R = d (alpha - beta d), d = sqrt(KL), gains over
-    n = 1. flagged: the judge falls at the end (see `falls`). ValueError for unequal lists or fewer than 2 posts."""
+    the N samples (exact weights, no resampling noise); intervals are 95 % t over posts (a percentile bootstrap over 8
+    posts holds the truth in about 89 % of cases). falls: True beyond the judge's highest point, where `flagged`.
+    attrs: `flagged`, `line`, `reasons`, and `fit`: {proxy, judge: (alpha, beta)} of R = d (alpha - beta d), d =
+    sqrt(KL), gains over n = 1. flagged: the judge falls at the end (see `falls`). ValueError for unequal lists or
+    fewer than 2 posts."""
     size = {len(replies) for replies in replies_by_post}
     if len(size) != 1 or len(replies_by_post) != len(posts) or len(posts) < 2:
         raise ValueError(f"{len(posts)} posts with {sorted(size)} samples each: needs 2 posts, all with equally many")
@@ -51,8 +57,9 @@ def preflight(replies_by_post: list[list[str]], posts: list[str], reward: Scorer
     table = pd.DataFrame({"n": ns, "kl": kl})
     for name, curve in curves.items():
         table[name] = curve.mean(0)
-        table[f"{name}_lo"], table[f"{name}_hi"] = _bootstrap(curve, seed)
+        table[f"{name}_lo"], table[f"{name}_hi"] = np.array([t_interval(values)[1:] for values in curve.T]).T
     reasons = falls(ns, curves["judge"], seed)
+    table["falls"] = bool(reasons) & (table["n"] > table["n"][table["judge"].idxmax()])
     fit = {name: fit_bon(kl, curve.mean(0) - curve.mean(0)[0]) for name, curve in curves.items()}
     first, last = table.iloc[0], table.iloc[-1]
     line = (f"best of {ns[-1]} by the reward: reward {first['proxy']:+.2f} to {last['proxy']:+.2f}, "
@@ -62,10 +69,10 @@ def preflight(replies_by_post: list[list[str]], posts: list[str], reward: Scorer
 
 
 def falls(ns: list[int], judge: np.ndarray, seed: int = 0) -> list[str]:
-    """Reasons to say that the judge's curves (B posts, len(ns)) fall at the end; empty if none.
+    """Reasons to say that the judge's curves (B posts or runs, len(ns)) fall at the end; empty if none.
 
     Either the slope per doubling of n over the last third of the doublings lies below 0 beyond its 95 % interval
-    over posts, or the end lies below the peak. Where the peak is, one half of the posts says for the other:
+    over the curves, or the end lies below the peak. Where the peak is, one half of the posts says for the other:
     the highest point of a noisy curve is above its end by selection alone."""
     doublings = np.log2(ns)
     reasons = []
@@ -98,28 +105,89 @@ def picture(table: pd.DataFrame, note: str, columns: int = 2) -> Picture:
     """Reward (dashed) and judge (solid) of the reward's best of n, with 95 % bands and Gao's curve (dotted). What a
     policy can win is where the judge still rises."""
     with rc_context(STYLE):
-        figure, axes = canvas(*((1, 2) if columns == 2 else (2, 1)), 2.7 if columns == 2 else 4.6, columns)
-        styles = {"proxy": (PROXY, "--", "o", "reward (picks)"), "judge": (GOLD, "-", "s", "judge (scores the pick)")}
-        for ax, (name, (color, dash, marker, _)) in zip(axes.flat, styles.items(), strict=True):
+        drawing, axes = canvas(*((1, 2) if columns == 2 else (2, 1)), 2.7 if columns == 2 else 4.6, columns)
+        for ax, (name, (color, dash, marker, _)) in zip(axes.flat, LOOKS.items(), strict=True):
             ax.fill_between(table["n"], table[f"{name}_lo"], table[f"{name}_hi"], color=color, alpha=0.18, lw=0)
             ax.plot(table["n"], table[name], color=color, linestyle=dash, marker=marker, ms=4)
             alpha, beta = table.attrs["fit"][name]
             d = np.sqrt(table["kl"].to_numpy())
             ax.plot(table["n"], table[name].iloc[0] + d * (alpha - beta * d), color="#333333", linestyle=":", lw=1)
-            ax.set_xscale("log", base=2)
-            ax.xaxis.set_major_locator(FixedLocator(table["n"]))
-            ax.xaxis.set_minor_locator(NullLocator())
-            ax.set_xticks(table["n"], [str(n) for n in table["n"]])
-            ax.set(xlabel="samples the reward picks from, n", ylabel={"proxy": "reward", "judge": "judge score"}[name])
-            ax.margins(y=0.12)
+            _n_axis(ax, table["n"], [str(n) for n in table["n"]])
+            ax.set(xlabel="samples the reward picks from, n", ylabel=SCALES[name])
         handles = [Line2D([], [], color=c, linestyle=dash, marker=m, ms=4, label=label)
-                   for c, dash, m, label in styles.values()]
+                   for c, dash, m, label in LOOKS.values()]
         handles.append(Line2D([], [], color="#333333", linestyle=":", lw=1, label="d(α − βd), d = √KL"))
-        finish(figure, f"{note} Bands: 95 %, over posts. {table.attrs['line'].capitalize()}.", columns, extra=handles)
-    return Picture("preflight", figure, table)
+        finish(drawing, f"{note} Bands: 95 %, over posts. {table.attrs['line'].capitalize()}.", columns, extra=handles)
+    return Picture("preflight", drawing, table)
 
 
-def _bootstrap(curve: np.ndarray, seed: int) -> np.ndarray:
-    """(2, len(ns)): 95 % percentiles of the mean over posts drawn with replacement."""
-    rng = np.random.default_rng(seed)
-    return np.quantile(curve[rng.integers(len(curve), size=(BOOTSTRAP, len(curve)))].mean(1), [0.025, 0.975], axis=0)
+def flights(results) -> pd.DataFrame:
+    """preflight.csv of every seed of GRPO, with a column `seed`. UserError for a file that is missing, lacks a column
+    or has other n than the first."""
+    parts = []
+    for seed in results.cfg.seeds:
+        file = results.paths.results("grpo", seed) / "preflight.csv"
+        if not file.is_file():
+            raise UserError(f"{file}: missing; run `dvc repro`")
+        part = pd.read_csv(file)
+        absent = [name for name in COLUMNS if name not in part]
+        if absent or (parts and not part["n"].equals(parts[0]["n"])):
+            raise UserError(f"{file}: {f'no column {absent[0]}' if absent else 'other n than the first seed has'}; "
+                            "run `dvc repro`")
+        parts.append(part.assign(seed=seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def sentence(table: pd.DataFrame) -> str:
+    """What the pre-flights (as `flights` returns them) say together: how far reward and judge move from n = 1 to the
+    end (95 % t over runs, which share their posts), in how many runs the judge falls, and whether their mean does."""
+    moves, ns = {}, sorted(int(n) for n in table["n"].unique())
+    for name in ("proxy", "judge"):
+        wide = table.pivot(index="seed", columns="n", values=name)
+        mean, low, high = t_interval(wide[ns[-1]] - wide[ns[0]])
+        moves[name] = f"{mean:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if len(wide) > 1 else "")
+    runs, fallen = len(wide), int(table.groupby("seed")["falls"].any().sum())
+    what = f"Best of {ns[-1]} instead of one: reward {moves['proxy']}, judge {moves['judge']}"
+    if runs == 1:
+        return f"{what}; over posts the judge {'falls' if fallen else 'does not fall'} at the end (one run)"
+    together = "; ".join(falls(ns, wide.to_numpy())) or "their mean does not fall beyond noise"
+    return f"{what}, over {runs} runs; at the end the judge falls in {fallen} of {runs} runs; {together}"
+
+
+def figure(results, columns: int = 2) -> Picture:
+    """Every run's pre-flight: reward and judge of the reward's best of n, before any training. Runs thin with their
+    95 % bands over posts, the mean bold; crosses where a run's judge falls. The second row of ticks is the square
+    root of the KL bound log n - (n-1)/n, the distance that a trained policy is measured in."""
+    table = flights(results)
+    kl = table.groupby("n")["kl"].first()
+    ticks = [f"{n}\n{np.sqrt(far):.1f}" for n, far in kl.items()]
+    with rc_context(STYLE):
+        drawing, axes = canvas(*((1, 2) if columns == 2 else (2, 1)), 3.0 if columns == 2 else 5.0, columns)
+        for ax, (name, (color, dash, marker, _)) in zip(axes.flat, LOOKS.items(), strict=True):
+            for _, part in table.groupby("seed"):
+                ax.fill_between(part["n"], part[f"{name}_lo"], part[f"{name}_hi"], color=color, alpha=0.08, lw=0)
+                ax.plot(part["n"], part[name], color=color, lw=0.8, alpha=0.6)
+                if name == "judge":
+                    fallen = part[part["falls"].astype(bool)]
+                    ax.plot(fallen["n"], fallen[name], "x", color="#000000", ms=5, mew=1.2, zorder=4)
+            mean = table.groupby("n")[name].mean()
+            ax.plot(mean.index, mean, color=color, linestyle=dash, marker=marker, ms=4, lw=2)
+            _n_axis(ax, mean.index, ticks)
+            ax.set(xlabel="samples the reward picks from, n (below: √KL bound, √nats)", ylabel=SCALES[name])
+        handles = [Line2D([], [], color=c, linestyle=dash, marker=m, ms=4, lw=2, label=label)
+                   for c, dash, m, label in LOOKS.values()]
+        handles.append(Line2D([], [], color="#555555", lw=0.8, alpha=0.6, label="one run"))
+        if table["falls"].any():
+            handles.append(Line2D([], [], color="#000000", linestyle="none", marker="x", ms=5, label="the judge falls"))
+        posts = results.cfg.reward_model.preflight_posts
+        finish(drawing, f"{sentence(table)}. First {posts} validation posts, study {results.paths.study}, "
+               f"{results.engagement} engagement; bands: 95 % over posts.", columns, extra=handles)
+    return Picture("preflight", drawing, table[["seed", *COLUMNS]])
+
+
+def _n_axis(ax, ns, labels: list[str]) -> None:
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(ns))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xticks(ns, labels)
+    ax.margins(y=0.12)
