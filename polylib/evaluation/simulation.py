@@ -1,6 +1,6 @@
 """How often do our procedures find what is not there? Simulated studies with the variances of our own runs.
 
-    table = error_rates(settings(results))        # procedure, setting, rate, error: type_one.csv
+    table = type_one(results)                     # setting, procedure, rate, error: type_one.csv
 
 Every simulated study has two or more equal methods (for TOST: methods exactly the margin apart), the number of runs and
 posts of the real one, and Gaussian effects of post, run, post x method and what is left, in the sizes that
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as ss
 
+from polylib.config import UserError
 from polylib.evaluation import effects, exact, stats
 from polylib.evaluation.results import UNSEEDED, Results
 from polylib.evaluation.variance import components, design
@@ -43,18 +44,35 @@ class Setting:
     methods: int = 4
 
 
-# The semantic-diversity and judge columns of the bundled laptop study, rounded, for a checkout without results.
-CONSTANTS = (Setting("judge_mean", 3, 36, 0.0021, 0.0127, 0.0013, 0.0213, 0.45, 10),
+# The judge and semantic-diversity columns of the bundled laptop study, rounded, for a checkout without results; and
+# SFT's means (diversity, judge) over temperature there.
+CONSTANTS = (Setting("judge_mean", 3, 36, 0.0021, 0.0127, 0.0013, 0.0213, 0.23, 10),
              Setting("diversity", 3, 36, 0.00003, 0.0022, 0.0005, 0.0021, np.nan, 10))
+CURVE = np.array([[0.692, 0.334], [0.775, 0.351], [0.816, 0.283], [0.845, 0.129]])
+
+
+def type_one(results: Results, studies: int = 2000, matched: int = 500) -> pd.DataFrame:
+    """`error_rates` of the study's own settings and `matched_rates` for judge score at equal diversity: a table for the
+    paper. UserError at one run a method: variances between runs are unknown then."""
+    own = settings(results)
+    named = {s.name: s for s in own}
+    curve = np.array([[np.nanmean(stats.matrix(results.cells(metric, t), "sft")[2])
+                       for metric in ("diversity", "judge_mean")] for t in results.temperatures])
+    parts = [error_rates(own, studies)]
+    if len(curve) > 1:
+        parts.append(matched_rates(named["diversity"], named["judge_mean"], curve, matched))
+    return pd.concat(parts, ignore_index=True)
 
 
 def settings(results: Results, metrics: Iterable[str] = ("judge_mean", "diversity"),
-             spread: Iterable[float] = (0.0, 1.0, 25.0)) -> list[Setting]:
+             spread: Iterable[float] = (0.0, 1.0, 5.0, 25.0)) -> list[Setting]:
     """Of each metric, the mean design of all methods against SFT, with the variance between runs multiplied by each of
     `spread` (a metric whose runs showed none gets a tenth of the residual instead). The scatter of one reply is read
     off best-of-two: a Gaussian's is E max - mean = SD / sqrt(pi)."""
     found = []
     methods = [name for name in results.cfg.methods if name not in UNSEEDED]
+    if len(results.cfg.seeds) < 2 or len(methods) < 2:
+        raise UserError(f"study {results.paths.study}: error rates need two runs of two methods to take variances from")
     for metric in metrics:
         cells = results.cells(metric)
         values = {name: stats.matrix(cells, name)[2] for name in methods}
@@ -107,8 +125,7 @@ def error_rates(rows: Iterable[Setting], studies: int = 2000, seed: int = 0) -> 
 
 def _rates(setting: Setting, studies: int, rng: np.random.Generator) -> dict[str, tuple[int, int]]:
     sft, methods = draw(setting, studies, rng)
-    first = methods[:, 0]
-    rates = {}
+    first, rates, some = methods[:, 0], {}, min(studies, 400)
     if setting.seeds > 1:
         p = np.stack([_p(*stats.two_way_t(y - sft, (y, sft))) for y in np.moveaxis(methods, 1, 0)], axis=1)
         rates["method claim"] = int((p[:, 0] < ALPHA).sum()), studies
@@ -121,16 +138,15 @@ def _rates(setting: Setting, studies: int, rng: np.random.Generator) -> dict[str
         effect, error, df = stats.two_way_t(first + margin - sft, (first, sft))
         kept = (ss.t.sf((effect + margin) / error, df) < ALPHA) & (ss.t.cdf((effect - margin) / error, df) < ALPHA)
         rates["TOST at the margin"] = int(kept.sum()), studies
-        some = min(studies, 400)
         means = [y[:some].mean(axis=-1) for y in (first, sft)]
         rates["signs of runs, exact"] = sum(stats.exact_test(a - b)[0] < ALPHA for a, b in zip(*means)), some
         rates["ranks of runs, exact"] = sum(exact.mann_whitney_runs(a, b).p < ALPHA for a, b in zip(*means)), some
     by_prompt = (first - sft).mean(axis=1)
     rates["paired t over posts (these checkpoints), read as a claim about methods"] = \
         int((ss.ttest_1samp(by_prompt, 0, axis=1).pvalue < ALPHA).sum()), studies
-    rates["Mann-Whitney as asked, means of posts and runs"] = _pooled(first, sft)
+    rates["Mann-Whitney as asked, means of posts and runs"] = _pooled(first[:some], sft[:some])
     if np.isfinite(setting.within):
-        some, (n, g) = min(studies, 400), (setting.replies, setting.within)
+        n, g = setting.replies, setting.within
         # means already hold the replies' scatter: each cell's replies are drawn around theirs, centred
         replies = []
         for y in (first[:some], sft[:some]):

@@ -101,12 +101,13 @@ def picture(results: Results, columns: int = 2, replies: pd.DataFrame | None = N
             needs = f"over {MOST}" if np.isnan(row["seeds_needed"]) else f"{row['seeds_needed']:g}"
             ax.annotate(f"{needs} runs", (1.0, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
         ax.set_yticks(range(len(drawn)), [LABELS.get(name, name) for name in drawn["metric"]])
-        ax.set(xlim=(0, 1.0), ylim=(len(drawn) - 0.5, -0.5), xlabel="share of the variance of one run's value at a post")
+        ax.set(xlim=(0, 1.0), ylim=(len(drawn) - 0.5, -0.5), xlabel="share of variance")
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         ax.grid(axis="y", visible=False)
         ax.spines["right"].set_visible(False)
         merged = "" if "generation" in parts else " Runs × posts holds the scatter of replies."
-        finish(figure, f"{results.note}. Means over methods; negative estimates count as 0.{merged} Right: runs a "
-               f"method that find a difference of {TARGET:g} SD of SFT's posts at 80 % power with these posts.", columns,
+        finish(figure, f"{results.note}. Variance of one run's value at a post, means over methods; negative estimates "
+               f"count as 0.{merged} Right: runs a method that find a difference of {TARGET:g} SD of SFT's posts at "
+               "80 % power with these posts.", columns,
                extra=[Patch(color=color, label=label) for label, color in parts.values()])
     return Picture("variance", figure, data)

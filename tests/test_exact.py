@@ -1,0 +1,160 @@
+"""Exact tests, effect sizes, equivalence, variances, planning: against scipy, statsmodels, enumeration, simulation."""
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as ss
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.weightstats import ttost_paired
+
+from polylib.evaluation import equivalence, exact, stats, variance
+
+RNG = np.random.default_rng(4)
+
+
+def test_benjamini_hochberg_is_statsmodels_and_scipy():
+    assert stats.benjamini_hochberg([0.01, 0.02, 0.03, 0.04, 0.05]) == pytest.approx([0.05] * 5)
+    p = RNG.uniform(size=15) ** 2
+    assert stats.benjamini_hochberg(p) == pytest.approx(multipletests(p, method="fdr_bh")[1])
+    assert stats.benjamini_hochberg(p) == pytest.approx(ss.false_discovery_control(p))
+    assert stats.benjamini_hochberg([0.01, np.nan, 0.04]) == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
+
+
+@pytest.mark.parametrize("runs, floor", [(3, 0.1), (4, 2 / 70), (5, 2 / 252)])
+def test_ranks_of_runs_are_scipy_s_and_name_their_floor(runs, floor):
+    a, b = RNG.normal(size=(2, runs))
+    test = exact.mann_whitney_runs(a, b)
+    assert test.p == pytest.approx(ss.mannwhitneyu(a, b, method="exact").pvalue) and test.floor == pytest.approx(floor)
+    assert exact.mann_whitney_runs(np.arange(runs) + 9.0, np.arange(runs)).p == pytest.approx(floor)
+    tied = exact.mann_whitney_runs([1, 1, 2], [1, 3, 3])  # scipy's exact method knows no ties
+    pooled = [1, 1, 2, 1, 3, 3]
+    u = [ss.mannwhitneyu([pooled[i] for i in c], [pooled[i] for i in range(6) if i not in c]).statistic
+         for c in itertools.combinations(range(6), 3)]
+    assert tied.p == pytest.approx(np.mean([abs(x - 4.5) >= abs(u[0] - 4.5) for x in u]))
+    with pytest.raises(ValueError, match="splits"):
+        exact.mann_whitney_runs(np.zeros(12), np.zeros(12))
+
+
+def test_mcnemar_is_statsmodels_and_counts_discordant_posts():
+    a, b = (RNG.uniform(size=(2, 40)) < [[0.7], [0.4]]).astype(float)
+    table = [[np.sum((a == i) & (b == j)) for j in (1, 0)] for i in (1, 0)]
+    test = exact.mcnemar(a, b)
+    assert test.p == pytest.approx(mcnemar(table, exact=True).pvalue) and test.n == table[0][1] + table[1][0]
+    assert test.floor == pytest.approx(2 * 0.5**test.n)
+    assert exact.mcnemar(a, a).p == 1.0 and exact.mcnemar(a, a).n == 0
+    one_way = exact.mcnemar(np.ones((3, 5)), np.zeros((3, 5)))
+    assert one_way.p == one_way.floor == 0.0625 and one_way.n == 5
+    with pytest.raises(ValueError, match="0 and 1"):
+        exact.mcnemar(np.array([0.5]), np.array([1.0]))
+
+
+def test_cliffs_delta_has_the_published_value_and_compares_within_posts():
+    a, b = [10, 20, 20, 20, 30, 30, 30, 40, 50, 100], [10, 20, 30, 40, 40, 50]
+    assert exact.cliffs_delta(a, b) == pytest.approx(-0.0666667, abs=1e-7)  # cliffs-delta 1.0.0's example
+    x, y = RNG.integers(0, 4, (2, 3, 5)), RNG.integers(0, 4, (2, 3, 7))
+    delta = exact.delta_by_prompt(x, y)
+    assert delta == pytest.approx(np.array([[exact.cliffs_delta(x[s, p], y[s, p]) for p in range(3)]
+                                            for s in range(2)]))
+    post = np.array([0.0, 100.0])[:, None]  # posts far apart say nothing about the method
+    assert exact.delta_by_prompt(post + [[1, 1]], post + [[0, 2]]) == pytest.approx([0, 0])
+
+
+def test_d_z_is_mean_over_sd_of_posts():
+    d = RNG.normal(size=(3, 30)) + 0.5
+    assert exact.d_z(d) == pytest.approx(ss.ttest_1samp(d.mean(0), 0).statistic / np.sqrt(30))
+    assert np.isnan(exact.d_z(np.ones((3, 30))))
+
+
+def test_tost_is_statsmodels_in_the_paired_case():
+    a, b = RNG.normal(size=(2, 1, 50))
+    for margin in (0.2, 0.4, 0.8):
+        mine = equivalence.checkpoints(a + 0.1, b, margin)
+        p, worse, _ = ttost_paired(a[0] + 0.1, b[0], -margin, margin)
+        assert mine.p == pytest.approx(p) and mine.p_not_worse == pytest.approx(worse[1])
+        assert (mine.p < 0.05) == (-margin < mine.low and mine.high < margin)
+    assert equivalence.method(a, b, 0.2).reason == stats.ONE_SEED
+    assert equivalence.checkpoints(b, b, 0.1).reason == stats.SAME
+    with pytest.raises(ValueError, match="margin"):
+        equivalence.tost(0.1, 0.1, 5, 0.0)
+
+
+def test_verdicts():
+    assert equivalence.tost(0.0, 0.01, 30, 0.1).verdict() == "equivalent"
+    assert equivalence.tost(0.1, 0.01, 30, 0.1).verdict() == "not worse"  # better, and not by less than the margin
+    assert equivalence.tost(-0.1, 0.01, 30, 0.1).verdict() == "open"
+    assert equivalence.tost(0.0, 0.01, 30, 0.1).verdict(alpha=1e-20) == "open"
+
+
+def test_split_half_noise_is_the_sd_of_a_mean_of_half_differences():
+    assert equivalence.split_half_noise({"p": [0.0, 1.0]}, 4000) == pytest.approx(1.0, rel=0.01)  # +-1
+    scores = RNG.normal(size=(40, 6))
+    noise = equivalence.split_half_noise({f"p{i}": row for i, row in enumerate(scores)})
+    expected = np.sqrt((scores.var(axis=1, ddof=1) * 2 / 3).mean() / 40)  # halves of 3, without replacement
+    assert noise == pytest.approx(expected, rel=0.06)
+    with pytest.raises(ValueError, match="two human replies"):
+        equivalence.split_half_noise({"p": [1.0]})
+
+
+def test_components_are_those_of_an_analysis_of_variance():
+    y = RNG.normal(size=(4, 1, 1)) + RNG.normal(size=(1, 6, 1)) + RNG.normal(size=(4, 6, 3))
+    s, p, g = np.indices(y.shape)
+    frame = pd.DataFrame({"y": y.ravel(), "s": s.ravel(), "p": p.ravel()})
+    ms = anova_lm(ols("y ~ C(s) * C(p)", frame).fit())["mean_sq"]
+    found = variance.components(y)
+    runs, posts, both, rest = ms
+    expected = (runs - both) / 18, (posts - both) / 12, (both - rest) / 3, rest
+    assert tuple(vars(found).values()) == pytest.approx(expected)
+    means = variance.components(y.mean(axis=-1))
+    assert (means.seed, means.prompt) == pytest.approx((found.seed, found.prompt)) and np.isnan(means.generation)
+    assert sum(found.shares().values()) == pytest.approx(1) and min(found.shares().values()) >= 0
+    with pytest.raises(ValueError, match="2 or more"):
+        variance.components(y[:1])
+
+
+def test_components_find_planted_variances():
+    truth, draws = (0.5, 2.0, 0.3, 1.0), []
+    for _ in range(300):
+        y = sum(np.sqrt(v) * RNG.standard_normal(shape) for v, shape in
+                zip(truth, ((4, 1, 1), (1, 20, 1), (4, 20, 1), (4, 20, 5)), strict=True))
+        draws.append(list(vars(variance.components(y)).values()))
+    assert np.mean(draws, axis=0) == pytest.approx(truth, rel=0.12)  # unbiased: no more than noise of 300 studies
+
+
+def test_planner_has_the_published_numbers():
+    for d, published in ((0.1, 787), (0.2, 198), (0.3, 89)):  # rounded there, rounded up here
+        exact_n = TTestPower().solve_power(d, power=0.8, alpha=0.05)
+        assert variance.prompts_for(d) == np.ceil(exact_n) and round(exact_n) == published
+    assert variance.detectable(3) == pytest.approx(3.07, abs=0.005)
+    assert variance.detectable(10) < variance.detectable(5) < 3.07
+
+
+@pytest.mark.parametrize("seeds, prompts, effect", [(3, 36, 0.3), (5, 60, 0.25), (3, 100, 0.2)])
+@pytest.mark.parametrize("design", [variance.Design(0.0025, 0.09, 0.16), variance.Design(0.04, 0.1, 0.3)])
+def test_power_is_that_of_simulated_studies(design, seeds, prompts, effect):
+    rng, n = np.random.default_rng(6), 2000
+
+    def method():
+        return np.sqrt(design.seed) * rng.standard_normal((n, seeds, 1)) + \
+            np.sqrt(design.residual) * rng.standard_normal((n, seeds, prompts))
+
+    a = method() + effect + np.sqrt(design.by_prompt) * rng.standard_normal((n, 1, prompts))
+    b = method()
+    mean, error, df = stats.two_way_t(a - b, (a, b))
+    found = (2 * ss.t.sf(abs(mean / error), df) < 0.05).mean()
+    assert variance.power(design, effect, seeds, prompts) == pytest.approx(found, abs=0.035)  # 3 standard errors
+    assert mean.std() == pytest.approx(design.error(seeds, prompts), rel=0.06)
+
+
+def test_plan_lists_the_fewest_runs():
+    design = variance.Design(0.01, 0.02, 0.05)
+    plan = variance.plan(design, [0.2, 0.001], [50], most=20)
+    needed = int(plan["seeds"].iloc[0])
+    assert variance.power(design, 0.2, needed, 50) >= 0.8 > variance.power(design, 0.2, needed - 1, 50)
+    assert np.isnan(plan["seeds"].iloc[1]) and plan["power"].iloc[1] < 0.8
