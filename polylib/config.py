@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import os
 import typing
@@ -23,6 +24,7 @@ from ruamel.yaml.error import YAMLError
 from polylib.settings import (
     METHODS,
     RIVALS,
+    AblationConfig,
     Config,
     DataConfig,
     EvaluationConfig,
@@ -35,13 +37,14 @@ from polylib.settings import (
     TrainConfig,
 )
 
-__all__ = ["METHODS", "RIVALS", "Config", "DataConfig", "EvaluationConfig", "LLMJudgeConfig", "ModelConfig",
-           "PaperFiguresConfig", "RewardModelConfig", "RivalConfig", "SamplingConfig", "TrainConfig", "UserError",
-           "load", "read_yaml", "write_yaml"]
+__all__ = ["METHODS", "RIVALS", "AblationConfig", "Config", "DataConfig", "EvaluationConfig", "LLMJudgeConfig",
+           "ModelConfig", "PaperFiguresConfig", "RewardModelConfig", "RivalConfig", "SamplingConfig", "TrainConfig",
+           "UserError", "load", "read_yaml", "write_yaml"]
 
 
 PATHWISE = ("entropy", "token_gini", "embedding_rao")  # kinds of diversity_gradient that need no samples
 CHORD = {"warmup", "decay", "peak", "valley"}
+WEIGHTS = ("alpha", "beta", "lam", "kappa")  # of the loss: what an ablation may vary
 
 
 class UserError(Exception):
@@ -131,10 +134,24 @@ def _check(cfg: Config, path: Path) -> None:
     require(j.compare_posts >= 0 and bool(j.criteria) and len(set(j.criteria)) == len(j.criteria),
             f"llm_judge: compare_posts must be 0 or more and criteria names, each once; found {j.compare_posts} and "
             f"{j.criteria}")
+    _check_ablation(cfg, require)
     d = cfg.dpo
     require(d.beta > 0, f"dpo.beta must be above 0 (at 0 every pair weighs nothing), found {d.beta:g}")
     require(min(d.steps, d.prompts_per_step, d.eval_every) >= 1,
             "dpo: steps, prompts_per_step, eval_every must be at least 1")
+
+
+def _check_ablation(cfg: Config, require: Callable[[bool, str], None]) -> None:
+    """One or two weights of the hybrid loss, and every cell of their grid a run that can work."""
+    a = cfg.ablation
+    require(len(a.grid) <= 2 and set(a.grid) <= set(WEIGHTS) and all(a.grid.values()),
+            f"ablation.grid holds one or two of {', '.join(WEIGHTS)}, each with a list of values, or nothing; "
+            f"found {a.grid}")
+    require(all(len(set(values)) == len(values) for values in a.grid.values()), "ablation.grid repeats a value")
+    require(a.steps >= 1 and a.posts >= 2 and a.samples >= 2, "ablation needs steps >= 1, posts >= 2, samples >= 2")
+    for values in itertools.product(*a.grid.values()):
+        _check_training("hybrid", dataclasses.replace(cfg.hybrid, **dict(zip(a.grid, values, strict=True))),
+                        cfg.sampling.max_new_tokens, lambda ok, message: require(ok, f"ablation.grid: {message}"))
 
 
 def _check_training(name: str, t: TrainConfig, max_tokens: int, require: Callable[[bool, str], None]) -> None:

@@ -153,6 +153,14 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class AblationConfig:
+    grid: dict[str, list[float]]
+    steps: int
+    posts: int
+    samples: int
+
+
+@dataclass(frozen=True)
 class LLMJudgeConfig:
     url: str
     model: str
@@ -189,6 +197,7 @@ class Config:
     hybrid: TrainConfig
     dpo: RivalConfig
     evaluation: EvaluationConfig
+    ablation: AblationConfig
     llm_judge: LLMJudgeConfig
     paper_figures: PaperFiguresConfig
 

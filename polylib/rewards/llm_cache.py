@@ -46,6 +46,9 @@ class Cache:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path}:{number}: not an answer ({error!r}); delete that line") from error
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._answers
+
     def get(self, key: str) -> dict | None:
         """The stored {text, tokens_in, tokens_out} or None. In mode replay None is a UserError."""
         found = self._answers.get(key)

@@ -81,6 +81,16 @@ class Client:
             raise failures[0]
         return [known[key]["text"] for key in keys]
 
+    def estimate(self, questions: list[list[dict]]) -> dict[str, float]:
+        """What `ask` would cost, without asking: questions, known (stored already), calls, tokens_in, tokens_out, cost.
+        Upper guesses; retries come on top."""
+        requests = [{"model": self.cfg.model, "messages": messages, **PARAMETERS} for messages in questions]
+        todo = {key: request for request in requests if (key := key_of(request)) not in self.cache}
+        into, out = sum(map(_tokens, todo.values())), PARAMETERS["max_tokens"] * len(todo)
+        known = sum(key_of(request) in self.cache for request in requests)
+        return {"questions": len(questions), "known": known, "calls": len(todo), "tokens_in": into, "tokens_out": out,
+                "cost": self._price(into, out)}
+
     def _work(self, todo: queue.SimpleQueue, known: dict, failures: list) -> None:
         while not failures:  # the first failure stops all workers after their current question
             try:

@@ -1,0 +1,71 @@
+"""Pairs whose answer is known, asked of a judge before it is believed: below .9 on any control it is refused.
+
+    table = battery(judge, posts, replies)      # judge.compare(posts, a, b) -> Comparison: LLMReward, or any other
+    require(table, "my-model")                  # UserError that names the failed controls
+
+Four controls: `same` (a reply and itself with a space behind it must tie), `constant` (a human reply beats "Agreed!"),
+`off_topic` (it beats a human reply to another post) and `swap` (in those two, both orders name the same reply).
+Literally equal texts would be no control: equal questions get equal answers, so the two orders always cancel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from polylib.config import UserError
+
+LEAST = 0.9  # right answers a control needs
+FEWEST = 10  # pairs below which a share means nothing
+CONSTANT = "Agreed!"
+
+
+def battery(judge, posts: list[str], replies: list[str]) -> pd.DataFrame:
+    """control, n, accuracy, low, high (95 % Wilson), first, missing, verdict (passed | refused), reason: four rows.
+
+    posts: (N,), all different, N >= 2; replies: a human reply to each. An unread answer is a wrong one, and so is a tie
+    where a winner is due. first: share of verdicts for the reply shown first (.5 = no position bias); missing: share
+    of pairs without both verdicts. Pairs of equal texts are left out. UserError with fewer than 2 posts or equal
+    ones."""
+    if len(posts) < 2 or len(set(posts)) < len(posts) or len(posts) != len(replies):
+        raise UserError("controls of a judge need a human reply each to two or more different posts; raise data.test")
+    pairs = {
+        "same": [(p, r, f"{r} ") for p, r in zip(posts, replies)],
+        "constant": [(p, r, CONSTANT) for p, r in zip(posts, replies) if not _says(r, CONSTANT)],
+        "off_topic": [(p, r, o) for p, r, o in zip(posts, replies, [*replies[1:], replies[0]]) if not _says(r, o)],
+    }
+    rows, agreed, asked = [], 0, 0
+    for control, due in (("same", 0.5), ("constant", 1.0), ("off_topic", 1.0)):
+        found = judge.compare(*map(list, zip(*pairs[control]))) if pairs[control] else None
+        n = len(pairs[control])
+        rows.append(_row(control, int((found.wins == due).sum()) if n else 0, n, found))
+        if due == 1.0 and n:
+            asked += n
+            agreed += round(n * (1 - found.missing) * np.nan_to_num(found.consistent))
+    return pd.DataFrame([*rows, _row("swap", agreed, asked)])
+
+
+def refusal(table: pd.DataFrame) -> str:
+    """Why the judge is refused, in one line; empty if it passed every control."""
+    return "; ".join(f"{row.control}: {row.reason}" for row in table.itertuples() if row.verdict != "passed")
+
+
+def require(table: pd.DataFrame, name: str) -> None:
+    """UserError if the judge failed a control."""
+    if refusal(table):
+        raise UserError(f"judge {name} is refused ({refusal(table)}); use another llm_judge.model")
+
+
+def _row(control: str, right: int, n: int, found=None) -> dict:
+    accuracy = right / n if n else np.nan
+    ends = binomtest(right, n).proportion_ci(method="wilson") if n else (np.nan, np.nan)
+    reason = f"only {n} pairs, {FEWEST} are needed" if n < FEWEST else \
+        f"right on {right} of {n}, {LEAST:.0%} are needed" if accuracy < LEAST else ""
+    return {"control": control, "n": n, "accuracy": accuracy, "low": float(ends[0]), "high": float(ends[1]),
+            "first": found.first if found else np.nan, "missing": found.missing if found else np.nan,
+            "verdict": "refused" if reason else "passed", "reason": reason}
+
+
+def _says(reply: str, other: str) -> bool:
+    return reply.strip(" .!").lower() == other.strip(" .!").lower()
