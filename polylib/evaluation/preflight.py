@@ -173,7 +173,7 @@ def figure(results, columns: int = 2) -> Picture:
             mean = table.groupby("n")[name].mean()
             ax.plot(mean.index, mean, color=color, linestyle=dash, marker=marker, ms=4, lw=2)
             _n_axis(ax, mean.index, ticks)
-            ax.set(xlabel="samples the reward picks from, n (below: √KL bound, √nats)", ylabel=SCALES[name])
+            ax.set(xlabel="samples the reward picks from, n\nand √KL bound, √nats", ylabel=SCALES[name])
         handles = [Line2D([], [], color=c, linestyle=dash, marker=m, ms=4, lw=2, label=label)
                    for c, dash, m, label in LOOKS.values()]
         handles.append(Line2D([], [], color="#555555", lw=0.8, alpha=0.6, label="one run"))
