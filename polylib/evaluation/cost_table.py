@@ -17,7 +17,7 @@ from polylib.evaluation.style import METHOD_STYLE
 
 SECTIONS = {"lambda0": "polychromic"}  # trained with another section's settings
 NO_PRICE = "paper_figures.price_per_hour is 0: no price given"
-HEADINGS = {"label": "", "runs": "runs", "minutes": "minutes", "sampled_tokens": "tokens sampled",
+HEADINGS = {"label": "method", "runs": "runs", "minutes": "minutes", "sampled_tokens": "tokens sampled",
             "trained_tokens": "tokens trained on", "tokens_per_s": "tokens/s", "gpu_hours": "GPU-hours",
             "core_hours": "core-hours", "hours_with_start": "hours with start", "evaluation_minutes": "evaluation, min",
             "memory_gb": "peak GiB", "price": "price"}
@@ -52,11 +52,12 @@ def _run(results: Results, method: str, seed: int, price: float) -> dict:
     section = vars(results.cfg)[SECTIONS.get(method, method)]
     draws = getattr(section, "samples_per_prompt", 0) * section.prompts_per_step
     fresh = draws / getattr(section, "updates_per_rollout", 1)  # several steps may share their rollouts
+    silent = not draws or "length" in history and history["length"].isna().all()  # a term that samples had no weight
     steps = history.dropna(subset="tokens") if "tokens" in history else history.iloc[:0]
     evaluation = results.costs[results.costs["stage"].eq(f"evaluation/{method}") & results.costs["seed"].eq(seed)]
     on_cpu = str(own["device"]).startswith("cpu")
     return {"minutes": own["seconds"] / 60,
-            "sampled_tokens": 0.0 if not draws else _sum(history, "length") * fresh,
+            "sampled_tokens": 0.0 if silent else _sum(history, "length") * fresh,
             "trained_tokens": _sum(history, "tokens"),
             "tokens_per_s": steps["tokens"].sum() / steps["seconds"].sum()
             if len(steps) and "seconds" in steps else np.nan,

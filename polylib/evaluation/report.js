@@ -96,9 +96,11 @@ function card([text, judge, reward, relevance, tokens, flags]) {
   const words = marked(make("p", text.trim() ? "" : "none"), text.trim() ? text : "(empty)");
   words.dir = "auto";
   const number = (name, value) => value === null ? "" : `${name} ${value.toFixed(2).replace("-", "−")}`;
-  const line = [number("judge", judge), number("reward", reward), number("relevance", relevance),
+  const facts = [number("judge", judge), number("reward", reward), number("relevance", relevance),
     tokens === null ? "" : `${tokens} tokens`];
-  box.append(words, make("small", "", line.filter(Boolean).join(" · ")));
+  const line = make("small");
+  for (const fact of facts.filter(Boolean)) line.append(make("span", "", fact));
+  box.append(words, line);
   for (const flag of flags) {
     const label = make("span", "flag", data.flags[flag][0]);
     label.title = data.flags[flag][1];
@@ -133,6 +135,8 @@ at("flag").addEventListener("change", (event) => { state.flag = event.target.val
 at("search").addEventListener("input", (event) => { state.text = event.target.value.trim().toLowerCase(); refresh(); });
 at("previous").addEventListener("click", () => step(-1));
 at("next").addEventListener("click", () => step(1));
+const bar = document.querySelector(".controls");
+new ResizeObserver(() => bar.parentElement.style.setProperty("--bar", `${bar.offsetHeight}px`)).observe(bar);
 document.addEventListener("keydown", (event) => {
   const busy = event.target.closest("input, select, .scroll") || event.altKey || event.ctrlKey || event.metaKey;
   if (!busy && event.key === "ArrowLeft") step(-1);

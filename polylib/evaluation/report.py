@@ -30,6 +30,9 @@ from polylib.run import atomic_write
 HERE = Path(__file__).parent
 LIMIT = 8 * 2**20  # bytes of embedded replies; posts beyond are left out, and the page says so
 FIRST = ("quality_diversity", "pass_at_k", "best_of_k", "forest")  # figures in this order, the others by name
+TITLES = {"quality_diversity": "Judge score against diversity", "pass_at_k": "At least one good reply among k",
+          "best_of_k": "The best of k, and the reward's pick", "forest": "Differences to SFT", "cost": "Minutes a run"}
+KNOWN = {style["label"]: name for name, style in METHOD_STYLE.items()} | {name: name for name in METHOD_STYLE}
 LONG = 24  # characters from which on a column of words is set as text that may wrap
 NUMBER = re.compile(r"^[-+−]?[\d,]*\.?\d+(?:e[-+]?\d+)?(?=$|\s|%|\[|±|\()")
 
@@ -50,7 +53,7 @@ class Part:
 
     id: str
     name: str
-    heads: list[tuple[str, bool]]
+    heads: list[tuple[str, bool, str | None]]  # text, is it a column of numbers, method
     rows: list[list[Cell]]
     caption: str
     collapsed: bool
@@ -127,7 +130,7 @@ def _short(value: float) -> float | None:
 def _part(name: str, table: pd.DataFrame | Table) -> Part:
     frame = _printed(table) if isinstance(table, Table) else table
     columns = [_column(frame.iloc[:, i]) for i in range(frame.shape[1])]
-    heads = [(_plain(str(head)), any(cell.kind == "number" for cell in column))
+    heads = [(_plain(str(head)), any(cell.kind == "number" for cell in column), KNOWN.get(str(head)))
              for head, column in zip(frame.columns, columns, strict=True)]
     caption = frame.attrs.get("caption", "")
     return Part("table-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"), name, heads,
@@ -147,11 +150,10 @@ def _printed(table: Table) -> pd.DataFrame:
 def _column(values: pd.Series) -> list[Cell]:
     texts = [_shown(value) for value in values]
     numbers = [_number(value) for value in values]
-    known = {style["label"]: name for name, style in METHOD_STYLE.items()} | {name: name for name in METHOD_STYLE}
     numeric = sum(n is not None for n in numbers) * 2 > sum(text not in ("–", "") for text in texts)
     kind = "number" if numeric else "text" if max(map(len, texts), default=0) > LONG else "word"
     return [Cell(METHOD_STYLE[text]["label"] if text in METHOD_STYLE else text, number if numeric else None,
-                 known.get(text) or known.get(text.split(", T=")[0]), kind)
+                 KNOWN.get(text.split(", T=")[0]), kind)
             for text, number in zip(texts, numbers, strict=True)]
 
 
@@ -186,8 +188,8 @@ def _figures(folder: Path, page: Path) -> list[dict]:
         content = files[name].read_bytes()
         links = [(Path(os.path.relpath(file, page)).as_posix(), file.suffix[1:]) for file in
                  (folder / f"{name}.pdf", folder / f"{name}.csv") if file.is_file()]
-        label = name.replace("_", " ")
-        found.append({"name": name, "label": label[:1].upper() + label[1:], "links": links,
+        label = TITLES.get(name) or name.replace("_", " ").capitalize()
+        found.append({"name": name, "label": label, "links": links,
                       "width": int.from_bytes(content[16:20], "big"), "height": int.from_bytes(content[20:24], "big"),
                       "data": base64.b64encode(content).decode("ascii")})
     return found
