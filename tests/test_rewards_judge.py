@@ -50,7 +50,7 @@ def test_preference_is_antisymmetric_and_its_scale_the_likelihood_maximum(fitted
     rng = np.random.default_rng(0)
     margin = rng.normal(0, 3, 20_000)
     won = rng.random(len(margin)) < expit(margin / 2)
-    assert calibration.temperature(np.where(won, margin, -margin)) == pytest.approx(2, rel=0.06)
+    assert calibration.temperature(np.where(won, margin, -margin), np.ones(len(margin))) == pytest.approx(2, rel=0.06)
 
 
 def test_a_reply_about_another_thing_loses(fitted, rows):

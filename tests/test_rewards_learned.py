@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from reward_rows import FAST, THINGS, BagOfWords, threads
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from polylib.config import UserError
 from polylib.rewards import conditional, contrast, inputs, learned, objectives
@@ -141,6 +142,47 @@ def test_bradley_terry_by_enumeration():
     assert float(objectives.bradley_terry(score, offset, likes, group)) == pytest.approx(expected, abs=1e-6)
 
 
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor made inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for part in out if isinstance(out, tuple | list) else (out,):
+            self.size = max(self.size, part.numel() if isinstance(part, torch.Tensor) else 0)
+        return out
+
+
+def test_bradley_terry_holds_no_table_of_all_replies_against_all():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 9, size=200)
+    group = torch.from_numpy(rng.permutation(np.repeat(np.arange(200), sizes)))
+    n = len(group)
+    score, offset = (torch.from_numpy(rng.normal(size=n)) for _ in range(2))
+    likes = torch.from_numpy(rng.poisson(3.0, size=n)).double()
+    with Largest() as largest:
+        value = float(objectives.bradley_terry(score, offset, likes, group))
+    gap = torch.log1p(likes)[:, None] - torch.log1p(likes)[None, :]
+    won = (group[:, None] == group[None, :]) & (gap >= np.log(1.5))
+    z = (score + offset)[:, None] - (score + offset)[None, :] - (0.25 * gap).clamp(max=1.0)
+    each = torch.nn.functional.softplus(-z) + 1e-2 * (score[:, None] + score[None, :]).square()
+    pairs = torch.zeros(200).double().index_add(0, group, won.sum(1).double())
+    assert value == pytest.approx(float((each * won / pairs[group][:, None].clamp(min=1)).sum() / 200), abs=1e-6)
+    assert largest.size <= max(n, int(won.sum())) < n * n / 100
+
+
+def test_nmse_counts_a_post_of_many_replies_once():
+    rows = threads(3).assign(tweet_likes=50.0)
+    rows.loc[5:9, "tweet_id"] = "p0"  # one post of ten, one of five
+    data = conditional.Threads(rows, np.zeros(len(rows)))
+    at, group = data.batch(np.arange(2))
+    wanted = [np.minimum(part["reply_likes"] / 50, 1).pow(2).mean() for _, part in rows.groupby("tweet_id")]
+    assert float(objectives.loss("nmse", torch.zeros(len(at)), data, at, group)) == pytest.approx(np.mean(wanted))
+
+
 def test_nmse_is_the_squared_error_of_likes_over_the_posts_own():
     rows = threads(4).assign(tweet_likes=50.0)
     data = conditional.Threads(rows, np.zeros(len(rows)))
@@ -207,11 +249,13 @@ def test_preference_is_calibrated_on_validation_pairs():
     p = reward.prefer(["my kettle fell"] * 2, ["it is near the door why?"] * 2, ["it is near the door.", "no."])
     q = reward.prefer(["my kettle fell"] * 2, ["it is near the door.", "no."], ["it is near the door why?"] * 2)
     np.testing.assert_allclose(p + q, 1)
-    margin = []
+    likelihoods = []
     for _, post in held.groupby("tweet_id"):
         values = dict(zip(post["reply_id"], score(reward, post)))
         known = list(zip(post["reply_id"], post["engagement"], post["reply_likes"]))
-        margin += [values[a] - values[b] for a, e, y in known for b, f, z in known if e > f and y != z]
-    margin, t = np.array(margin), reward.card["temperature"]
-    likelihood = [np.logaddexp(0, -margin / (t * k)).mean() for k in (0.98, 1.0, 1.02)]
+        margin = np.array([values[a] - values[b] for a, e, y in known for b, f, z in known if e > f and y != z])
+        t = reward.card["temperature"]
+        if len(margin):
+            likelihoods.append([np.logaddexp(0, -margin / (t * k)).mean() for k in (0.98, 1.0, 1.02)])
+    likelihood = list(np.mean(likelihoods, axis=0))  # every post counts the same
     assert likelihood[1] == min(likelihood)

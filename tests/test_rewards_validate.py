@@ -65,34 +65,37 @@ def test_known_rewards_get_known_accuracies(table):
 
 
 def test_pair_accuracy_equals_enumeration(table, rows):
-    held, right, pairs = rows[rows["split"] == "test"], 0.0, 0
+    held, of_post, pooled = rows[rows["split"] == "test"], [], []
     for _, post in held.groupby("tweet_id"):
+        right = []
         replies = list(zip(post["reply"].str.len() % 7, post["engagement"], post["reply_likes"]))
         for a in range(len(replies)):
             for b in range(a):
                 (s, e, k), (t, f, m) = replies[a], replies[b]
                 if k != m and e != f:
-                    pairs += 1
-                    right += 0.5 if s == t else float((s > t) == (e > f))
-    assert value(table, "nouns", "pair_accuracy_engagement") == pytest.approx(right / pairs, abs=1e-12)
-    assert value(table, "nouns", "pair_accuracy_engagement", "n") == pairs
+                    right.append(0.5 if s == t else float((s > t) == (e > f)))
+        of_post, pooled = of_post + ([np.mean(right)] if right else []), pooled + right
+    assert value(table, "nouns", "pair_accuracy_engagement") == pytest.approx(np.mean(of_post), abs=1e-12)
+    assert value(table, "nouns", "pair_accuracy_pooled_engagement") == pytest.approx(np.mean(pooled), abs=1e-12)
+    assert value(table, "nouns", "pair_accuracy_engagement", "n") == len(pooled)
 
 
 def test_bins_split_the_pairs_and_one_of_them_equals_enumeration(table, rows):
     for kind in ("ratio", "length"):
         part = table[(table["model"] == "nouns") & table["metric"].str.startswith(f"pair_accuracy_{kind}_")]
         assert part["n"].sum() == value(table, "nouns", "pair_accuracy_engagement", "n") and len(part) == 4
-    right = []
+    of_post, n = [], 0
     for _, post in rows[rows["split"] == "test"].groupby("tweet_id"):
-        replies = list(zip(post["reply"], post["engagement"], post["reply_likes"]))
+        replies, right = list(zip(post["reply"], post["engagement"], post["reply_likes"])), []
         for a in range(len(replies)):
             for b in range(a):
                 (r, e, k), (s, f, m) = replies[a], replies[b]
                 clear = 2 <= max((k + 1) / (m + 1), (m + 1) / (k + 1)) < 4
                 if clear:
                     right.append(0.5 if len(r) % 7 == len(s) % 7 else float((len(r) % 7 > len(s) % 7) == (e > f)))
-    assert value(table, "nouns", "pair_accuracy_ratio_2_4") == pytest.approx(np.mean(right), abs=1e-12)
-    assert value(table, "nouns", "pair_accuracy_ratio_2_4", "n") == len(right)
+        of_post, n = of_post + ([np.mean(right)] if right else []), n + len(right)
+    assert value(table, "nouns", "pair_accuracy_ratio_2_4") == pytest.approx(np.mean(of_post), abs=1e-12)
+    assert value(table, "nouns", "pair_accuracy_ratio_2_4", "n") == n
 
 
 def test_top_decile_equals_sklearn(table, rows):
@@ -100,7 +103,8 @@ def test_top_decile_equals_sklearn(table, rows):
 
     held = rows[rows["split"] == "test"]
     held = held[held.groupby("tweet_id")["reply_likes"].transform("nunique") > 1]
-    top = held["engagement"] > held["engagement"].quantile(0.9)
+    level = held.groupby(["tweet_id", "reply_likes"])["engagement"].transform("mean")
+    top = level > level.quantile(0.9)
     assert value(table, "nouns", "auc_top_decile") == pytest.approx(roc_auc_score(top, held["reply"].str.len() % 7))
     assert value(table, "flat", "auc_top_decile") == 0.5 and value(table, "right", "auc_top_decile") > 0.6
 
@@ -121,15 +125,31 @@ def test_calibration_error_by_hand_and_after_scaling():
     # ten pairs, one a bin: confidence sigmoid(1) everywhere, eight right: |.731 - 1| x .8 + .731 x .2
     margin = np.where(np.arange(10) < 8, 1.0, -1.0)
     p = 1 / (1 + np.exp(-1))
-    assert calibration.expected_error(margin) == pytest.approx(0.8 * (1 - p) + 0.2 * p)
-    assert np.isnan(calibration.expected_error(margin[:9]))
+    assert calibration.expected_error(margin, np.ones(10)) == pytest.approx(0.8 * (1 - p) + 0.2 * p)
+    assert np.isnan(calibration.expected_error(margin[:9], np.ones(9)))
     rng = np.random.default_rng(0)
     size = rng.normal(0, 1.5, 40_000)
     margin = np.where(rng.random(len(size)) < 1 / (1 + np.exp(-size)), size, -size)
-    assert calibration.expected_error(margin) < 0.01 < 0.08 < calibration.expected_error(4 * margin)
-    assert calibration.expected_error(4 * margin / calibration.temperature(4 * margin)) < 0.01
+    one = np.ones(len(margin))
+    assert calibration.expected_error(margin, one) < 0.01 < 0.08 < calibration.expected_error(4 * margin, one)
+    assert calibration.expected_error(4 * margin / calibration.temperature(4 * margin, one), one) < 0.01
     with pytest.raises(ValueError, match="no pair"):
-        calibration.temperature(np.zeros(0))
+        calibration.temperature(np.zeros(0), np.zeros(0))
+
+
+def test_a_post_written_out_many_times_calibrates_like_once():
+    """Each pair five times at a fifth of the weight: the same accuracy, temperature, error and curve."""
+    rng = np.random.default_rng(0)
+    margin = rng.normal(0.3, 1, 200)
+    once, five = (margin, np.ones(200)), (np.repeat(margin, 5), np.full(1000, 0.2))
+    for function in (calibration.accuracy, calibration.temperature, calibration.expected_error, calibration.curve):
+        np.testing.assert_allclose(function(*five), function(*once), rtol=1e-6)
+    # a post of 190 pairs against ten of one: unweighted its temperature would be the answer
+    size = np.concatenate([np.full(190, 1.0), np.full(10, 3.0)])
+    side = np.concatenate([np.where(np.arange(190) < 100, 1.0, -1.0), np.ones(10)])
+    weight = np.concatenate([np.full(190, 1 / 190), np.ones(10)])
+    assert calibration.accuracy(side * size, weight) == pytest.approx((100 / 190 + 10) / 11)
+    assert calibration.temperature(side * size, weight) < 1 < 3 < calibration.temperature(side * size, np.ones(200))
 
 
 def test_an_event_left_out_is_ranked_by_what_holds_elsewhere():

@@ -18,7 +18,7 @@ import pandas as pd
 
 from polylib import run
 from polylib.config import UserError
-from polylib.rewards import features
+from polylib.rewards import calibration, features
 
 COMPONENTS = (
     "relevance",
@@ -79,10 +79,11 @@ class HeuristicReward:
 
     def fit(self, rows: pd.DataFrame) -> HeuristicReward:
         """Take the components' scales, and the mean and sd of the whole, from human replies (tweet, reply[,
-        engagement]).
+        engagement, reply_likes]).
 
-        Length is fitted to replies at or above the median engagement of their post where that is known: the
-        commonest short replies are not the ones to aim at."""
+        Length is fitted to replies in the upper half of their post by engagement where that is known: the commonest
+        short replies are not the ones to aim at. Equally liked replies share their average rank: by the median's
+        value, all replies of a post whose larger half nobody liked would be in its upper half."""
         posts, replies = list(rows["tweet"]), list(rows["reply"])
         cosine, shuffled = (
             self.cosine(posts, replies),
@@ -90,7 +91,7 @@ class HeuristicReward:
         )
         good = np.ones(len(rows), dtype=bool)
         if "engagement" in rows:
-            good = (rows["engagement"] >= rows.groupby("tweet_id")["engagement"].transform("median")).to_numpy()
+            good = _upper_half(rows)
         log_chars = np.log1p([len(reply) for reply in replies])[good]
         mood, marks = _moods(posts, replies), _marks(replies)
         low, high = float(np.median(shuffled)), float(np.quantile(cosine, 0.75))
@@ -176,6 +177,14 @@ def load(folder: Path, encoder, toxicity_model: ToxicityModel | None = None) -> 
     reward = HeuristicReward(encoder, stored["weights"], toxicity_model)
     reward.scales = stored["scales"]
     return reward
+
+
+def _upper_half(rows: pd.DataFrame) -> np.ndarray:
+    """Whether (N,) a reply's rank in its post by engagement, equal likes tied, is the middle one or above."""
+    likes = rows["reply_likes"] if "reply_likes" in rows else rows["engagement"]
+    value = pd.Series(calibration.tied(rows["engagement"].to_numpy(float), likes.to_numpy(float), rows["tweet_id"]))
+    own = value.groupby(rows["tweet_id"].to_numpy())
+    return (own.rank() >= (own.transform("size") + 1) / 2).to_numpy()
 
 
 def _moods(posts: list[str], replies: list[str]) -> np.ndarray:

@@ -44,8 +44,8 @@ NEGATIVE_TARGET = -1.0  # what such a reply is worth, in sds of controlled engag
 class Judge:
     """judge(posts, replies) -> (N,) float64, mean 0 over the judge split's replies, in log-odds units.
 
-    `pair_accuracy` is its out-of-fold accuracy within posts of the judge split, `pairs` how many it rests
-    on."""
+    `pair_accuracy` is its out-of-fold accuracy within posts of the judge split, averaged over posts, `pairs` how
+    many pairs it rests on."""
 
     name = "judge"
 
@@ -114,12 +114,14 @@ def fit(rows: pd.DataFrame, seed: int) -> Judge:
         out = fold == k
         part = _fit_regression(rows[~out], target[~out], seed)
         held[out] = part._regress(_inputs(part.vectorizers, part.arrays, rows["tweet"][out], rows["reply"][out]))
-    margin = calibration.margins(held, target, rows["reply_likes"].to_numpy(), rows["tweet_id"])
+    margin, weight = calibration.margins(
+        held, rows["engagement"].to_numpy(float), rows["reply_likes"].to_numpy(), rows["tweet_id"]
+    )
     judge = _fit_regression(rows, target, seed)
     judge.card |= {
         "mean": float(judge._regress(_inputs(judge.vectorizers, judge.arrays, posts, replies)).mean()),
-        "scale": calibration.temperature(margin),
-        "pair_accuracy": calibration.accuracy(margin),
+        "scale": calibration.temperature(margin, weight),
+        "pair_accuracy": calibration.accuracy(margin, weight),
         "pairs": len(margin),
     }
     return Judge(judge.vectorizers, judge.arrays, judge.card)
@@ -201,10 +203,12 @@ def _counts(vectorizers: dict, posts: list[str], replies: list[str]) -> np.ndarr
 
 
 def _target(rows: pd.DataFrame) -> np.ndarray:
-    """Controlled engagement, centred within the post, over its sd and clipped: one viral reply is not ten
-    good ones."""
+    """Controlled engagement, the same for a post's equally liked replies (see calibration.tied; a regression needs
+    values, so their mean and no ranks), centred within the post, over its sd and clipped: one viral reply is not
+    ten good ones."""
     values = rows["engagement"] - rows.groupby("tweet_id")["engagement"].transform("mean")
-    return np.clip(values.to_numpy(dtype=float) / max(float(values.std()), 1e-9), -3, 3)
+    values = calibration.tied(values.to_numpy(dtype=float), rows["reply_likes"].to_numpy(), rows["tweet_id"])
+    return np.clip(values / max(float(values.std(ddof=1)), 1e-9), -3, 3)
 
 
 def _sample(rows: pd.DataFrame, seed: int) -> pd.DataFrame:

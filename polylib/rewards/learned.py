@@ -148,13 +148,13 @@ def fit(train: pd.DataFrame, validation: pd.DataFrame, encoder, cfg: RewardModel
     penalised = reward._penalised((own - card["mean"]) / card["sd"])
     card["centre"], card["spread"] = float(penalised.mean()), float(penalised.std()) or 1.0
     held_scores = reward._penalised((_raw(members, x_held[: len(validation)]) - card["mean"]) / card["sd"])
-    margin = calibration.margins(
+    margin, weight = calibration.margins(
         held_scores,
         validation["engagement"].to_numpy(float),
         validation["reply_likes"].to_numpy(float),
         validation["tweet_id"],
     )
-    card["temperature"] = calibration.temperature(margin)
+    card["temperature"] = calibration.temperature(margin, weight)
     return reward
 
 

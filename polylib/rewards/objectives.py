@@ -4,7 +4,9 @@ conditional  likes are shared out within a post: softmax over its replies (McFad
 pairs        Bradley-Terry on preference pairs within a post, with margins by how clearly the winner won
              (Llama 2, Touvron et al. 2023) and scores of a pair pulled towards opposite signs.
 nmse         squared error of likes over the post's own likes. A baseline: the post's audience, the author's
-             followers and the delay all stay in the target."""
+             followers and the delay all stay in the target.
+
+Each is a mean over posts of something within a post, so that a thread of a thousand replies counts once."""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ MARGIN, MARGIN_CAP = 0.25, 1.0  # margin of a pair = MARGIN x log of that ratio,
 def loss(objective: str, score: torch.Tensor, data: Threads, rows: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     """Scalar loss of the scores (n,) of replies `rows` (n,) of `data`, `group` (n,) numbering their posts."""
     if objective == "nmse":
-        return (score - data.target[rows]).square().mean()
+        each = (score - data.target[rows]).square() / torch.bincount(group)[group]
+        return each.sum() / (int(group.max()) + 1)
     if objective == "pairs":
         return bradley_terry(score, data.offset[rows], data.likes[rows], group)
     mean = torch.zeros(int(group.max()) + 1).index_add(0, group, score) / torch.bincount(group)
@@ -40,17 +43,26 @@ def bradley_terry(score: torch.Tensor, offset: torch.Tensor, likes: torch.Tensor
         -log sigmoid(r_w + o_w - r_l - o_l - m) + CENTRE (r_w + r_l)^2,  m = min(MARGIN log ((y_w+1)/(y_l+1)), CAP)
 
     All (n,). A post without a pair adds 0."""
-    gap = torch.log1p(likes)
-    gap = gap[:, None] - gap[None, :]
-    won = (group[:, None] == group[None, :]) & (gap >= np.log(PAIR_RATIO))
-    w, lost = torch.nonzero(won, as_tuple=True)
-    margin = (MARGIN * gap[w, lost]).clamp(max=MARGIN_CAP)
+    w, lost = _won(likes, group)
+    margin = (MARGIN * (torch.log1p(likes[w]) - torch.log1p(likes[lost]))).clamp(max=MARGIN_CAP)
     total = score + offset
     each = torch.nn.functional.softplus(-(total[w] - total[lost] - margin))
     each = each + CENTRE * (score[w] + score[lost]).square()
     groups = int(group.max()) + 1
     pairs = torch.bincount(group[w], minlength=groups)
     return (each / pairs[group[w]]).sum() / groups
+
+
+def _won(likes: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Winner and loser of every pair (both (pairs,)), post by post: one table of all replies against all others would
+    take memory and time by the square of the split, nearly all of it for pairs across posts."""
+    winners, losers = [], []
+    for rows in torch.split(torch.argsort(group, stable=True), torch.bincount(group).tolist()):
+        level = torch.log1p(likes[rows])
+        w, lost = torch.nonzero(level[:, None] - level[None, :] >= np.log(PAIR_RATIO), as_tuple=True)
+        winners.append(rows[w])
+        losers.append(rows[lost])
+    return torch.cat(winners), torch.cat(losers)
 
 
 def fit_member(

@@ -1,7 +1,9 @@
 """How well scores order people's replies within posts, with intervals over threads.
 
 Every line is {metric, value, lo, hi, n}: lo and hi are a 95 % percentile bootstrap that draws whole threads with
-all they hold, since replies of one thread are not independent; n counts pairs, posts or replies."""
+all they hold, since replies of one thread are not independent; n counts pairs, posts or replies. A pair accuracy is
+the mean over posts of the accuracy within a post: pairs grow with the square of a post's replies, and one long thread
+would decide a pooled share (`pair_accuracy_pooled_*` is that, for comparison)."""
 
 from __future__ import annotations
 
@@ -30,6 +32,7 @@ class Ranking:
         self.likes = held["reply_likes"].to_numpy(float)
         self.length = held["reply"].str.len().clip(lower=1).to_numpy(float)
         self.parent = held["tweet_id"]
+        self.post = pd.factorize(held["tweet_id"])[0]
         self.reach, self.curve = np.zeros(len(held)) if reach is None else reach, curve
         self._drawn: dict[int, np.ndarray] = {}
         self.members = [rows for rows in held.groupby("tweet_id").indices.values() if len(rows) > 1]
@@ -37,7 +40,10 @@ class Ranking:
         self.i, self.j = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), dtype=int)
 
     def compare(self, score: np.ndarray, target: np.ndarray, name: str, seed: int) -> list[dict]:
-        """pair_accuracy_<name>, pair_accuracy_clear_<name> (targets at least one sd apart), spearman_<name>."""
+        """pair_accuracy_<name>, pair_accuracy_clear_<name> (targets at least one sd apart), spearman_<name>,
+        pair_accuracy_pooled_<name> (every pair counts the same, so that a post of 100 replies counts as 500 of 5).
+
+        A pair of different likes keeps its own controlled values: they take out what reach did to it."""
         gap = target[self.i] - target[self.j]
         right, known = self._right(score, target), np.abs(gap) > 0
         if name != "latent":  # two unliked replies differ in controlled engagement by followers and delay alone
@@ -48,11 +54,13 @@ class Ranking:
             self._pairs(f"pair_accuracy_{name}", right, known, seed),
             self._pairs(f"pair_accuracy_clear_{name}", right, clear, seed),
             {"metric": f"spearman_{name}"} | self._boot(rho, self.thread[first], seed),
+            {"metric": f"pair_accuracy_pooled_{name}"} | self._boot(right[known], self.thread[self.i[known]], seed),
         ]
 
     def balanced(self, score: np.ndarray, seed: int) -> list[dict]:
         """pair_accuracy_balanced: pairs by likes, each weighted by 1 / P(its winner wins | followers, delay), as if
-        reach had been handed out at random (inverse probability weights, Horvitz & Thompson 1952).
+        reach had been handed out at random (inverse probability weights, Horvitz & Thompson 1952). Divided by the sum
+        of weights over all posts, not within each: in a post with one pair its weight would cancel.
 
         A residual of log likes cannot do this where most replies have none: 1 against 0 stays the larger."""
         winner = np.sign(self.likes[self.i] - self.likes[self.j])
@@ -79,7 +87,9 @@ class Ranking:
 
     def top_decile(self, score: np.ndarray, target: np.ndarray, seed: int) -> dict:
         """auc_top_decile: chance that a reply of the top decile by `target` scores above one that is not, among
-        replies of posts where likes differ. Unlike pairs it compares scores across posts."""
+        replies of posts where likes differ. Unlike pairs it compares scores across posts. Equally liked replies of one
+        post are in that decile together or not at all (calibration.tied)."""
+        target = calibration.tied(target, self.likes, self.parent)
         some = [rows for rows in self.members if np.ptp(self.likes[rows]) > 0]
         rows = np.concatenate(some) if some else np.zeros(0, dtype=int)
         top = target[rows] > np.quantile(target[rows], TOP) if len(rows) else np.zeros(0, dtype=bool)
@@ -101,11 +111,11 @@ class Ranking:
         """ece_calibrated (differences over `temperature` read as log-odds), ece_raw (as they are), temperature.
 
         Without intervals: resampling adds noise to every bin, and an error of bins only grows with noise."""
-        margin = calibration.margins(score, target, self.likes, self.parent)
+        margin, weight = calibration.margins(score, target, self.likes, self.parent)
         none = {"lo": np.nan, "hi": np.nan, "n": len(margin)}
         return [
-            {"metric": "ece_calibrated", "value": calibration.expected_error(margin / temperature)} | none,
-            {"metric": "ece_raw", "value": calibration.expected_error(margin)} | none,
+            {"metric": "ece_calibrated", "value": calibration.expected_error(margin / temperature, weight)} | none,
+            {"metric": "ece_raw", "value": calibration.expected_error(margin, weight)} | none,
             {"metric": "temperature", "value": temperature} | none,
         ]
 
@@ -117,11 +127,18 @@ class Ranking:
         return 0.5 + 0.5 * np.sign(gap) * np.sign(score[self.i] - score[self.j])
 
     def _pairs(self, metric: str, right: np.ndarray, known: np.ndarray, seed: int, weight=None) -> dict:
-        weight = None if weight is None else weight[known]
-        return {"metric": metric} | self._boot(right[known], self.thread[self.i[known]], seed, weight)
+        """Mean over the posts that have such pairs: a pair's weight is `weight` (1) over its post's number of them."""
+        post = self.post[self.i[known]]
+        each = (1.0 if weight is None else weight[known]) / np.bincount(post)[post]
+        return {"metric": metric} | self._boot(right[known], self.thread[self.i[known]], seed, each)
 
     def _spearman(self, score: np.ndarray, target: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rank correlation of every post with at least three replies where neither side is constant."""
+        """Rank correlation of every post with at least three replies where neither side is constant.
+
+        Equally liked replies share their average rank, unless the target is the latent quality itself: the control
+        would rank them by followers and delay alone."""
+        if name != "latent":
+            target = calibration.tied(target, self.likes, self.parent)
         rho, first = [], []
         for rows in self.members:
             if len(rows) < 3 or np.ptp(score[rows]) == 0 or not np.ptp(target[rows]) > 0:

@@ -1,8 +1,8 @@
 """Do the rewards rank people's replies as people did? One tidy table, before any policy trains on them.
 
-Columns: dataset, model, metric, value, lo, hi, n. Pairs and rank correlations stay within one post; intervals
-are 95 % bootstraps over whole threads (`ranking`). `engagement` is likes controlled for post, followers and
-delay; `latent` is the simulator's secret quality, known only for simulated data."""
+Columns: dataset, model, metric, value, lo, hi, n. Pairs and rank correlations stay within one post, and every post
+counts the same; intervals are 95 % bootstraps over whole threads (`ranking`). `engagement` is likes controlled for
+post, followers and delay; `latent` is the simulator's secret quality, known only for simulated data."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def table(
             found += ranking.compare(score, target, name, seed)
         found += ranking.balanced(score, seed) + ranking.bins(score, targets["engagement"], seed)
         found.append(ranking.top_decile(score, targets["engagement"], seed))
-        margin = _margins(both[len(held) :], tuned)
+        margin, weight = _margins(both[len(held) :], tuned)
         if len(margin):
-            errors = ranking.calibrated(score, targets["engagement"], calibration.temperature(margin))
+            errors = ranking.calibrated(score, targets["engagement"], calibration.temperature(margin, weight))
             found += errors if model in names else errors[:1]
         lines += [{"model": model} | line for line in found]
     for reward in rewards:
@@ -119,12 +119,17 @@ def metrics(validation: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def baselines(train: pd.DataFrame, held: pd.DataFrame, encoder, seed: int) -> dict[str, np.ndarray]:
-    """Scores (N,) that a reward has to beat, fitted (where there is anything to fit) on training threads."""
+    """Scores (N,) that a reward has to beat, fitted (where there is anything to fit) on training threads.
+
+    The ridge's target is controlled engagement, the same for a post's equally liked replies (calibration.tied): what
+    followers and delay predict is not to be learned from words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import Ridge
 
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    ridge = Ridge(alpha=10.0).fit(words.fit_transform(train["reply"]), train["engagement"])
+    likes = train["reply_likes"].to_numpy(float)
+    target = calibration.tied(train["engagement"].to_numpy(float), likes, train["tweet_id"])
+    ridge = Ridge(alpha=10.0).fit(words.fit_transform(train["reply"]), target)
     cosine = (encoder.encode(list(held["tweet"])) * encoder.encode(list(held["reply"]))).sum(axis=1)
     return {
         "random": np.random.default_rng(seed).normal(size=len(held)),
@@ -178,10 +183,10 @@ def _controls(reward, human: np.ndarray, held: pd.DataFrame, ranking: Ranking, s
 def _ranking(train: pd.DataFrame, held: pd.DataFrame) -> Ranking:
     """With reach from training threads, and what it is worth there in pairs that differ in likes."""
     likes = train["reply_likes"].to_numpy(float)
-    margin = calibration.margins(conditional.offsets(train), likes, likes, train["tweet_id"])
-    return Ranking(held, conditional.offsets(held, train), calibration.curve(margin))
+    margin, weight = calibration.margins(conditional.offsets(train), likes, likes, train["tweet_id"])
+    return Ranking(held, conditional.offsets(held, train), calibration.curve(margin, weight))
 
 
-def _margins(score: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
+def _margins(score: np.ndarray, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     likes, target = rows["reply_likes"].to_numpy(float), rows["engagement"].to_numpy(float)
     return calibration.margins(score, target, likes, rows["tweet_id"])
