@@ -100,6 +100,10 @@ def test_checkpoints_claim_is_the_paired_test_over_prompts():
     assert (claim.low, claim.high) == pytest.approx(tuple(t.confidence_interval()))
     assert claim.p == pytest.approx(t.pvalue, rel=0.25)  # permutation and t agree on Gaussian data
     assert stats.checkpoints_claim(d).p == claim.p  # the same permutations every time
+    for n in (9, 40):  # all flips, and a draw of them
+        few = d[:, :n]
+        scipy = ss.permutation_test((few.mean(0),), np.mean, permutation_type="samples", n_resamples=9999, rng=1).pvalue
+        assert stats.checkpoints_claim(few).p == pytest.approx(scipy, abs=1e-12 if n == 9 else 0.02)
 
 
 def test_compare_pairs_by_prompt_and_seed_whatever_the_order():

@@ -104,21 +104,27 @@ def _gain(results: Results, want: Want, method: str, control: str) -> dict:
         m = compare.at_equal_quality(results, method, want.equal, want.metric, control)
         effect, claim = m.mean, m.claim
     else:
-        c = stats.compare(results.cells(want.metric), method, control)
-        effect, claim = c.effect, c.method
+        effect, claim = _difference(results, want.metric, method, control)
     low, high = (claim.low, claim.high) if want.sign > 0 else (-claim.high, -claim.low)
     return {"method": method, "gain": want.sign * effect, "low": low, "high": high, "p": claim.p,
             "reason": claim.reason}
 
 
+def _difference(results: Results, metric: str, a: str, b: str) -> tuple[float, stats.Claim]:
+    ya, yb = compare.pair(results.cells(metric), a, b)
+    if ya.shape[1] < 2:
+        return np.nan, stats.Claim(*[np.nan] * 4, f"defined at {ya.shape[1]} posts")
+    return float((ya - yb).mean()), stats.method_claim(ya - yb, (ya, yb))
+
+
 def _versus(results: Results, want: Want, best: str, other: str) -> str:
     if want.equal:
         return f"also {_label(other)}; not compared at equal {LABELS.get(want.equal, want.equal)}"
-    c = stats.compare(results.cells(want.metric), best, other)
-    low, high = sorted((want.sign * c.method.low, want.sign * c.method.high))
+    effect, claim = _difference(results, want.metric, best, other)
+    low, high = sorted((want.sign * claim.low, want.sign * claim.high))
     apart = "better than" if low > 0 else "not separated from"
     costs = f"; {_label(other)} takes {_minutes(results, other):.1f} minutes a run" if not low > 0 else ""
-    return f"{apart} {_label(other)}: {want.sign * c.effect:+.3f} [{low:+.3f}, {high:+.3f}]{costs}"
+    return f"{apart} {_label(other)}: {want.sign * effect:+.3f} [{low:+.3f}, {high:+.3f}]{costs}"
 
 
 def _of(row: pd.Series) -> dict:
