@@ -80,7 +80,43 @@ class Encoder:
     def _dimension(self) -> int:
         return self.encode([""]).shape[1]
 
-    def _compute(self, texts: dict[bytes, str]) -> None:
+    def token_states(self, texts: list[str]) -> dict[str, np.ndarray]:
+        """{text: (L, d) float32 unit vectors of its tokens in the last layer}, for BERTScore.
+
+        Without CLS and SEP; L is 0 for a text of which the encoder knows no token (empty, emoji only: every
+        unknown token has nearly one state). Each distinct text is computed once, and its embedding is kept for
+        `encode`; token states are not: a study's would fill gigabytes, so pass a few posts at a time."""
+        if not texts:
+            return {}
+        clean = {text: text.encode("utf-8", "replace").decode("utf-8") for text in dict.fromkeys(texts)}
+        keys = [hashlib.sha256(self._salt + text.encode()).digest() for text in clean.values()]
+        self._read([key for key in keys if key not in self._memory])
+        model = self._load()
+        outputs = model.encode(
+            list(clean.values()), batch_size=BATCH, show_progress_bar=False, output_value=None
+        )
+        special, unknown = set(model.tokenizer.all_special_ids), model.tokenizer.unk_token_id
+        states = {}
+        for text, output in zip(clean, outputs):
+            ids = [int(i) if mask else None for i, mask in zip(output["input_ids"], output["attention_mask"])]
+            keep = [i for i, token in enumerate(ids) if token is not None and token not in special - {unknown}]
+            if all(ids[i] == unknown for i in keep):
+                keep = []
+            vectors = output["token_embeddings"].float().cpu().numpy()[keep]
+            states[text] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        new = {key: output["sentence_embedding"].float().cpu().numpy()
+               for key, output in zip(keys, outputs) if key not in self._memory}
+        if new:
+            self._keep(list(new), np.stack(list(new.values())))
+        return states
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What decides an embedding, for the record: source, hash of the folder, precision."""
+        fingerprint, dtype = self._salt.decode().split()
+        return {"source": self.source, "sha256": fingerprint, "dtype": dtype}
+
+    def _load(self):
         if self._model is None:
             from sentence_transformers import (
                 SentenceTransformer,  # about 5 s to import: only when a text is new
@@ -91,17 +127,22 @@ class Encoder:
             self._model = SentenceTransformer(
                 str(self.path), device=self.device, model_kwargs={"dtype": kind}
             )
-        vectors = self._model.encode(list(texts.values()), batch_size=BATCH, show_progress_bar=False)
-        vectors = np.asarray(vectors, dtype=np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return self._model
+
+    def _compute(self, texts: dict[bytes, str]) -> None:
+        vectors = self._load().encode(list(texts.values()), batch_size=BATCH, show_progress_bar=False)
+        self._keep(list(texts), np.asarray(vectors, dtype=np.float32))
+
+    def _keep(self, keys: list[bytes], vectors: np.ndarray) -> None:
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         if not np.isfinite(vectors).all():
             raise FloatingPointError(f"encoder {self.source} returned a non-finite embedding")
-        self._memory.update(zip(texts, vectors))
-        self.computed += len(texts)
+        self._memory.update(zip(keys, vectors))
+        self.computed += len(keys)
         with closing(self._connect()) as db, db:
             db.executemany(
                 "INSERT OR IGNORE INTO embedding VALUES (?, ?)",
-                [(key, vector.tobytes()) for key, vector in zip(texts, vectors)],
+                [(key, vector.tobytes()) for key, vector in zip(keys, vectors)],
             )
 
     def _read(self, keys) -> None:

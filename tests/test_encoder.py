@@ -74,3 +74,29 @@ def test_two_processes_write_one_file(encoder):
     assert other.wait(timeout=30) == 0
     (stored,) = sqlite3.connect(encoder._file).execute("SELECT count(*) FROM embedding").fetchone()
     assert stored >= encoder.computed
+
+
+def test_token_states_are_the_library_s_without_its_marks(encoder):
+    from sentence_transformers import SentenceTransformer
+
+    states = encoder.token_states([TEXTS[0], TEXTS[2], TEXTS[0], "", "🦔🦔", "a 🦔", "\ud800 broken"])
+    model = SentenceTransformer(str(models.resolve(SOURCE)), device="cpu")
+    theirs = model.encode(TEXTS[:1], output_value="token_embeddings")[0].numpy()[1:-1]  # CLS and SEP stand outside
+    assert list(map(len, states.values())) == [len(theirs), 5, 0, 0, 2, len(states["\ud800 broken"])]
+    np.testing.assert_allclose(
+        states[TEXTS[0]], theirs / np.linalg.norm(theirs, axis=1, keepdims=True), atol=1e-5
+    )
+    assert encoder.token_states([]) == {}
+
+
+def test_token_states_leave_their_embeddings_behind(encoder):
+    encoder.encode(TEXTS)
+    before = encoder.computed
+    encoder.token_states([TEXTS[0], "a text nobody has embedded", "a text nobody has embedded"])
+    assert encoder.computed == before + 1  # the first was known
+    kept = encoder.encode(["a text nobody has embedded"])
+    assert encoder.computed == before + 1
+    fresh = Encoder(SOURCE, device="cpu", cache=encoder._file.parent / "empty", dtype="float32")
+    np.testing.assert_allclose(kept, fresh.encode(["a text nobody has embedded"]), atol=1e-6)
+    assert encoder.identity == {"source": SOURCE, "sha256": encoder.identity["sha256"], "dtype": "float32"}
+    assert len(encoder.identity["sha256"]) == 64

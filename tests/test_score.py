@@ -1,6 +1,8 @@
 """Scoring from end to end with callables whose answers can be worked out by hand."""
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
 import zlib
 from dataclasses import dataclass
@@ -9,13 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from polylib import config
 from polylib.config import EvaluationConfig
-from polylib.evaluation import metrics, score, text
+from polylib.evaluation import failures, generate, metrics, novelty, overlap, record, repetition, score, text, yardstick
 from polylib.run import UserError
 
 SETTINGS = EvaluationConfig(prompts=2, samples=6, temperatures=[1.0], judge_quantiles=[0.5], ks=[1, 5],
-                            seed=3)
-THRESHOLDS = {0.5: 10.0}
+                            seed=3, likelihood_prompts=0, likelihood_samples=1)
+BAR = 10.0  # of people's judge scores, half lie below
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Encoder:
         rows = [np.random.default_rng(zlib.crc32(t.encode())).normal(size=8) for t in texts]
         return np.array([r / np.linalg.norm(r) for r in rows], dtype=np.float32)
 
+    def token_states(self, texts):
+        self.calls.append(["states", *texts])
+        words = {t: [w for w in t.split() if w.isascii()] for t in texts}
+        return {t: Encoder().encode(w) if w else np.zeros((0, 8), np.float32) for t, w in words.items()}
+
 
 def judge(posts, replies):
     return np.array([float(len(r)) for r in replies])
@@ -61,9 +69,23 @@ def generations(temperatures=(0.7,)):
     return pd.DataFrame(rows, columns=score.NEEDED)
 
 
-def scored(rows=None, encoder=None):
+PEOPLE = yardstick.Yardstick(np.array([2.0, 9, 10, 11, 40]),
+                             {p.id: np.array([float(len(r)) for r in p.replies]) for p in POSTS}, -0.5, 0.2)
+
+
+def rated(rows=None, encoder=None):
     rows = generations() if rows is None else rows
-    return score.score(rows, POSTS, reward, judge, encoder or Encoder(), SETTINGS, THRESHOLDS)
+    return score.rate(rows, POSTS, reward, judge, encoder or Encoder(), PEOPLE)
+
+
+def scored(rows=None, encoder=None):
+    encoder = encoder or Encoder()
+    return score.score(rated(rows, encoder), POSTS, encoder, SETTINGS, PEOPLE)
+
+
+def people_scored(count_tokens=None):
+    rows = score.rate(generate.people(POSTS, count_tokens), POSTS, reward, judge, Encoder(), PEOPLE)
+    return score.human(rows, POSTS, Encoder(), SETTINGS, PEOPLE)
 
 
 def test_a_row_per_prompt_and_temperature_with_hand_worked_numbers():
@@ -81,13 +103,14 @@ def test_a_row_per_prompt_and_temperature_with_hand_worked_numbers():
     assert one["rouge_l"] == pytest.approx(np.mean(rouge))
     assert one["length_tokens"] == np.mean([len(r.split()) for r in REPLIES["p1"]])
     assert one["truncated"] == 1 / 6
-    assert one["n_samples"] == 6 and not table.filter(like="@").isna().any(axis=None)
+    assert one["n_samples"] == 6 and not table.filter(regex="@.*(?<!_own_q0.5)$").isna().any(axis=None)
 
 
-def test_diversity_and_relevance_come_from_the_encoder_asked_once():
+def test_diversity_and_relevance_come_from_the_encoder():
     encoder = Encoder()
     table = scored(encoder=encoder)
-    assert len(encoder.calls) == 1 and len(set(encoder.calls[0])) == len(encoder.calls[0])
+    states, *rest = encoder.calls  # tokens first: a real encoder keeps the embeddings that it computes on the way
+    assert states[0] == "states" and all(len(set(call)) == len(call) for call in rest)
     vectors = Encoder().encode(REPLIES["p1"]).astype(float)
     pairs = [1 - vectors[i] @ vectors[j] for i in range(6) for j in range(i)]
     assert table["diversity"][0] == pytest.approx(np.mean(pairs), abs=1e-6)
@@ -99,14 +122,17 @@ def test_diversity_and_relevance_come_from_the_encoder_asked_once():
 def test_a_set_s_numbers_do_not_depend_on_its_neighbours_or_on_row_order():
     table = scored()
     shuffled = scored(generations().iloc[::-1])
-    same = ["judge_mean", "pass@5_q0.5", "best@5", "diversity", "diversity_tfidf", "duplicates", "rouge_l"]
+    same = ["judge_mean", "pass@5_q0.5", "best@5", "diversity", "diversity_tfidf", "duplicates", "rouge_l",
+            "chrf", "bertscore", "effective_diversity", "effective_distance", "self_repetition"]
     pd.testing.assert_frame_equal(table[same], shuffled[same])
-    alone = score.score(generations()[:6], POSTS[:1], reward, judge, Encoder(), SETTINGS, THRESHOLDS)
-    assert alone[["self_bleu", "vendi"]].iloc[0].equals(table[["self_bleu", "vendi"]].iloc[0])
+    drawn = ["self_bleu", "vendi", "compression", "distinct_k", "utility_k", "ead"]
+    pd.testing.assert_frame_equal(table[drawn], shuffled[drawn])
+    alone = score.score(rated(generations()[:6]), POSTS[:1], Encoder(), SETTINGS, PEOPLE)
+    assert alone[drawn].iloc[0].equals(table[drawn].iloc[0])
 
 
 def test_people_go_through_the_same_code_leaving_themselves_out():
-    people = score.human(POSTS, reward, judge, Encoder(), SETTINGS, THRESHOLDS, count_tokens=len)
+    people = people_scored(len)
     assert list(people) == list(scored()) and people["temperature"].isna().all()
     replies = POSTS[1].replies
     rest = [text.rouge_l(r, [o for o in replies if o != r]) for r in replies]
@@ -117,12 +143,12 @@ def test_people_go_through_the_same_code_leaving_themselves_out():
     assert reasons["pass@5_q0.5"] == "fewer than 5 replies (1 of 2 sets)"
     assert reasons["truncated"] == "people have no token limit (2 of 2 sets)"
     assert np.isnan(people["self_bleu"][0]) and "fewer than 4" in reasons["self_bleu"]
-    unknown = score.human(POSTS, reward, judge, Encoder(), SETTINGS, THRESHOLDS)
+    unknown = people_scored()
     assert unknown["length_tokens"].isna().all() and "length_tokens" in unknown.attrs["reasons"]
 
 
 def test_every_nan_has_a_reason_and_nothing_else_is_caught(monkeypatch):
-    people = score.human(POSTS, reward, judge, Encoder(), SETTINGS, THRESHOLDS)
+    people = people_scored()
     undefined = {name for name in people if people[name].isna().any()} - {"temperature"}
     assert undefined == set(people.attrs["reasons"])
 
@@ -134,12 +160,80 @@ def test_every_nan_has_a_reason_and_nothing_else_is_caught(monkeypatch):
         scored()
 
 
-def test_thresholds_are_quantiles_over_human_replies():
-    lengths = [len(r) for post in POSTS for r in post.replies]
-    found = score.human_thresholds(POSTS, judge, [0.5, 0.9])
-    assert found == {0.5: np.quantile(lengths, 0.5), 0.9: np.quantile(lengths, 0.9)}
+def test_people_set_the_bars():
+    lengths = sorted(len(r) for post in POSTS for r in post.replies)
+    found = yardstick.measure(POSTS, POSTS[:1], judge, Encoder())
+    assert found.judged.tolist() == lengths and found.own["p1"].tolist() == [len(r) for r in POSTS[0].replies]
+    assert found.thresholds([0.5, 0.9]) == {0.5: np.quantile(lengths, 0.5), 0.9: np.quantile(lengths, 0.9)}
+    assert found.rank(np.array([0, lengths[0], lengths[-1], 99])).tolist() == pytest.approx([0, 0, 8 / 9, 1])
+    relevance = [(Encoder().encode([p.text]) @ Encoder().encode([r]).T).item() for p in POSTS for r in p.replies]
+    assert found.off_topic_below == pytest.approx(np.quantile(relevance, failures.OFF_TOPIC_QUANTILE), abs=1e-6)
+    words = [Encoder().encode(post.replies[0].split()) for post in POSTS]
+    assert found.bertscore_floor == pytest.approx(overlap.match(words[:1], words[1:])[0, 0])
     with pytest.raises(UserError, match="no human replies"):
-        score.human_thresholds([], judge, [0.5])
+        yardstick.measure([], POSTS, judge, Encoder())
+
+
+def test_a_post_s_own_bar_is_the_median_of_its_people():
+    own = PEOPLE.own["p2"]  # six people
+    scores = np.array([0.0, np.median(own), 99, 99])
+    assert PEOPLE.pass_own("p2", scores, 1) == 3 / 4 and PEOPLE.pass_own("p2", scores, 2) == 1.0
+    others = [np.median(np.delete(own, i)) for i in range(6)]
+    assert PEOPLE.pass_own("p2", own, 1, leave_one_out=True) == np.mean(own >= others)
+    with pytest.raises(metrics.Undefined, match="fewer than 5 human replies"):
+        PEOPLE.pass_own("p1", scores, 1)
+    with pytest.raises(metrics.Undefined, match="by construction"):
+        PEOPLE.pass_own("p2", own, 2, leave_one_out=True)
+    table, people = scored(), people_scored()
+    assert table["pass@1_own_q0.5"].isna().tolist() == people["pass@1_own_q0.5"].isna().tolist() == [True, False]
+
+
+def test_the_profile_is_pass_at_k_at_every_bar():
+    table = yardstick.profile(rated(), SETTINGS.ks, PEOPLE)
+    assert list(table) == ["quantile", "threshold", "temperature", "k", "value"] and len(table) == 19 * 2
+    half = table[table["quantile"].eq(0.5)].set_index("k")["value"]
+    assert half.to_dict() == pytest.approx(scored()[["pass@1_q0.5", "pass@5_q0.5"]].mean().set_axis([1, 5]).to_dict())
+    assert (table.groupby("k")["value"].diff().dropna() <= 1e-12).all()
+    people = yardstick.profile(generate.people(POSTS).assign(judge=lambda t: t["reply"].str.len()), [1, 5, 7], PEOPLE)
+    assert set(people["k"]) == {1, 5} and people["temperature"].isna().all()  # nobody has seven replies
+    assert people.loc[people["k"].eq(5), "value"].iloc[0] == 1.0  # p2 alone
+
+
+def test_each_reply_is_rated_once_and_by_itself():
+    asked = []
+    rows = score.rate(generations(), POSTS, reward, lambda p, r: asked.append(len(r)) or judge(p, r), Encoder(), PEOPLE)
+    score.score(rows, POSTS, Encoder(), SETTINGS, PEOPLE)
+    assert asked == [12]
+    one = rows[rows["reply"].eq("the garden is happy now")].iloc[0]
+    assert one["chrf"] == pytest.approx(max(overlap.chrf(one["reply"], [r]) for r in POSTS[1].replies))
+    states = Encoder().token_states([one["reply"], *POSTS[1].replies])
+    nearest = overlap.match([states[one["reply"]]], [states[r] for r in POSTS[1].replies]).max()
+    assert one["bertscore"] == pytest.approx(nearest)
+    empty, emoji = (rows[rows["reply"].eq(reply)].iloc[0] for reply in ("", "👍"))
+    assert np.isnan(empty["chrf"]) and np.isnan(empty["bertscore"]) and np.isnan(emoji["bertscore"])
+    assert empty["flags"] == ["empty", "truncated"] and "truncated" not in emoji["flags"]
+    assert rows["flags"].map(lambda names: "duplicate" in names).sum() == 3  # "so did mine" under both posts
+    people = score.rate(generate.people(POSTS)[::-1], POSTS, reward, judge, Encoder(), PEOPLE).set_index("sample")
+    mine = people[people["post_id"].eq("p2")]
+    for i, reply in enumerate(POSTS[1].replies):
+        rest = [r for r in POSTS[1].replies if r != reply]
+        assert mine.loc[i, "chrf"] == pytest.approx(overlap.chrf(reply, rest)) and mine.loc[i, "bertscore"] < 1
+
+
+def test_novelty_and_repetition_columns_are_the_metrics_of_the_set():
+    table, replies = scored().iloc[0], REPLIES["p1"]
+    wording = text.CharacterVectors([r for p in POSTS for r in p.replies]).similarity(replies)
+    picks = novelty.sets(6, 4, np.random.default_rng(0))
+    sizes = novelty.class_sizes(wording[picks[:, :, None], picks[:, None]], score.SAME_KIND)
+    assert table["distinct_k"] == pytest.approx(novelty.distinct_k(sizes)) and 3 < table["distinct_k"] < 4
+    lengths = np.array([len(r) for r in replies], dtype=float)
+    assert table["utility_k"] == pytest.approx(novelty.utility_k(sizes, PEOPLE.rank(lengths)[picks]))
+    assert table["effective_diversity"] == novelty.effective_diversity(wording, lengths >= BAR, score.SAME_KIND)
+    assert table["effective_diversity"] == pytest.approx(5 / 15)  # of six pairs of good ones, one says the same
+    assert table["self_repetition"] == repetition.self_repetition(replies, 3)
+    assert table["ead"] == repetition.ead_of_sets(replies, picks)
+    why = scored().attrs["reasons"]["compression"]
+    assert np.isnan(table["compression"]) and why == "fewer than 200 bytes in all replies (2 of 2 sets)"
 
 
 def test_bad_generations_are_refused_in_one_line():
@@ -151,18 +245,48 @@ def test_bad_generations_are_refused_in_one_line():
             scored(broken)
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="judge: expected 9 finite"):
-        score.human_thresholds(POSTS, lambda posts, replies: np.full(len(replies), np.nan), [0.5])
+        yardstick.measure(POSTS, POSTS, lambda posts, replies: np.full(len(replies), np.nan), Encoder())
+    with pytest.raises(UserError, match="judge"):
+        score.score(generations(), POSTS, Encoder(), SETTINGS, PEOPLE)
 
 
 def test_what_is_saved_can_be_read_back_and_explains_its_gaps(tmp_path):
-    people = score.human(POSTS, reward, judge, Encoder(), SETTINGS, THRESHOLDS)
-    score.save(people, tmp_path, THRESHOLDS)
-    back = pd.read_csv(tmp_path / "per_prompt.csv")
-    pd.testing.assert_frame_equal(back, pd.DataFrame(people), rtol=1e-5, check_dtype=False)
+    people = people_scored()
+    profile = yardstick.profile(rated(), SETTINGS.ks, PEOPLE)
+    record.save(people, profile, tmp_path, {0.5: BAR})
+    for name, frame in (("per_prompt", people), ("profile", profile)):
+        back = pd.read_csv(tmp_path / f"{name}.csv")
+        pd.testing.assert_frame_equal(back, pd.DataFrame(frame), rtol=1e-5, check_dtype=False)
     saved = json.loads((tmp_path / "metrics.json").read_text())
     why = "people have no token limit (2 of 2 sets)"
     assert saved["mean"]["human"]["truncated"] == {"value": None, "reason": why}
     assert saved["mean"]["human"]["pass@5_q0.5"] == 1.0 and "1 of 2 sets" in saved["undefined"]["pass@5_q0.5"]
-    assert saved["thresholds"] == {"q0.5": 10.0} and "eff:yes" in saved["self_bleu"]
-    score.save(scored(generations((0.7, 1.0))), tmp_path, THRESHOLDS)
+    assert saved["thresholds"] == {"q0.5": 10.0}
+    record.save(scored(generations((0.7, 1.0))), profile, tmp_path, {0.5: BAR})
     assert set(json.loads((tmp_path / "metrics.json").read_text())["mean"]) == {"T0.7", "T1"}
+
+
+def test_rated_replies_can_be_read_back(tmp_path):
+    for rows in (generations().assign(post="a post", logprob=-1.23456), generate.people(POSTS)):
+        rows = score.rate(rows, POSTS, reward, judge, Encoder(), PEOPLE)
+        generate.save(rows, tmp_path)
+        lines = (tmp_path / "generations.jsonl").read_text().splitlines()
+        assert all(json.loads(line, parse_constant=pytest.fail) for line in lines)  # NaN is no JSON
+        back = generate.load(tmp_path)
+        assert list(back) == [*generate.COLUMNS, *generate.RATED]
+        pd.testing.assert_frame_equal(back, rows[list(back)], rtol=1e-4, atol=1e-4, check_dtype=False)
+
+
+def test_provenance_names_what_numbers_rest_on(tmp_path):
+    class Named(Encoder):
+        identity = {"source": "made up", "sha256": "0", "dtype": "float32"}
+
+    (tmp_path / "judge").write_bytes(b"weights")
+    known = type("Judge", (), {"pair_accuracy": 0.6, "pairs": 10})
+    found = record.provenance(config.load("laptop"), Named(), ["a"] * 7, known, tmp_path / "judge", PEOPLE)
+    assert found["judge"]["sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert found["encoder"]["source"] == "made up" and found["tokens"]["model_vocabulary"] == 7
+    assert found["sets"] == {"replies": 4, "words": 40, "bytes": 200, "most": 2000}
+    assert found["ead_vocabulary"] == 30_000
+    assert "eff:yes" in found["self_bleu"] and "nc:6" in found["chrf"]
+    assert found["packages"]["sacrebleu"] == importlib.metadata.version("sacrebleu")

@@ -1,7 +1,10 @@
 """The roof: generations in, per-prompt scores, honest intervals, figures and tables out. Nothing imports it.
 
     metrics, text            one prompt's replies -> one number
-    score                    generations -> per_prompt.csv, metrics.json
+    novelty, repetition      the same: kinds of replies, and how far they repeat each other
+    overlap                  a reply beside the nearest of people's
+    yardstick                what people set as bars
+    score, record            generations -> per_prompt.csv, profile.csv, metrics.json
     stats, effects           seeds x prompts -> effects with two kinds of claim; the temperature control
     results                  the files of a study -> one checked bundle
     style, figures, tables   what people look at, from that bundle alone

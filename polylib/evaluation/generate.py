@@ -2,12 +2,15 @@
 
     model = models.load_model(cfg.model, models.adapter_chain(paths.models("grpo", 42), paths.root))
     table = generate.replies(model, tokenizer, posts, 10, cfg.sampling, [0.7], seed=2024)
-    generate.save(table, paths.evaluation("grpo", 42))         # generations.jsonl
+    rated = score.rate(table, posts, reward, judge, encoder, people)
+    generate.save(rated, paths.evaluation("grpo", 42))         # generations.jsonl
 """
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +20,15 @@ from polylib import run, sampling
 from polylib.config import SamplingConfig, UserError
 
 COLUMNS = ["post_id", "post", "sample", "temperature", "reply", "tokens", "truncated", "logprob"]
+RATED = ["judge", "reward", "relevance", "chrf", "bertscore", "flags"]  # what score.rate adds
+DIGITS = {"logprob": 4, **dict.fromkeys(["judge", "reward", "relevance", "chrf", "bertscore"], 6)}
 ROWS = 240  # completions decoded together: enough to fill the processor, small enough for 2 GB
 
 
 def replies(model, tokenizer, posts: list, samples: int, settings: SamplingConfig, temperatures: list[float],
             seed: int) -> pd.DataFrame:
-    """`samples` replies to every post at every temperature, columns COLUMNS; same seed, same replies.
+    """`samples` replies to every post at every temperature, columns COLUMNS and ids (the sampled tokens, which `save`
+    leaves out: a text does not always give them back); same seed, same replies.
 
     tokens counts EOS, truncated means that none came within `settings.max_new_tokens`, logprob is the sum over
     the reply's tokens at the sampling temperature, in nats. The random numbers of a post depend on its place
@@ -39,21 +45,27 @@ def replies(model, tokenizer, posts: list, samples: int, settings: SamplingConfi
         drawn = sampling.sample(model, tokenizer, [post.text for post in part], samples, at, seed + start)
         tokens, cut = drawn.lengths.tolist(), drawn.truncated.tolist()
         logprob = drawn.logprobs.sum(-1).tolist()
-        rows += [(post.id, post.text, i, temperature, drawn.texts[b][i], tokens[b][i], cut[b][i], logprob[b][i])
-                 for b, post in enumerate(part) for i in range(samples)]
-    return pd.DataFrame(rows, columns=COLUMNS)
+        ids = drawn.completion_ids.tolist()
+        rows += [(post.id, post.text, i, temperature, drawn.texts[b][i], tokens[b][i], cut[b][i], logprob[b][i],
+                  ids[b][i][:tokens[b][i]]) for b, post in enumerate(part) for i in range(samples)]
+    return pd.DataFrame(rows, columns=[*COLUMNS, "ids"])
 
 
-def people(posts: list) -> pd.DataFrame:
-    """All human replies in the same columns; what people do not have (temperature, log-probability) is NaN."""
-    rows = [(post.id, post.text, i, np.nan, reply, np.nan, np.nan, np.nan)
+def people(posts: list, count_tokens: Callable[[str], int] | None = None) -> pd.DataFrame:
+    """All human replies in the same columns; what people do not have (temperature, token limit, log-probability) is
+    NaN, and so are the tokens without `count_tokens`."""
+    rows = [(post.id, post.text, i, np.nan, reply, count_tokens(reply) if count_tokens else np.nan, np.nan, np.nan)
             for post in posts for i, reply in enumerate(post.replies)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def save(table: pd.DataFrame, folder: Path) -> None:
-    """generations.jsonl in `folder`: one reply a line, log-probabilities to four digits."""
-    lines = (json.dumps(row, ensure_ascii=False) for row in table.round({"logprob": 4}).to_dict("records"))
+def save(rated: pd.DataFrame, folder: Path) -> None:
+    """generations.jsonl in `folder`: one reply a line, the columns COLUMNS and those of RATED that there are; what
+    does not exist (the temperature of people, chrF of an empty reply) is null."""
+    names = [*COLUMNS, *(name for name in RATED if name in rated)]
+    records = rated[names].round(DIGITS).to_dict("records")
+    lines = (json.dumps({name: None if isinstance(value, float) and math.isnan(value) else value
+                         for name, value in record.items()}, ensure_ascii=False) for record in records)
     run.atomic_write(Path(folder) / "generations.jsonl", "".join(f"{line}\n" for line in lines))
 
 
@@ -63,4 +75,6 @@ def load(folder: Path) -> pd.DataFrame:
     if not file.is_file():
         raise UserError(f"{file}: missing; run notebook 07_evaluation or `dvc repro`")
     with file.open(encoding="utf-8") as stream:
-        return pd.DataFrame([json.loads(line) for line in stream], columns=COLUMNS)
+        rows = [json.loads(line) for line in stream]
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *(name for name in RATED if rows and name in rows[0])])
+    return table.fillna(np.nan).infer_objects()  # null, as in the temperature of people, is NaN again

@@ -1,91 +1,127 @@
 """Generations in, one row of numbers per prompt and temperature out; people's replies through the same code.
 
-    thresholds = score.human_thresholds(validation_posts, judge, cfg.evaluation.judge_quantiles)
-    table = score.score(generations, test_posts, reward, judge, encoder, cfg.evaluation, thresholds)
-    people = score.human(test_posts, reward, judge, encoder, cfg.evaluation, thresholds)
-    score.save(table, paths.evaluation("grpo", 42), thresholds)       # per_prompt.csv, metrics.json
+    people = yardstick.measure(validation_posts, test_posts, judge, encoder)
+    rated = score.rate(generations, test_posts, reward, judge, encoder, people)   # each reply, once
+    table = score.score(rated, test_posts, encoder, cfg.evaluation, people)       # each prompt's set
+    human = score.human(rated_people, test_posts, encoder, cfg.evaluation, people)
 
 Every metric belongs to one prompt's set of replies; nothing is pooled over prompts. What a set does not
-define is NaN, and `table.attrs["reasons"]` says why and how often.
+define is NaN, and `table.attrs["reasons"]` says why and how often. `record.save` writes the files.
 """
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
 from polylib.config import EvaluationConfig, UserError
-from polylib.evaluation import metrics, text
-from polylib.run import atomic_write, write_json
+from polylib.evaluation import failures, metrics, novelty, overlap, repetition, text
+from polylib.evaluation.yardstick import OWN_QUANTILE, Scorer, Yardstick, finite
 
 SET_SIZE = 4  # replies a set metric looks at: its value hangs on the number, and most human sets reach 4
 TOKEN_BUDGET = 40  # words of distinct-n, for the same reason
+BYTE_BUDGET = 200  # bytes of the compression ratio
+# Two replies whose character TF-IDF has this cosine are of one kind. Chosen between two facts of people's replies to
+# training and validation posts: of 5777 pairs under one post none is above .43, and a reply of six words or more that
+# loses three words in ten stays above .63 in 99 of 100 cases.
+SAME_KIND = 0.5
+SENSITIVITY = (0.7, 0.8, 0.9)  # the same count at stricter limits
+BLOCK = 16  # posts whose token states are in memory at once
 KEYS = ["prompt_id", "temperature"]
 NEEDED = ["post_id", "sample", "temperature", "reply", "tokens", "truncated"]
 
-Scorer = Callable[[list[str], list[str]], np.ndarray]
+
+def rate(generations: pd.DataFrame, posts: list, reward: Scorer, judge: Scorer, encoder,
+         people: Yardstick) -> pd.DataFrame:
+    """The table with what belongs to single replies: judge, reward, relevance (cosine to the post), chrf and
+    bertscore against the nearest human reply (NaN where not defined), flags (names of `failures.RULES`).
+
+    People (no temperature) are compared with the other replies to their post: `sample` is the place in
+    `post.replies`. Raises UserError for missing columns or unknown posts, ValueError when a scorer returns a number
+    that is none."""
+    _check(generations, NEEDED, posts)
+    rated, text_of = generations.reset_index(drop=True), {post.id: post.text for post in posts}
+    texts, replies = [text_of[i] for i in rated["post_id"]], list(rated["reply"])
+    rated["bertscore"], rated["chrf"] = _nearest_human(rated, posts, encoder)  # first: it embeds on the way
+    distinct = sorted({*texts, *replies})
+    vectors = dict(zip(distinct, encoder.encode(distinct).astype(np.float64), strict=True))
+    rated["judge"] = finite(judge, texts, replies, "judge")
+    rated["reward"] = finite(reward, texts, replies, "reward")
+    rated["relevance"] = [float(vectors[reply] @ vectors[post]) for post, reply in zip(texts, replies, strict=True)]
+    rated["flags"] = pd.Series([None] * len(rated), dtype=object)
+    for _, part in rated.groupby("temperature", dropna=False):
+        found = failures.flags([text_of[i] for i in part["post_id"]], list(part["reply"]), part["relevance"],
+                               part["truncated"], people.off_topic_below)
+        rated.loc[part.index, "flags"] = pd.Series(found, index=part.index, dtype=object)
+    return rated
 
 
-def human_thresholds(posts: Iterable, judge: Scorer, quantiles: Iterable[float]) -> dict[float, float]:
-    """{quantile: judge score} over all human replies to `posts` (validation posts, so that test posts stay
-    unseen)."""
-    pairs = [(post.text, reply) for post in posts for reply in post.replies]
-    if not pairs:
-        raise UserError("evaluation: no human replies to validation posts; lower data.min_replies")
-    scores = _finite(judge, *map(list, zip(*pairs, strict=True)), "judge")
-    return {float(q): float(np.quantile(scores, q)) for q in quantiles}
+def _nearest_human(rated: pd.DataFrame, posts: list, encoder) -> tuple[np.ndarray, np.ndarray]:
+    bert, chrf = np.full(len(rated), np.nan), np.full(len(rated), np.nan)
+    rows_of = rated.groupby("post_id").indices
+    for start in range(0, len(posts), BLOCK):
+        block = [post for post in posts[start:start + BLOCK] if post.id in rows_of]
+        replies = {post.id: rated["reply"].to_numpy()[rows_of[post.id]] for post in block}
+        states = encoder.token_states([t for post in block for t in (*post.replies, *replies[post.id])])
+        for post in block:
+            rows, references = rows_of[post.id], list(post.replies)
+            own = bool(rated["temperature"].isna().to_numpy()[rows].all())
+            if own:  # people: put them in the order of the references
+                rows = rows[np.argsort(rated["sample"].to_numpy()[rows], kind="stable")]
+            mine = list(rated["reply"].to_numpy()[rows])
+            bert[rows] = overlap.bertscore(mine, references, states, leave_one_out=own)
+            chrf[rows] = [overlap.chrf(reply, references[:i] + references[i + 1:] if own else references)
+                          for i, reply in enumerate(mine)]
+    return bert, chrf
 
 
-def score(generations: pd.DataFrame, posts: list, reward: Scorer, judge: Scorer, encoder,
-          settings: EvaluationConfig, thresholds: dict[float, float]) -> pd.DataFrame:
+def score(rated: pd.DataFrame, posts: list, encoder, settings: EvaluationConfig, people: Yardstick) -> pd.DataFrame:
     """One row per (prompt_id, temperature): prompt_id, temperature, n_samples and the metrics.
 
-    generations: post_id, sample, temperature, reply, tokens, truncated; `settings.samples` rows per post and
-    temperature. References of ROUGE-L are all human replies of the post. Raises UserError for missing
-    columns, unknown posts or incomplete sets, and ValueError when a scorer returns a number that is none."""
-    missing = [name for name in NEEDED if name not in generations]
-    if missing:
-        raise UserError(f"generations: columns {missing} are missing; run notebook 07 again")
-    unknown = sorted(set(generations["post_id"]) - {post.id for post in posts})
-    if unknown:
-        raise UserError(f"generations: posts {unknown[:3]} are no test posts; run notebook 07 again")
-    sizes = generations.groupby(["post_id", "temperature"]).size()
+    rated: what `rate` returned, `settings.samples` rows per post and temperature. References are all human replies
+    of the post. Raises UserError for missing columns, unknown posts or incomplete sets."""
+    _check(rated, [*NEEDED, "judge"], posts)
+    sizes = rated.groupby(["post_id", "temperature"]).size()
     short = sizes[sizes != settings.samples]
-    if len(short) or len(sizes) != len(posts) * generations["temperature"].nunique():
+    if len(short) or len(sizes) != len(posts) * rated["temperature"].nunique():
         where = f"{len(sizes)} sets for {len(posts)} posts"
         if len(short):
             where = f"post {short.index[0][0]} at temperature {short.index[0][1]} has {short.iloc[0]}"
         raise UserError(f"generations: {where}, expected {settings.samples} replies; run notebook 07 again")
-    return _per_prompt(generations, posts, reward, judge, encoder, settings, thresholds, leave_one_out=False)
+    return _per_prompt(rated, posts, encoder, settings, people, leave_one_out=False)
 
 
-def human(posts: list, reward: Scorer, judge: Scorer, encoder, settings: EvaluationConfig,
-          thresholds: dict[float, float], count_tokens: Callable[[str], int] | None = None) -> pd.DataFrame:
-    """The same columns for people's own replies, temperature empty. ROUGE-L leaves the reply itself out of
-    its references. k above the number of replies, and truncation, are NaN with reason; so is the length in
-    tokens without `count_tokens`."""
-    rows = pd.DataFrame([(post.id, i, np.nan, reply, count_tokens(reply) if count_tokens else np.nan, np.nan)
-                         for post in posts for i, reply in enumerate(post.replies)], columns=NEEDED)
-    return _per_prompt(rows, posts, reward, judge, encoder, settings, thresholds, leave_one_out=True)
+def human(rated: pd.DataFrame, posts: list, encoder, settings: EvaluationConfig, people: Yardstick) -> pd.DataFrame:
+    """The same columns for people's own replies, temperature empty; what compares a reply with people leaves the
+    reply itself out. k above the number of replies, and truncation, are NaN with reason."""
+    _check(rated, [*NEEDED, "judge"], posts)
+    return _per_prompt(rated, posts, encoder, settings, people, leave_one_out=True)
 
 
-def _per_prompt(rows, posts, reward, judge, encoder, settings, thresholds, leave_one_out) -> pd.DataFrame:
+def _check(table: pd.DataFrame, needed: list[str], posts: list) -> None:
+    missing = [name for name in needed if name not in table]
+    if missing:
+        raise UserError(f"generations: columns {missing} are missing; run notebook 07 again")
+    unknown = sorted(set(table["post_id"]) - {post.id for post in posts})
+    if unknown:
+        raise UserError(f"generations: posts {unknown[:3]} are no test posts; run notebook 07 again")
+
+
+def _per_prompt(rated, posts, encoder, settings, people, leave_one_out) -> pd.DataFrame:
     post_of = {post.id: post for post in posts}
-    post_texts, replies = [post_of[i].text for i in rows["post_id"]], list(rows["reply"])
-    scored = rows.assign(judge=_finite(judge, post_texts, replies, "judge"),
-                         reward=_finite(reward, post_texts, replies, "reward"),
-                         form=[text.normalise(reply) for reply in replies])
-    distinct = sorted({*post_texts, *replies})
-    vectors = dict(zip(distinct, encoder.encode(distinct), strict=True))  # once, in one batch
+    scored = rated.assign(form=[text.normalise(reply) for reply in rated["reply"]]).sort_values("sample", kind="stable")
+    distinct = sorted(set(scored["reply"]))
+    vectors = dict(zip(distinct, encoder.encode(distinct).astype(np.float64), strict=True))
     characters = text.CharacterVectors([reply for post in posts for reply in post.replies])
     table, reasons = [], {}
     for (temperature, post_id), part in scored.groupby(["temperature", "post_id"], sort=False, dropna=False):
         row = Row({"prompt_id": post_id, "temperature": temperature, "n_samples": len(part)}, reasons)
         same = scored["temperature"].eq(temperature) | pd.isna(temperature)
-        _fill(row, part, post_of[post_id], vectors, characters, settings, thresholds, leave_one_out)
+        _quality(row, part, settings, people, leave_one_out)
+        _variety(row, part, vectors, characters, settings, people)
+        _likeness(row, part, post_of[post_id], leave_one_out)
         elsewhere = set(scored.loc[same & scored["post_id"].ne(post_id), "form"])
         row["repeated_elsewhere"] = part["form"].isin(elsewhere).mean()
         table.append(row)
@@ -112,31 +148,52 @@ class Row(dict):
             self.reasons.setdefault(name, Counter())[str(error)] += 1
 
 
-def _fill(row: Row, part, post, vectors, characters, settings, thresholds, leave_one_out) -> None:
-    replies, judged, rewarded = list(part["reply"]), part["judge"].to_numpy(), part["reward"].to_numpy()
-    n = len(replies)
+def _quality(row: Row, part, settings, people, leave_one_out) -> None:
+    judged, rewarded, n = part["judge"].to_numpy(), part["reward"].to_numpy(), len(part)
     row["judge_mean"], row["reward_mean"] = judged.mean(), rewarded.mean()
-    for q, threshold in thresholds.items():
+    for q, threshold in people.thresholds(settings.judge_quantiles).items():
         passed = int((judged >= threshold).sum())
         for k in curve_ks(settings):
             row.tries(f"pass@{k}_q{q:g}", metrics.pass_at_k, n, passed, k)
+    for k in settings.ks:
+        row.tries(f"pass@{k}_own_q{OWN_QUANTILE:g}", people.pass_own, row["prompt_id"], judged, k, leave_one_out)
     for k in curve_ks(settings):
         row.tries(f"max@{k}", metrics.max_at_k, judged, k)  # oracle: chosen by the judge itself
         row.tries(f"best@{k}", metrics.best_of_k, rewarded, judged, k)  # chosen by the trained reward
 
-    embedded = np.stack([vectors[reply] for reply in replies]).astype(np.float64)
-    cosine = embedded @ embedded.T
+
+def _variety(row: Row, part, vectors, characters, settings, people) -> None:
+    replies, judged, size = list(part["reply"]), part["judge"].to_numpy(), min(SET_SIZE, settings.samples)
+    embedded = np.stack([vectors[reply] for reply in replies])
+    cosine, wording = embedded @ embedded.T, characters.similarity(replies)
+    good = judged >= people.thresholds([min(settings.judge_quantiles)])[min(settings.judge_quantiles)]
     row.tries("diversity", metrics.mean_pairwise_distance, cosine)
-    row.tries("diversity_tfidf", metrics.mean_pairwise_distance, characters.similarity(replies))
-    size = min(SET_SIZE, settings.samples)
-    row.tries("vendi", _vendi_of_sets, cosine, size, _rng(settings))
+    row.tries("diversity_tfidf", metrics.mean_pairwise_distance, wording)
+    row.tries("effective_diversity", novelty.effective_diversity, wording, good, SAME_KIND)
+    row.tries("effective_distance", novelty.effective_distance, wording, good)
+    row.tries("vendi", lambda: metrics.vendi(_blocks(cosine, _sets(part, size, settings))).mean() / size)
+    for name, limit in {"distinct_k": SAME_KIND, **{f"distinct_k_t{t:g}": t for t in SENSITIVITY}}.items():
+        row.tries(name, lambda limit=limit: novelty.distinct_k(
+            novelty.class_sizes(_blocks(wording, _sets(part, size, settings)), limit)))
+    row.tries("utility_k", lambda: novelty.utility_k(
+        novelty.class_sizes(_blocks(wording, _sets(part, size, settings)), SAME_KIND),
+        people.rank(judged)[_sets(part, size, settings)]))
     row.tries("self_bleu", text.self_bleu, replies, size - 1, _rng(settings))
+    row.tries("self_repetition", repetition.self_repetition, replies, size - 1)
+    row.tries("compression", repetition.compression_ratio, replies, BYTE_BUDGET, _rng(settings))
+    row.tries("ead", lambda: repetition.ead_of_sets(replies, _sets(part, size, settings)))
     row.tries("distinct_1", text.distinct_n, replies, 1, TOKEN_BUDGET, _rng(settings))
     row.tries("distinct_2", text.distinct_n, replies, 2, TOKEN_BUDGET, _rng(settings))
     row.tries("duplicates", text.duplicate_rate, replies)
+
+
+def _likeness(row: Row, part, post, leave_one_out) -> None:
+    replies, references = list(part["reply"]), list(post.replies)
     row.tries("copy_rate", text.copy_rate, post.text, replies)
-    row.tries("rouge_l", _rouge_l, replies, list(post.replies), leave_one_out)
-    row["relevance"] = float((embedded @ vectors[post.text]).mean())
+    row.tries("rouge_l", _rouge_l, replies, references, leave_one_out)
+    row.tries("chrf", _mean, part["chrf"], "no reply has text, or no human reply to compare with")
+    row.tries("bertscore", _mean, part["bertscore"], "the encoder knows no token, or no human reply to compare with")
+    row["relevance"] = part["relevance"].mean()
     row["length_words"] = np.mean([len(text.words(reply)) for reply in replies])
     row.tries("length_tokens", _known, part["tokens"], "not counted in the model's tokens")
     row.tries("truncated", _known, part["truncated"], "people have no token limit")
@@ -151,13 +208,12 @@ def _rng(settings: EvaluationConfig) -> np.random.Generator:
     return np.random.default_rng(settings.seed)  # afresh for every set: neighbours must not matter
 
 
-def _vendi_of_sets(cosine: np.ndarray, size: int, rng: np.random.Generator, draws: int = 50) -> float:
-    """Vendi score / size, mean over drawn sets of `size` replies: from 1/size (all equal) to 1 (all
-    orthogonal)."""
-    if len(cosine) < max(size, 2):
-        raise metrics.Undefined(f"fewer than {max(size, 2)} replies")
-    picks = rng.permuted(np.tile(np.arange(len(cosine)), (draws, 1)), axis=1)[:, :size]
-    return float(metrics.vendi(cosine[picks[:, :, None], picks[:, None, :]]).mean() / size)
+def _sets(part, size: int, settings: EvaluationConfig) -> np.ndarray:
+    return novelty.sets(len(part), size, _rng(settings))
+
+
+def _blocks(similarity: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    return similarity[picks[:, :, None], picks[:, None, :]]
 
 
 def _rouge_l(replies: list[str], references: list[str], leave_one_out: bool) -> float:
@@ -167,39 +223,14 @@ def _rouge_l(replies: list[str], references: list[str], leave_one_out: bool) -> 
     return float(np.mean([text.rouge_l(reply, rest) for reply, rest in zip(replies, others, strict=True)]))
 
 
+def _mean(values: pd.Series, reason: str) -> float:
+    """Over the replies that define it."""
+    if values.isna().all():
+        raise metrics.Undefined(reason)
+    return float(values.mean())
+
+
 def _known(values: pd.Series, reason: str) -> float:
     if values.isna().any():
         raise metrics.Undefined(reason)
     return float(values.astype(float).mean())
-
-
-def _finite(scorer: Scorer, posts: list[str], replies: list[str], name: str) -> np.ndarray:
-    values = np.asarray(scorer(posts, replies), dtype=float)
-    if values.shape != (len(replies),) or not np.isfinite(values).all():
-        raise ValueError(f"{name}: expected {len(replies)} finite scores, found shape {values.shape} "
-                         f"with {int((~np.isfinite(values)).sum())} that are not")
-    return values
-
-
-def summary(table: pd.DataFrame, thresholds: dict[float, float]) -> dict:
-    """What metrics.json holds: means over prompts per temperature ("human" for people), a reason for each
-    null."""
-    names = [name for name in table if name not in (*KEYS, "n_samples")]
-    reasons = table.attrs.get("reasons", {})
-    means = {}
-    for temperature, part in table.groupby("temperature", dropna=False):
-        mean = part[names].mean()  # over the prompts that define the metric; `reasons` counts the others
-        means["human" if pd.isna(temperature) else f"T{temperature:g}"] = {
-            name: float(mean[name]) if np.isfinite(mean[name]) else {"value": None, "reason": reasons[name]}
-            for name in names}
-    return {"prompts": int(table["prompt_id"].nunique()), "samples": float(table["n_samples"].mean()),
-            "set_size": SET_SIZE, "token_budget": TOKEN_BUDGET, "self_bleu": text.bleu_signature(),
-            "mean": means, "undefined": reasons,
-            "thresholds": {f"q{q:g}": value for q, value in thresholds.items()}}
-
-
-def save(table: pd.DataFrame, folder: Path, thresholds: dict[float, float], **more: dict) -> None:
-    """per_prompt.csv (six significant digits) and metrics.json, with `more` sections, in `folder`."""
-    content = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    atomic_write(Path(folder) / "per_prompt.csv", content)
-    write_json(Path(folder) / "metrics.json", summary(table, thresholds) | more)

@@ -1,0 +1,70 @@
+"""How close is a reply to what people answered: chrF by characters, BERTScore by meaning in context.
+
+Both against the nearest of all human replies to the post, as against a single one they are noise. Neither is a
+goal: most people's replies to one post have little in common, and that is what the human row shows. Empty replies
+have no value (NaN); ROUGE-L, by words, is in `text`.
+"""
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from sacrebleu.metrics import CHRF
+
+from polylib.evaluation.text import LONGEST, normalise
+
+
+@functools.cache
+def _chrf() -> CHRF:
+    return CHRF()  # chrF2: 6-grams of characters, no words, beta 2
+
+
+def chrf(text: str, references: list[str]) -> float:
+    """chrF2 (Popovic 2015) against the nearest reference, 0 to 100, with sacrebleu's settings; NaN without text
+    or references."""
+    others = [reference[:LONGEST] for reference in references if reference.strip()]
+    if not others or not text.strip():
+        return np.nan
+    return _chrf().sentence_score(text[:LONGEST], others).score  # sacrebleu takes the best of several
+
+
+def chrf_signature() -> str:
+    """How chrF was computed, for the record; sacrebleu knows it only after a first call."""
+    chrf("a", ["a"])
+    return str(_chrf().get_signature())
+
+
+def match(candidates: list[np.ndarray], references: list[np.ndarray]) -> np.ndarray:
+    """BERTScore F1 (Zhang et al. 2020, eq. 3, without idf weights) of every candidate with every reference.
+
+    Each text is an array (L, d) of unit token vectors, L >= 1 -> (candidates, references). Every token is matched
+    greedily with its nearest in the other text; a cosine below 0 counts as no match."""
+    if not candidates or not references:
+        return np.zeros((len(candidates), len(references)))
+    rows, columns = (np.cumsum([0, *map(len, side)])[:-1] for side in (candidates, references))
+    cosine = np.maximum(np.concatenate(candidates) @ np.concatenate(references).T, 0)
+    lengths = [np.array([*map(len, side)], dtype=float) for side in (candidates, references)]
+    precision = np.add.reduceat(np.maximum.reduceat(cosine, columns, axis=1), rows, axis=0) / lengths[0][:, None]
+    recall = np.add.reduceat(np.maximum.reduceat(cosine, rows, axis=0), columns, axis=1) / lengths[1]
+    return 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+
+
+def bertscore(texts: list[str], references: list[str], states: dict[str, np.ndarray],
+              leave_one_out: bool = False) -> np.ndarray:
+    """BERTScore F1 of each text against its nearest reference, (N,); the same text is 1 whatever its tokens.
+
+    states: {text: (L, d) unit vectors}, L = 0 where the encoder knows no token (empty, emoji only): such a reply
+    is NaN unless a reference is the same text. leave_one_out: texts are the references themselves, in order."""
+    def known(side: list[str]) -> list[int]:
+        return [i for i, text in enumerate(side) if len(states[text])]
+
+    forms, others = ([normalise(text) for text in side] for side in (texts, references))
+    values = np.full((len(texts), len(references)), np.nan)
+    mine, theirs = known(texts), known(references)
+    if mine and theirs:
+        values[np.ix_(mine, theirs)] = match([states[texts[i]] for i in mine], [states[references[j]] for j in theirs])
+    same = np.array([[bool(a) and a == b for b in others] for a in forms], dtype=bool).reshape(values.shape)
+    values[same] = 1.0
+    if leave_one_out:
+        np.fill_diagonal(values, np.nan)
+    return np.array([np.nanmax(row) if np.isfinite(row).any() else np.nan for row in values])

@@ -1,0 +1,174 @@
+"""Kinds of replies, repetition, overlap with people: published values, other libraries, brute force, hostile text."""
+from __future__ import annotations
+
+import gzip
+import itertools
+
+import numpy as np
+import pytest
+from sacrebleu import sentence_chrf
+
+from polylib.evaluation import novelty, overlap, repetition, text
+from polylib.evaluation.metrics import Undefined
+
+RNG = np.random.default_rng(0)
+
+
+def rng():
+    return np.random.default_rng(7)
+
+
+def similarity(classes, inside=0.8, outside=0.1):
+    classes = np.array(classes)
+    s = np.where(classes[:, None] == classes, inside, outside)
+    np.fill_diagonal(s, 1.0)
+    return s
+
+
+# ---- kinds -------------------------------------------------------------------------------------------------
+
+def test_utility_gives_noveltybench_s_value():
+    assert novelty.utility([5, 10, 8], [0, 0, 1], 0.8) == pytest.approx(4.147541, abs=1e-6)  # its test_metrics.py
+    assert novelty.utility([1, 1, 1], [0, 1, 2]) == 1.0  # bounded by the scores
+
+
+def test_utility_k_is_the_mean_over_all_orders():
+    classes, scores = np.array([0, 0, 1, 2, 1, 1]), RNG.random(6)
+    sizes = (classes[:, None] == classes).sum(1)
+    orders = [list(order) for order in itertools.permutations(range(6))]
+    brute = np.mean([novelty.utility(scores[order], classes[order].tolist()) for order in orders])
+    assert novelty.utility_k(sizes[None], scores[None]) == pytest.approx(brute, abs=1e-12)
+    picks = novelty.sets(6, 3, rng())  # and of sets of three, each partitioned by itself
+    sizes = novelty.class_sizes(similarity(classes)[picks[:, :, None], picks[:, None]], 0.5)
+    orders = [list(order) for order in itertools.permutations(range(6), 3)]
+    brute = np.mean([novelty.utility(scores[order], classes[order].tolist()) for order in orders])
+    assert novelty.utility_k(sizes, scores[picks]) == pytest.approx(brute, abs=1e-12)
+
+
+def test_kinds_are_chains_of_likeness_and_depend_on_the_threshold():
+    s = np.eye(4)
+    s[0, 1] = s[1, 0] = s[1, 2] = s[2, 1] = 0.75  # 0-1-2 a chain, 3 alone
+    assert novelty.class_sizes(s, 0.7).tolist() == [3, 3, 3, 1]
+    assert novelty.distinct_k(novelty.class_sizes(s, 0.7)[None]) == pytest.approx(2)
+    assert novelty.distinct_k(novelty.class_sizes(s, 0.8)[None]) == 4
+    path = np.eye(9) + np.diag([0.9] * 8, 1) + np.diag([0.9] * 8, -1)
+    assert novelty.class_sizes(path, 0.9).tolist() == [9] * 9  # the longest chain of nine, cosine on the threshold
+    stack = novelty.class_sizes(np.stack([np.ones((3, 3)), np.eye(3)]), 0.9)
+    assert stack.tolist() == [[3, 3, 3], [1, 1, 1]] and novelty.distinct_k(stack) == 2
+
+
+def test_distinct_k_of_sets_is_rarefaction():
+    """Expected kinds among k of n, by Hurlbert 1971: sum over kinds of 1 - C(n - n_i, k) / C(n, k)."""
+    from math import comb
+
+    classes, k = [0, 0, 0, 1, 1, 2, 3], 4
+    picks = novelty.sets(7, k, rng())
+    assert len(picks) == comb(7, k)
+    s = similarity(classes)[picks[:, :, None], picks[:, None]]
+    expected = sum(1 - comb(7 - m, k) / comb(7, k) for m in (3, 2, 1, 1))
+    assert novelty.distinct_k(novelty.class_sizes(s, 0.5)) == pytest.approx(expected)
+    drawn = novelty.sets(40, k, rng())
+    assert drawn.shape == (novelty.MOST_SETS, k) and all(len(set(pick)) == k for pick in drawn.tolist())
+    for n, size in ((3, 4), (1, 1)):
+        with pytest.raises(Undefined, match="fewer than"):
+            novelty.sets(n, size, rng())
+
+
+def test_effective_diversity_counts_pairs_that_are_good_and_different():
+    s, good = similarity([0, 0, 1, 2, 3], inside=0.6, outside=0.2), np.array([1, 1, 1, 1, 0], bool)
+    pairs = list(itertools.combinations(range(5), 2))
+    brute = np.mean([good[i] and good[j] and s[i, j] < 0.5 for i, j in pairs])
+    assert novelty.effective_diversity(s, good, 0.5) == pytest.approx(brute) == 0.5
+    assert novelty.effective_distance(s, good) == pytest.approx(
+        np.mean([(1 - s[i, j]) * (good[i] and good[j]) for i, j in pairs]))
+    assert novelty.effective_diversity(s, ~good, 0.5) == 0.0  # one good reply makes no pair: a finding
+    with pytest.raises(Undefined, match="fewer than 2"):
+        novelty.effective_distance(np.ones((1, 1)), np.array([True]))
+
+
+# ---- repetition --------------------------------------------------------------------------------------------
+
+def test_ead_gives_the_published_formula_s_values():
+    assert repetition.ead(50, 60, 1000) == pytest.approx(0.8581667, abs=1e-6)
+    assert repetition.ead(2, 2, 4) == pytest.approx(8 / 7)  # may exceed 1
+    assert repetition.ead(7, 10, 10**9) == pytest.approx(0.7, abs=1e-6)  # unbounded vocabulary: distinct-1
+    sets = np.array([[0, 1], [0, 2], [1, 2]])
+    words = ["a b a", "a b c d", "👍"]
+    by_hand = [repetition.ead(4, 7), repetition.ead(3, 4), repetition.ead(5, 5)]
+    assert repetition.ead_of_sets(words, sets) == pytest.approx(np.mean(by_hand))
+    with pytest.raises(Undefined, match="no word"):
+        repetition.ead_of_sets(["", "  "], np.array([[0, 1]]))
+
+
+def test_compression_is_gzip_without_its_header_and_without_length():
+    varied = ["".join(chr(97 + c) for c in RNG.integers(0, 26, 60)) for _ in range(6)]
+    same = repetition.compression_ratio(varied[:1] * 6, 200, rng())
+    joined = "\n".join(varied[:1] * 6).encode()[:200]
+    assert same == pytest.approx(200 / (len(gzip.compress(joined, 9, mtime=0)) - 18))
+    assert repetition.compression_ratio(varied, 200, rng()) < 1.7 < 3 < same
+    assert repetition.compression_ratio(varied[:1] * 60, 200, rng()) == same  # ten times the replies, one budget
+    assert repetition.compression_ratio(["🔥🔥🔥🔥"] * 20, 200, rng()) > 8
+    assert repetition.compression_ratio(varied, 200, rng()) == repetition.compression_ratio(varied, 200, rng())
+    with pytest.raises(Undefined, match="fewer than 200 bytes"):
+        repetition.compression_ratio(["", "short", "👍"], 200, rng())
+
+
+def test_self_repetition_is_the_mean_over_drawn_others():
+    replies = ["the cat sat on the mat", "well the cat sat on it", "the cat sat on a log", "no idea about any of it",
+               "so what then", "I have no idea about any of it"]
+    grams = [set(text._grams(text.words(r), 4)) for r in replies]
+    brute = [np.mean([np.log1p(sum(bool(grams[i] & grams[j]) for j in others))
+                      for others in itertools.combinations([j for j in range(6) if j != i], 3)])
+             for i in range(6) if grams[i]]  # the reply of three words repeats nothing, but is drawn as another
+    assert len(brute) == 5 and repetition.self_repetition(replies, 3) == pytest.approx(np.mean(brute), abs=1e-12)
+    assert repetition.self_repetition(["one two three four"] * 4, 3) == pytest.approx(np.log(4))
+    assert repetition.self_repetition(["one two three four", "five six seven eight"], 1) == 0.0
+    for bad in (["👍👍", "lol", "", "a b c"], ["one two three four"] * 3):
+        with pytest.raises(Undefined):
+            repetition.self_repetition(bad, 3)
+
+
+# ---- overlap with people -----------------------------------------------------------------------------------
+
+def test_chrf_is_sacrebleu_s_against_the_nearest_reference():
+    reply, references = "the cat sat down", ["a dog ran", "the cat lay down", "cats!"]
+    assert overlap.chrf(reply, references) == pytest.approx(
+        max(sentence_chrf(reply, [one]).score for one in references))
+    # By hand, character n-grams of "abc" in "abd": orders 1 to 3 have 2/3, 1/2, 0 in common; F2 of equal P and R.
+    assert overlap.chrf("abc", ["abd"]) == pytest.approx(100 * (2 / 3 + 1 / 2 + 0) / 3)
+    assert overlap.chrf("🔥🔥", ["🔥🔥"]) == pytest.approx(100) and overlap.chrf("🔥🔥", ["no"]) == 0.0
+    assert "nc:6" in overlap.chrf_signature()
+    for nothing in (("", ["a"]), ("a", []), ("a", [" "])):
+        assert np.isnan(overlap.chrf(*nothing))
+
+
+def unit(length, seed):
+    vectors = np.random.default_rng(seed).normal(size=(length, 5))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def brute_bertscore(a, b):
+    precision = np.mean([max(max(x @ y, 0) for y in b) for x in a])
+    recall = np.mean([max(max(x @ y, 0) for x in a) for y in b])
+    return 2 * precision * recall / (precision + recall)
+
+
+def test_greedy_matching_is_brute_force_token_by_token():
+    a, b = [unit(n, n) for n in (1, 4, 7)], [unit(n, 10 + n) for n in (2, 5)]
+    expected = [[brute_bertscore(x, y) for y in b] for x in a]
+    np.testing.assert_allclose(overlap.match(a, b), expected, atol=1e-12)
+    # By hand: two tokens against one at right angles to the first and equal to the second: P 1/2, R 1, F 2/3.
+    e = np.eye(2)
+    assert overlap.match([e], [e[1:]])[0, 0] == pytest.approx(2 / 3)
+    assert overlap.match([e[:1]], [e[1:]])[0, 0] == 0.0 and overlap.match([], [e]).shape == (0, 1)
+
+
+def test_bertscore_takes_the_nearest_person_and_leaves_oneself_out():
+    states = {"a": unit(3, 1), "b": unit(4, 2), "c": unit(2, 3), "👍": np.zeros((0, 5)), "": np.zeros((0, 5))}
+    found = overlap.bertscore(["a", "👍", "", "B"], ["b", "c", "👍"], states | {"B": unit(4, 9)})
+    assert found[0] == pytest.approx(max(brute_bertscore(states["a"], states[x]) for x in "bc"))
+    assert found[1] == 1.0 and np.isnan(found[2]) and found[3] == 1.0  # the same text, case aside, is 1
+    own = overlap.bertscore(["a", "b", "👍"], ["a", "b", "👍"], states, leave_one_out=True)
+    assert own[:2] == pytest.approx([brute_bertscore(states["a"], states["b"])] * 2) and np.isnan(own[2])
+    assert np.isnan(overlap.bertscore(["a"], [], states)).all()
+    assert overlap.bertscore(["a", "a"], ["a", "a"], states, leave_one_out=True).tolist() == [1.0, 1.0]
