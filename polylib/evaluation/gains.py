@@ -1,10 +1,12 @@
-"""Where does a gain come from: from length, or from one component of the reward?
+"""Where does a gain come from: from length, from relevance, or from one component of the reward?
 
     length_controlled(results)                            # gain over SFT, raw and at equal length, per method
+    relevance_controlled(results)                         # the same at equal similarity to the post
     component_shares(reward, posts, before, after)        # what each component adds to the reward's gain
 
 Policies trained on a reward often gain most of it by length (Singhal et al. 2023, arXiv 2310.03716), and judges of all
-kinds like one length better than another (AlpacaEval's length-controlled win rate, Dubois et al. 2024).
+kinds like one length better than another (AlpacaEval's length-controlled win rate, Dubois et al. 2024). Here by
+regression; `matched` compares inside bins, `components` takes the reward apart as it is defined.
 """
 from __future__ import annotations
 
@@ -16,19 +18,29 @@ from polylib.evaluation.stats import two_way_t
 
 BOOTSTRAP = 1000
 BINS = 20  # of the histogram behind `overlap`
-NO_OVERLAP = "lengths hardly overlap: the value at equal length is extrapolated"
+NO_OVERLAP = "{}s hardly overlap: the value at equal {} is extrapolated"
+SCORES = ("reward_mean", "judge_mean")
 
 
-def length_controlled(results, scores: tuple[str, ...] = ("reward_mean", "judge_mean")) -> pd.DataFrame:
+def length_controlled(results, scores: tuple[str, ...] = SCORES) -> pd.DataFrame:
     """`length_controlled_gain` of every method of a study over SFT, for each score: its columns after method and
     score."""
+    return _controlled(results, scores, "length_words", "length", length_controlled_gain)
+
+
+def relevance_controlled(results, scores: tuple[str, ...] = SCORES) -> pd.DataFrame:
+    """`relevance_controlled_gain` of every method of a study over SFT, as `length_controlled`."""
+    return _controlled(results, scores, "relevance", "relevance", relevance_controlled_gain)
+
+
+def _controlled(results, scores, metric: str, name: str, gain) -> pd.DataFrame:
     parts = []
     for score in scores:
-        values, lengths = results.cells(score), results.cells("length_words")
-        table = pd.concat([pd.DataFrame({"method": method, "seed": seed, "prompt_id": series.index, "length": lengths[
+        values, others = results.cells(score), results.cells(metric)
+        table = pd.concat([pd.DataFrame({"method": method, "seed": seed, "prompt_id": series.index, name: others[
             method, seed].loc[series.index].to_numpy(), "value": series.to_numpy()})
             for (method, seed), series in values.items() if seed is not None], ignore_index=True)
-        parts += [length_controlled_gain(table, method).assign(method=method, score=score)
+        parts += [gain(table, method).assign(method=method, score=score)
                   for method in results.cfg.methods if method != "sft"]
     out = pd.concat(parts, ignore_index=True)
     return out[["method", "score", *(name for name in out if name not in ("method", "score"))]]
@@ -43,10 +55,25 @@ def length_controlled_gain(table: pd.DataFrame, method: str, start: str = "sft")
     Intervals: runs and posts both random (posts alone for one run), t with Satterthwaite's degrees of freedom; the
     slope's error (clustered by post) is added. overlap: shared area of both length histograms; below .5 `reason` says
     that the controlled gain is extrapolated."""
-    rows = table[table["method"].isin([method, start])].dropna(subset=["value", "length"])
-    rows = rows.assign(log=np.log1p(rows["length"]), cell=rows["method"] + rows["seed"].astype(str))
+    return _gain(table.assign(log=np.log1p(table["length"])), method, start, "length").rename(columns={"gap": "words"})
+
+
+def relevance_controlled_gain(table: pd.DataFrame, method: str, start: str = "sft") -> pd.DataFrame:
+    """`length_controlled_gain` at equal relevance (cosine of post and reply, column `relevance`, as it is): the mean
+    difference is in column `relevance`.
+
+    A reward that pays for relevance gains through it by design: what is left is the part of the gain that did not need
+    it, which is no claim about causes."""
+    row = _gain(table.assign(log=table["relevance"]), method, start, "relevance")
+    return row.rename(columns={"gap": "relevance"})
+
+
+def _gain(table: pd.DataFrame, method: str, start: str, by: str) -> pd.DataFrame:
+    """`log` is the column that the value is regressed on, `by` the one whose difference is reported."""
+    rows = table[table["method"].isin([method, start])].dropna(subset=["value", by])
+    rows = rows.assign(cell=rows["method"] + rows["seed"].astype(str))
     slope, error = _slope(rows)
-    mean = rows.groupby(["method", "seed", "prompt_id"])[["value", "log", "length"]].mean()
+    mean = rows.groupby(["method", "seed", "prompt_id"])[["value", "log", by]].mean()
     gap = (mean.loc[method] - mean.loc[start]).dropna()
     gaps = {name: gap[name].unstack("prompt_id").dropna(axis=1).to_numpy() for name in ("value", "log")}
     raw = _claim(gaps["value"])
@@ -56,8 +83,8 @@ def length_controlled_gain(table: pd.DataFrame, method: str, start: str = "sft")
     return pd.DataFrame([{
         **dict(zip(("raw", "raw_low", "raw_high"), raw)),
         **dict(zip(("controlled", "controlled_low", "controlled_high"), controlled)),
-        "slope": slope, "words": gap["length"].mean(), "overlap": overlap,
-        "reason": NO_OVERLAP if overlap < 0.5 else ""}])
+        "slope": slope, "gap": gap[by].mean(), "overlap": overlap,
+        "reason": NO_OVERLAP.format(by, by) if overlap < 0.5 else ""}])
 
 
 def component_shares(reward, posts: list[str], before: list[str], after: list[str], columns: list[str] | None = None,
@@ -92,11 +119,11 @@ def component_shares(reward, posts: list[str], before: list[str], after: list[st
 
 
 def _slope(rows: pd.DataFrame) -> tuple[float, float]:
-    """Within-post, within-cell slope of value on log length, and its standard error clustered by post."""
+    """Within-post, within-cell slope of value on `log`, and its standard error clustered by post."""
     y, x = (_demean(rows, name) for name in ("value", "log"))
     total = float(x @ x)
     if total < 1e-12:
-        return 0.0, 0.0  # all of one length: nothing to control
+        return 0.0, 0.0  # all alike: nothing to control
     slope = float(x @ y) / total
     score = np.bincount(pd.factorize(rows["prompt_id"])[0], x * (y - slope * x))
     return slope, float(np.sqrt((score**2).sum() * len(score) / max(len(score) - 1, 1)) / total)
