@@ -128,3 +128,12 @@ def test_lora_starts_from_its_seed_alone():
     assert torch.equal(a, b) and not torch.equal(a, c)
     rank = dataclasses.replace(CFG.model, lora_rank=CFG.model.lora_rank + 1)
     assert next(iter(masters(models.add_lora(models.load_model(rank), rank, 1)).values())).shape[0] == rank.lora_rank
+
+
+def test_a_fresh_adapters_dropout_is_off():
+    dropped = dataclasses.replace(CFG.model, lora_dropout=0.5)
+    peft = models.add_lora(models.load_model(dropped), dropped, seed=0)
+    for _, layer in models.lora_layers(peft):
+        layer.lora_B["default"].weight.data.fill_(0.1)
+    assert any(isinstance(module, torch.nn.Dropout) for module in peft.modules())
+    assert torch.equal(logits(peft), logits(peft))
