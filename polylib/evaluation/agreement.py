@@ -69,6 +69,20 @@ def kappa(first, second, posts, seed: int = 0) -> dict:
     return out
 
 
+def agreement_table(rows: pd.DataFrame, judges: dict, limit: int = 0, seed: int = 0) -> pd.DataFrame:
+    """judge, against, and the keys of `kappa`: every judge (name: anything with `compare`) against people's likes and
+    against every other judge, on `human_pairs(rows, limit, seed)`. People never tie, so a judge's ties lower kappa."""
+    people = human_pairs(rows, limit, seed)
+    verdicts = {"likes": people.wins}
+    lines = []
+    for name, judge in judges.items():
+        wins = judge.compare(people.posts, people.a, people.b).wins
+        lines += [{"judge": name, "against": other} | kappa(wins, theirs, people.posts, seed)
+                  for other, theirs in verdicts.items()]
+        verdicts[name] = wins
+    return pd.DataFrame(lines)
+
+
 def _kappa(table: np.ndarray) -> np.ndarray:
     """Of contingency tables (..., K, K); NaN where both raters give one answer only."""
     share = table / table.sum(axis=(-2, -1), keepdims=True)

@@ -4,8 +4,8 @@
 
 Length-controlled win rate after AlpacaEval 2 (Dubois et al. 2024, arXiv 2404.04475):
 logit P(a wins) = theta + phi tanh(d / sd(d)) [+ psi difficulty], d = length of a - length of b, read at d = 0. Here
-with soft wins (binomial quasi-likelihood), every post weighing the same, and errors clustered by post. Left out on purpose:
-their penalty towards a model tuned to look gamed, which needs their leaderboard.
+with soft wins (binomial quasi-likelihood), every post weighing the same, and errors clustered by post. Left out on
+purpose: their penalty towards a model tuned to look gamed, which needs their leaderboard.
 """
 from __future__ import annotations
 

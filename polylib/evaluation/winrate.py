@@ -6,9 +6,9 @@
     picture(results, found, columns)
 
 Every reply of one side meets every reply of the other side to the same post. The judge's scores are log-odds on
-people's likes (its scale is fitted on pairs of threads it did not see), so sigmoid(a - b) is the chance that reply a is liked
-more; where it is under 55 % sure the pair is a tie. Win rates by such a judge stay near 50 %, as people's own likes are
-hard to foresee: its accuracy on human pairs stands in the note of every table and figure.
+people's likes (its scale is fitted on pairs of threads it did not see), so sigmoid(a - b) is the chance that reply a is
+liked more; where it is under 55 % sure the pair is a tie. Win rates by such a judge stay near 50 %, as people's
+own likes are hard to foresee: its accuracy on human pairs stands in the note of every table and figure.
 """
 from __future__ import annotations
 
@@ -46,13 +46,18 @@ class ScoreJudge:
     def compare(self, posts: list[str], a: list[str], b: list[str]) -> Comparison:
         """wins 1, 0 or .5 where it abstains; consistent in both orders by construction."""
         soft = soft_wins(self.scorer(posts, a), self.scorer(posts, b), self.temperature, self.margin)
-        return Comparison(0.5 + 0.5 * np.sign(soft - 0.5), 1.0, 0.5, 0.0)
+        return Comparison(hard(soft), 1.0, 0.5, 0.0)
 
 
 def soft_wins(a, b, temperature: float = 1.0, margin: float = MARGIN) -> np.ndarray:
     """sigmoid((a - b) / temperature) of scores (N,); .5, a tie, where the log-odds are within `margin` of 0."""
     odds = (np.asarray(a, dtype=float) - np.asarray(b, dtype=float)) / temperature
     return np.where(np.abs(odds) < margin, 0.5, 0.5 * (1 + np.tanh(odds / 2)))
+
+
+def hard(soft: np.ndarray) -> np.ndarray:
+    """Verdicts 1, 0 and .5 (tie) of soft wins."""
+    return 0.5 + 0.5 * np.sign(soft - 0.5)
 
 
 def replies(results: Results, method: str, seed: int | None, *columns: str) -> pd.DataFrame:
@@ -115,12 +120,13 @@ def by_method(results: Results, found: Found | None = None) -> pd.DataFrame:
     for method, opponent in dict.fromkeys((method, opponent) for method, _, opponent in found):
         cells = [w for (m, _, o), w in found.items() if (m, o) == (method, opponent)]
         row = {"method": method, "opponent": opponent}
-        why = [w.reason for w in cells]
+        why, common = [w.reason for w in cells], set.intersection(*(set(w.posts) for w in cells))
         for name, part in (("raw", "by_post"), ("lc", "lc_by_post")):
-            mean, claim = stats.interval(np.array([getattr(w, part) for w in cells]))
+            values = [getattr(w, part)[[post in common for post in w.posts]] for w in cells]
+            mean, claim = stats.interval(np.array(values))
             row |= {name: mean, f"{name}_low": max(claim.low, 0.0), f"{name}_high": min(claim.high, 1.0)}
             why.append(claim.reason)
-        rows.append(row | {"overlap": min(w.overlap for w in cells), "runs": len(cells), "n": len(cells[0].posts),
+        rows.append(row | {"overlap": min(w.overlap for w in cells), "runs": len(cells), "n": len(common),
                            "reason": "; ".join(dict.fromkeys(filter(None, why)))})
     return pd.DataFrame(rows)
 

@@ -28,22 +28,27 @@ def battery(judge, posts: list[str], replies: list[str]) -> pd.DataFrame:
     where a winner is due. first: share of verdicts for the reply shown first (.5 = no position bias); missing: share
     of pairs without both verdicts. Pairs of equal texts are left out. UserError with fewer than 2 posts or equal
     ones."""
+    rows, agreed, asked = [], 0, 0
+    for control, columns in pairs(posts, replies).items():
+        n, due = len(columns[0]), 0.5 if control == "same" else 1.0
+        found = judge.compare(*columns) if n else None
+        rows.append(_row(control, int((found.wins == due).sum()) if n else 0, n, found))
+        if control != "same" and n:
+            asked += n
+            agreed += round(n * (1 - found.missing) * np.nan_to_num(found.consistent))
+    return pd.DataFrame([*rows, _row("swap", agreed, asked)])
+
+
+def pairs(posts: list[str], replies: list[str]) -> dict[str, list[list[str]]]:
+    """{control: [posts, replies, replies to compare them with]}; UserError as for `battery`."""
     if len(posts) < 2 or len(set(posts)) < len(posts) or len(posts) != len(replies):
         raise UserError("controls of a judge need a human reply each to two or more different posts; raise data.test")
-    pairs = {
+    found = {
         "same": [(p, r, f"{r} ") for p, r in zip(posts, replies)],
         "constant": [(p, r, CONSTANT) for p, r in zip(posts, replies) if not _says(r, CONSTANT)],
         "off_topic": [(p, r, o) for p, r, o in zip(posts, replies, [*replies[1:], replies[0]]) if not _says(r, o)],
     }
-    rows, agreed, asked = [], 0, 0
-    for control, due in (("same", 0.5), ("constant", 1.0), ("off_topic", 1.0)):
-        found = judge.compare(*map(list, zip(*pairs[control]))) if pairs[control] else None
-        n = len(pairs[control])
-        rows.append(_row(control, int((found.wins == due).sum()) if n else 0, n, found))
-        if due == 1.0 and n:
-            asked += n
-            agreed += round(n * (1 - found.missing) * np.nan_to_num(found.consistent))
-    return pd.DataFrame([*rows, _row("swap", agreed, asked)])
+    return {control: [list(column) for column in zip(*rows)] or [[], [], []] for control, rows in found.items()}
 
 
 def refusal(table: pd.DataFrame) -> str:
