@@ -149,6 +149,9 @@ def _check_ablation(cfg: Config, require: Callable[[bool, str], None]) -> None:
             f"found {a.grid}")
     require(all(len(set(values)) == len(values) for values in a.grid.values()), "ablation.grid repeats a value")
     require(a.steps >= 1 and a.posts >= 2 and a.samples >= 2, "ablation needs steps >= 1, posts >= 2, samples >= 2")
+    require(not a.grid or 0 < cfg.hybrid.eval_prompts <= a.posts and cfg.hybrid.eval_samples <= a.samples,
+            "ablation.posts and samples must be at least hybrid.eval_prompts (not 0) and eval_samples: the detector "
+            "knows no smaller set")
     for values in itertools.product(*a.grid.values()):
         _check_training("hybrid", dataclasses.replace(cfg.hybrid, **dict(zip(a.grid, values, strict=True))),
                         cfg.sampling.max_new_tokens, lambda ok, message: require(ok, f"ablation.grid: {message}"))

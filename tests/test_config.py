@@ -19,7 +19,7 @@ PRESETS = sorted(p.stem for p in (ROOT / "params").glob("*.yaml"))
 
 def shape(value, path=""):
     """{dotted key: type}, from PyYAML: an independent reader. Ints and floats differ."""
-    if isinstance(value, dict) and path not in (".data.columns", ".reward_model.heuristic"):
+    if isinstance(value, dict) and path not in (".data.columns", ".reward_model.heuristic", ".ablation.grid"):
         return {k: t for key, item in value.items() for k, t in shape(item, f"{path}.{key}").items()}
     return {path: type(value)}
 
@@ -203,3 +203,12 @@ def test_truncated_sampling_out_of_range_is_one_line(settings):
     bad = dataclasses.replace(cfg, sampling=dataclasses.replace(cfg.sampling, **settings))
     with pytest.raises(config.UserError, match=rf"mine.yaml: sampling.{next(iter(settings))} must be"):
         config._check(bad, Path("mine.yaml"))
+
+
+@pytest.mark.parametrize("grid, message", [
+    ("{gamma: [1.0]}", "one or two of alpha, beta, lam, kappa"), ("{lam: []}", "one or two of alpha"),
+    ("{lam: [1.0], beta: [1.0], kappa: [0.1]}", "one or two of alpha"), ("{lam: [1.0, 1.0]}", "repeats a value"),
+    ("{lam: [-1.0]}", "ablation.grid: hybrid.lam must be 0 or more")])
+def test_an_ablation_that_cannot_run_is_one_line(laptop, grid, message):
+    with pytest.raises(config.UserError, match=rf"mine.yaml: .*{message}"):
+        config.load(laptop("grid: {}", f"grid: {grid}"))
