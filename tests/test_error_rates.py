@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from polylib import config
-from polylib.evaluation import results, simulation, stats
+from polylib.evaluation import effects, results, simulation, stats
 from polylib.run import Paths, UserError
 
 
@@ -51,6 +51,22 @@ def test_matched_claim_takes_posts_as_a_sample_too(by_prompt):
     assert found.loc["matched claim", "rate"] <= 0.06
     if by_prompt > 1:
         assert found.loc["t over the runs' distances", "rate"] > 0.07
+
+
+def test_matched_differences_are_zero_on_the_curve_and_mean_the_distance_from_it():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(1, 1, 12)) + np.array([0.0, 1.0, 2.0])[:, None, None] + np.zeros((3, 2, 12))
+    line = 5 - 2 * x  # every post on one line: then nothing is left at any post, wherever the method samples
+    d, reasons = effects.matched_differences(x, line, mine := x[0] + 0.7, 5 - 2 * mine)
+    assert abs(d).max() < 1e-12 and reasons == ["", ""]
+    y, at = line + rng.normal(size=line.shape), mine + 0.1 * rng.normal(size=mine.shape)
+    own = rng.normal(size=mine.shape)
+    d, _ = effects.matched_differences(x, y, at, own)
+    for s in range(2):
+        control, _ = effects.interpolate(np.stack([x[:, s].mean(1), y[:, s].mean(1)], axis=1), at[s].mean())
+        assert d[s].mean() == pytest.approx(own[s].mean() - control)
+    gone, reasons = effects.matched_differences(x, line, mine + 9, mine)
+    assert np.isnan(gone).all() and "above all" in reasons[0]
 
 
 def test_studies_are_drawn_with_the_stated_variances():
