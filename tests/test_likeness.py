@@ -12,9 +12,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from polylib.config import UserError
 from polylib.evaluation import likeness
 from polylib.evaluation.metrics import Undefined
-from polylib.run import write_json
+from polylib.run import Paths, write_json
 
 WORDS = "kettle keys rain cat fridge bell bowl tuesday pan contract late warm again never always maybe".split()
 STOCK = "amazing incredible insight thanks sharing journey leverage growth".split()
@@ -99,7 +100,7 @@ def test_another_distribution_is_found_though_posts_differ_more():
     assert far[0] > 0.99
 
 
-def study(rng, words, posts=24):
+def corpus(rng, words, posts=24):
     people = [SimpleNamespace(id=f"p{i}", text="", replies=[" ".join(rng.choice(WORDS, 6)) for _ in range(4)])
               for i in range(posts)]
     rows = [(post.id, " ".join(rng.choice(words, 6)), 0.7) for post in people for _ in range(5)]
@@ -107,7 +108,7 @@ def study(rng, words, posts=24):
 
 
 def test_replies_of_a_cell(tmp_path):
-    posts, stock = study(np.random.default_rng(0), STOCK + WORDS[:8])
+    posts, stock = corpus(np.random.default_rng(0), STOCK + WORDS[:8])
     section = likeness.measure(stock, posts, 7)
     assert section["c2st_auc"] > 0.8 and section["c2st_p"] == section["mmd2_p"] == 1 / 200
     assert (section["posts"], section["human_replies"], section["model_replies"]) == (24, 96, 120)
@@ -119,7 +120,7 @@ def test_replies_of_a_cell(tmp_path):
 
 
 def test_what_cannot_be_told_has_a_reason(tmp_path):
-    posts, replies = study(np.random.default_rng(0), WORDS, posts=4)
+    posts, replies = corpus(np.random.default_rng(0), WORDS, posts=4)
     section = likeness.measure(replies, posts, 7)
     assert "needs 10 posts, found 4" in section["c2st_auc"]["reason"] and section["posts"] == 4
     write_json(tmp_path / "metrics.json", section)
@@ -131,3 +132,17 @@ def test_what_cannot_be_told_has_a_reason(tmp_path):
     with pytest.raises(Undefined, match="alike"):
         likeness.mmd2(np.ones((6, 2)), np.array([0, 0, 0, 1, 1, 1]), np.array([True, False, False] * 2),
                       np.arange(6)[None])
+
+
+def test_reading_a_study(tmp_path):
+    paths = Paths("tiny", tmp_path)
+    study = SimpleNamespace(paths=paths, frames={("human", None, None): 0, ("sft", 1, 0.7): 0, ("sft", 1, 1.0): 0})
+    with pytest.raises(UserError, match="no section likeness"):
+        likeness.read(study)
+    posts, _ = corpus(np.random.default_rng(0), WORDS, posts=4)
+    sections = {("human", None): likeness.people(posts, 7), ("sft", 1): {"c2st_auc": 0.7, "posts": 4}}
+    for (method, seed), section in sections.items():
+        write_json(paths.evaluation(method, seed) / "metrics.json", {"likeness": section})
+    table = likeness.read(study)
+    assert list(table["method"]) == ["human", "sft"] and table["c2st_auc"].isna().tolist() == [True, False]
+    assert "needs 10 posts" in table["reason"][0] and table["reason"][1] == ""
