@@ -72,7 +72,7 @@ class Results:
     def cells(self, metric: str, temperature: float | None = None) -> dict[tuple[str, int | None], pd.Series]:
         """{(method, seed): values by prompt} at one temperature (default: that of training), people
         always."""
-        if metric not in self.columns:
+        if not all(metric in frame for frame in self.frames.values()):
             raise UserError(f"{self.paths.results('evaluation')}: a per_prompt.csv has no column {metric}; "
                             "run `dvc repro`")
         wanted = self.cfg.sampling.temperature if temperature is None else temperature
