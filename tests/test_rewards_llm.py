@@ -57,7 +57,10 @@ def server():
         def log_message(self, *args):
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 64  # the default of 5 makes clients wait a second for their connection
+
+    http = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
     state.url = f"http://127.0.0.1:{http.server_port}/v1"
     yield state
