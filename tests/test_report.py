@@ -78,11 +78,13 @@ def test_it_renders_without_a_complaint_and_user_text_is_text(tab):
 
 def test_the_policy_stops_what_would_get_through(tab, page):
     """Planted: the policy, not only the escaping, holds. A script, a handler and a request are all refused."""
+    tab.run("window.refused = []; document.addEventListener('securitypolicyviolation', "
+            "event => window.refused.push(event.effectiveDirective))")
     tab.run("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.pwned = 3\"><p id=probe></p>');"
             "const s = document.createElement('script'); s.textContent = 'window.pwned = 4'; document.body.append(s)")
     assert tab.run("fetch('http://127.0.0.1:1/').then(() => 'sent', error => error.name)") == "TypeError"
     assert tab.run("new Promise(done => setTimeout(() => done(typeof window.pwned), 200))") == "undefined"
-    assert any("Content Security Policy" in line for line in tab.log)
+    assert set(tab.run("window.refused")) == {"connect-src", "img-src", "script-src-attr", "script-src-elem"}
     tab.log.clear()
     tab.open(page)
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page.read_text(encoding="utf-8"))
@@ -143,6 +145,9 @@ def test_replies_are_filtered_by_words_method_and_failure(tab, study):
     hits &= mine["method"].ne("human")
     assert tab.run("document.getElementById('found').textContent").startswith(f"{hits.sum()} replies to ")
     assert tab.run("document.querySelectorAll('#columns .m-human').length") == 0
+    choose(tab, "search", reply_rows.IMAGE[:40], "input")
+    assert tab.run("document.querySelector('#columns mark').textContent") == reply_rows.IMAGE[:40]
+    assert tab.run("document.querySelectorAll('#columns img').length") == 0
     choose(tab, "search", "no such words <b>", "input")
     assert tab.run("document.getElementById('found').textContent") == "no reply matches"
     choose(tab, "search", "", "input")
