@@ -134,7 +134,7 @@ def study(tmp_path_factory):
 def test_win_rates_are_the_pairs_counted_by_hand(study):
     table = winrate.win_rates(study)
     assert list(table) == ["method", "seed", "opponent", "raw", "lc", "se", "low", "high", "overlap", "pairs", "n",
-                           "reason"]
+                           "judge_accuracy", "reason"]
     methods = len(study.cfg.methods)
     assert len(table) == 3 * (2 * methods - 1) and not ((table["method"] == "sft") & (table["opponent"] == "sft")).any()
     row = table[table["method"].eq("grpo") & table["seed"].eq(123) & table["opponent"].eq("sft")].iloc[0]

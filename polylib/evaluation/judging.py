@@ -77,12 +77,17 @@ def llm_comparison(results: Results, folder: Path | None = None) -> Verdicts | N
                 "n": len(rate.posts), "missing": rate.missing, "consistent": seen.consistent, "first": seen.first,
                 "kappa": agreed["kappa"], "kappa_low": agreed["low"], "kappa_high": agreed["high"],
                 "reason": "; ".join(filter(None, (rate.reason, agreed["reason"])))})
-    methods = winrate.by_method(results, found).rename(columns={"opponent": "criterion"}) if found else pd.DataFrame()
+    methods = _by_method(results, found) if found else pd.DataFrame()
     columns = ["criterion", "method", "seed", *RATES, "n", "missing", "consistent", "first", "kappa", "kappa_low",
                "kappa_high", "reason"]
     every = pd.concat(controls, ignore_index=True)
     return Verdicts(every[["criterion", *(name for name in every if name != "criterion")]],
                     pd.DataFrame(rows).reindex(columns=columns), methods)
+
+
+def _by_method(results: Results, found: winrate.Found) -> pd.DataFrame:
+    table = winrate.by_method(results, found).rename(columns={"opponent": "criterion"})
+    return table.drop(columns="judge_accuracy")  # that of the study's own judge
 
 
 def estimate(judges: dict[str, LLMReward], known: tuple, cells: dict) -> dict[str, float]:

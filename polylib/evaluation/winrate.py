@@ -101,18 +101,22 @@ def _against(mine: pd.DataFrame, theirs: pd.DataFrame, margin: float) -> WinRate
 
 
 def win_rates(results: Results, found: Found | None = None) -> pd.DataFrame:
-    """method, seed, opponent, raw, lc, se, low, high, overlap, pairs, n (posts), reason: one row a run and opponent.
+    """method, seed, opponent, raw, lc, se, low, high, overlap, pairs, n (posts), judge_accuracy, reason: one row a run
+    and opponent.
 
     raw: chance that a reply of the method is liked more than one of the opponent to the same post; lc: at equal length,
-    with its standard error and 95 % interval over posts, this run given. overlap: of the lengths."""
+    with its standard error and 95 % interval over posts, this run given. overlap: of the lengths. judge_accuracy: share
+    of held-out human pairs that the judge ranks right, without which a win rate says little."""
     rows = [{"method": method, "seed": seed, "opponent": opponent, "raw": w.raw, "lc": w.lc, "se": w.se, "low": w.low,
-             "high": w.high, "overlap": w.overlap, "pairs": w.pairs, "n": len(w.posts), "reason": w.reason}
+             "high": w.high, "overlap": w.overlap, "pairs": w.pairs, "n": len(w.posts),
+             "judge_accuracy": results.judge["pair_accuracy"], "reason": w.reason}
             for (method, seed, opponent), w in (found or runs(results)).items()]
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
 def by_method(results: Results, found: Found | None = None) -> pd.DataFrame:
-    """method, opponent, raw, raw_low, raw_high, lc, lc_low, lc_high, overlap (smallest), runs, n (posts), reason.
+    """method, opponent, raw, raw_low, raw_high, lc, lc_low, lc_high, overlap (smallest), runs, n (posts),
+    judge_accuracy, reason.
 
     95 % intervals with runs and posts both random (two-way t of `stats`, on lc's pseudo-values per post); with one run
     over posts alone, which `reason` says."""
@@ -127,6 +131,7 @@ def by_method(results: Results, found: Found | None = None) -> pd.DataFrame:
             row |= {name: mean, f"{name}_low": max(claim.low, 0.0), f"{name}_high": min(claim.high, 1.0)}
             why.append(claim.reason)
         rows.append(row | {"overlap": min(w.overlap for w in cells), "runs": len(cells), "n": len(common),
+                           "judge_accuracy": results.judge["pair_accuracy"],
                            "reason": "; ".join(dict.fromkeys(filter(None, why)))})
     return pd.DataFrame(rows)
 
