@@ -15,10 +15,10 @@ SHIFTS = {"sft": {"gzip": 25., "relevance": 9., "length_sd": -12.}, "human": {},
 THRESHOLD = 3.6
 
 
-def write_preflights(paths: Paths, cfg, drop: float = 0.12, seeds=None) -> None:
+def write_preflights(paths: Paths, cfg, drop: float = 0.12) -> None:
     """preflight.csv of every seed; the judge ends `drop` below its peak in the first, and rises in the others."""
     ns = np.array([1, 2, 4, 8, 16, 32, 64])
-    for i, seed in enumerate(seeds or cfg.seeds):
+    for i, seed in enumerate(cfg.seeds):
         rng, doublings = np.random.default_rng([5, seed]), np.log2(ns)
         judge = 0.4 + 0.03 * doublings - (drop / 3 * np.maximum(doublings - 3, 0) if i == 0 else 0)
         table = pd.DataFrame({"n": ns, "kl": np.log(ns) - (ns - 1) / ns, "proxy": 0.4 + 0.9 * (1 - 0.6**doublings)})

@@ -36,6 +36,7 @@ SUITES = {
     "engine": ["sampling", "truncated_sampling", "logprobs", "models", "rivals", "loop_menu", "loop"],
     "rewards": ["metrics", "stats", "score", "rewards_learned", "rewards_validate", "rewards_judge",
                 "rewards_heuristic", "rewards_features", "attacks", "hacking", "overoptimisation", "rewards_coherence",
+                "hacking_figures",
                 "rewards_context", "rewards_llm"],
 }
 FIRST = {  # room -> the test files to try before the others of its suite
@@ -79,6 +80,7 @@ FIRST = {  # room -> the test files to try before the others of its suite
     "rewards/hacking_null": ["hacking"],
     "evaluation/preflight": ["overoptimisation"],
     "evaluation/overoptimisation": ["overoptimisation"],
+    "evaluation/hacking_figures": ["hacking_figures"],
 }
 FAULTS = ([("rows", f"row {number:02d}: {name}", room, old, new) for number, _, _, name, room, old, new in ROWS]
           + [("pure", name, f"training/{room}", old, new) for name, room, old, new in PURE]

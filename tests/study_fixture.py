@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from hacking_fixture import write_preflights
 
 from polylib import config
 from polylib.run import Paths, atomic_write, write_json
@@ -28,7 +29,7 @@ def small_config(seeds=(42, 123, 456)) -> config.Config:
 
 
 def write_study(root: Path, cfg: config.Config, prompts: int = 24, study: str = "laptop") -> Paths:
-    """All files that `results.load` reads, under root/results/<study>/."""
+    """All files that `results.load` reads, and the pre-flights, under root/results/<study>/."""
     paths, rng = Paths(study, root), np.random.default_rng(5)
     base = rng.normal(size=(prompts, 1)) * 0.12
     _scores(paths.evaluation("human"), _rows("human", np.nan, base, rng, 5))
@@ -48,6 +49,7 @@ def write_study(root: Path, cfg: config.Config, prompts: int = 24, study: str = 
         write_json(paths.results(stage) / "env.json", ENV)
     write_json(paths.results("data") / "manifest.json", {"engagement": "simulated"})
     write_json(paths.results("reward_model") / "metrics.json", {"judge": {"pair_accuracy": 0.661, "pairs": 3210}})
+    write_preflights(paths, cfg)
     return paths
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.formula.api as smf
-from hacking_fixture import write_preflights
 from scipy import stats as ss
 from study_fixture import small_config, write_study
 
@@ -191,7 +190,8 @@ def test_runs_without_a_judge_are_left_out_and_none_is_an_error():
 
 
 @pytest.mark.parametrize("columns", [1, 2])
-def test_pictures_are_the_same_bytes_twice(tmp_path, columns):
+def test_pictures_are_the_same_bytes_twice(tmp_path, columns, monkeypatch):
+    monkeypatch.setattr(overoptimisation, "BOOTSTRAP", 40)
     path = overoptimisation.trajectory(histories({"grpo": (0.4, 0.4), "polychromic": (0.1, 0.0)}))
     table = preflight.preflight(*planted(-1.5))
     for folder in ("a", "b"):
@@ -309,12 +309,12 @@ def study(tmp_path):
     return results.load(paths, cfg)
 
 
-def test_all_preflights_of_a_study_are_drawn_with_their_verdict(study, tmp_path):
-    write_preflights(study.paths, study.cfg)
+def test_all_preflights_of_a_study_are_drawn_with_their_verdict(study):
     for columns in (1, 2):
         drawn = preflight.figure(study, columns)
         note = " ".join(drawn.figure._supxlabel.get_text().split())
         assert "in 1 of 3 runs; their mean does not fall beyond noise" in note and len(drawn.data) == 3 * 7
+        assert f"Preset {study.cfg.preset}, study laptop" in note
         crosses = [line for line in drawn.figure.axes[1].lines if line.get_marker() == "x" and len(line.get_xdata())]
         assert [list(line.get_xdata()) for line in crosses] == [[16, 32, 64]]
     reward, judge = (drawn.data.pivot(index="seed", columns="n", values=name) for name in ("proxy", "judge"))
@@ -335,10 +335,12 @@ def test_the_mean_of_runs_that_all_fall_is_said_to_fall():
 
 
 def test_a_missing_or_older_preflight_is_named(study):
-    write_preflights(study.paths, study.cfg, seeds=study.cfg.seeds[:2])
+    missing = study.paths.results("grpo", 456) / "preflight.csv"
+    content = missing.read_text()
+    missing.unlink()
     with pytest.raises(UserError, match="s456/preflight.csv: missing"):
         preflight.figure(study)
-    write_preflights(study.paths, study.cfg)
+    missing.write_text(content)
     file = study.paths.results("grpo", 123) / "preflight.csv"
     whole = pd.read_csv(file)
     file.write_text(whole.drop(columns="falls").to_csv(index=False))

@@ -97,7 +97,8 @@ def hacking_dashboard(results, columns: int = 2) -> Picture:
         extra = [Line2D([], [], label="more than people", **grey),
                  Line2D([], [], label="less", markerfacecolor="white", **grey),
                  Patch(color="#000000", alpha=0.07, label="people's own sets")]
-        finish(figure, f"Study {results.paths.study}, {results.engagement} engagement: test posts, one mark a run. "
+        finish(figure, f"Preset {results.cfg.preset}, study {results.paths.study}, {results.engagement} engagement, "
+               f"{results.commit}: test posts, one mark a run. "
                f"Planted: people's replies, changed as named, one each to {planted['n'].iloc[0]} posts, with the "
                "feature that stands out most. Right of the band is different from people, not yet gaming.", columns,
                methods, extra, kind="point", most=5 if columns == 2 else 3)

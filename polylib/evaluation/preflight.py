@@ -180,8 +180,9 @@ def figure(results, columns: int = 2) -> Picture:
         if table["falls"].any():
             handles.append(Line2D([], [], color="#000000", linestyle="none", marker="x", ms=5, label="the judge falls"))
         posts = results.cfg.reward_model.preflight_posts
-        finish(drawing, f"{sentence(table)}. First {posts} validation posts, study {results.paths.study}, "
-               f"{results.engagement} engagement; bands: 95 % over posts.", columns, extra=handles)
+        finish(drawing, f"{sentence(table)}. First {posts} validation posts; bands: 95 % over posts. Preset "
+               f"{results.cfg.preset}, study {results.paths.study}, {results.engagement} engagement, {results.commit}.",
+               columns, extra=handles)
     return Picture("preflight", drawing, table[["seed", *COLUMNS]])
 
 
