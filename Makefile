@@ -1,6 +1,7 @@
 # make help lists the targets. Each one sets up what it needs on a bare machine and reuses it afterwards.
 .DEFAULT_GOAL := help
 PRESET ?= laptop
+STUDY ?= laptop
 DATA ?=
 ARGS ?=
 JOBS ?=
@@ -12,7 +13,7 @@ export TOKENIZERS_PARALLELISM := false
 export DVC_NO_ANALYTICS := 1
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup test quick mutants reproduce rewards lab notebooks-clean clean
+.PHONY: help setup test quick mutants reproduce rewards paper lab notebooks-clean clean
 
 help:             ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -31,7 +32,7 @@ quick: setup      ## the same without the smoke study and the notebooks
 	ruff check .
 	python -m pytest -m "not pipeline" $(ARGS)
 
-mutants: setup    ## put known faults into the code, one at a time, and name the test that catches each (20 minutes)
+mutants: setup    ## put known faults into the code, one at a time, and name the test that catches each (20 to 30 minutes)
 	python tests/mutants.py $(ARGS)
 
 reproduce: setup  ## run a study: PRESET=laptop (default) | quick | smoke | gpu | paper, DATA=your file, JOBS=at a time
@@ -41,6 +42,9 @@ reproduce: setup  ## run a study: PRESET=laptop (default) | quick | smoke | gpu 
 rewards: setup    ## only data and rewards, validated and attacked: PRESET=laptop | long | ..., DATA=your file
 	python -m polylib.study "$(PRESET)" $(if $(DATA),--data "$(DATA)")
 	dvc repro "reward_model@$$(sed -n 's/^study: *//p' params.yaml)"
+
+paper:            ## paper/paper.pdf from the figures and tables of a study: STUDY=laptop (needs pdflatex)
+	sh tools/paper.sh "$(STUDY)"
 
 lab: setup        ## JupyterLab on the notebooks
 	jupyter lab --notebook-dir=. notebooks

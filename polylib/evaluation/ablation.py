@@ -36,9 +36,9 @@ COLUMNS = ["cell", "split", "post_id", "judge", "reward", "diversity", "length",
 class CellPaths(run.Paths):
     """A training run whose adapter and files lie below scratch/: an ablation keeps numbers, not models."""
 
-    def __init__(self, paths: run.Paths, cell: str):
+    def __init__(self, paths: run.Paths, seed: int, cell: str):
         super().__init__(paths.study, paths.root)
-        self.folder = paths.scratch("ablation") / cell
+        self.folder = paths.scratch("ablation", seed) / cell
 
     def models(self, method: str, seed: int) -> Path:
         return self.folder / "models" / method / f"s{seed}"
@@ -67,7 +67,7 @@ def train(cfg: Config, name: str, section: TrainConfig, seed: int, posts: list, 
           reward: Callable, encode: Callable, parents: list[Path]) -> list[Path]:
     """Train one cell and return its chain of adapters. A cell that a killed run had finished is not trained again; one
     that it had begun goes on where it was."""
-    own, mark = CellPaths(paths, name.replace(" ", "_")), loop.fingerprint(cfg, section, posts, parents, reward)
+    own, mark = CellPaths(paths, seed, name.replace(" ", "_")), loop.fingerprint(cfg, section, posts, parents, reward)
     folder, done = own.models("cell", seed), own.models("cell", seed) / "finished.json"
     if not done.is_file() or json.loads(done.read_text(encoding="utf-8"))["fingerprint"] != mark:
         loop.train(cfg, section, "cell", seed, posts, val_posts[:WATCHED_POSTS], paths=own, reward=reward,
@@ -127,9 +127,7 @@ def save(prompts: pd.DataFrame, folder: Path) -> None:
 
 def forget(paths: run.Paths, seed: int) -> None:
     """Drop this seed's cells below scratch/ once their numbers are saved."""
-    for folder in sorted(paths.scratch("ablation").glob("*")):
-        for part in ("models", "results", "running"):
-            shutil.rmtree(folder / part / "cell" / f"s{seed}", ignore_errors=True)
+    shutil.rmtree(paths.scratch("ablation", seed), ignore_errors=True)
 
 
 def winners_curse(prompts: pd.DataFrame) -> pd.DataFrame:

@@ -100,7 +100,8 @@ class Table:
         lines = [rf"\begin{{{form}}}{{l{'r' * len(head)}}}", r"\toprule", rf" & {heads} \\", r"\midrule"]
         lines += [r"\endhead"] if self.turned else []
         for label, *cells in rows:
-            halves = [rf"{{\scriptsize $\pm${half}}}" if half != "–" else "" for _, half, _ in cells]
+            size = r"\tiny" if self.turned else r"\scriptsize"
+            halves = [rf"{{{size} $\pm${half}}}" if half != "–" else "" for _, half, _ in cells]
             means = [rf"\textbf{{{escape(mean)}}}" if bold else escape(mean) for mean, _, bold in cells]
             if self.turned:
                 both = [f"{mean} {half}".strip() for mean, half in zip(means, halves, strict=True)]
