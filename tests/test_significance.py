@@ -127,16 +127,18 @@ def test_whether_the_registration_came_first_is_read_from_git(study, tmp_path):
 
     before = commit([])
     file.parent.mkdir(parents=True)
+    file.write_bytes(FILE.read_bytes() + b"# draft\n")
+    draft = commit([before])
     file.write_bytes(FILE.read_bytes())
-    after = commit([before])
+    after = commit([draft])
     paths, seen = Paths("laptop", tmp_path), []
     here = dataclasses.replace(study, paths=paths)
-    for sha in (str(before), str(after), "0" * 40):
+    for sha in (str(before), str(draft), str(after), "0" * 40):
         for env in paths.results("grpo").rglob("env.json"):
             env.write_text(f'{{"commit": "{sha}"}}', encoding="utf-8")
         found = preregistration.first(here, preregistration.load(paths))
         seen.append(found.loc[found["stage"].eq("grpo/s42"), "registered"].item())
-    assert seen == ["no: not there", "yes", "unknown: commit not in this clone"]
+    assert seen == ["no: not there", "no: another version", "yes", "unknown: commit not in this clone"]
 
 
 # ---- significance table ----------------------------------------------------------------------------------------------
@@ -258,6 +260,18 @@ def test_fewer_is_better_where_it_is_and_equals_are_not_ranked(study):
     row = decision.guide(dataclasses.replace(both, frames=frames)).set_index("metric").loc["relevance"]
     assert row["choose"] == "hybrid" and "not separated from GRPO" in row["versus"]
     assert "minutes a run" in row["versus"]
+
+
+def test_one_run_a_method_establishes_nothing(tmp_path):
+    cfg = small_config(seeds=(42,))
+    one = results.load(write_study(tmp_path, cfg), cfg)
+    found = significance.table(one, preregistration.load(Paths("laptop", ROOT)), KEY)
+    assert found["verdict"].eq("not established").all() and found["method_p"].isna().all()
+    assert found["reason"].ne("").all() and found["checkpoints_p"].notna().any()
+    assert "nan" not in significance.shown(found).to_string().lower()
+    guide = decision.guide(one)
+    assert guide["choose"].eq("sft").all() and guide["because"].str.startswith(decision.NOTHING).all()
+    assert {"seeds"} <= set(preregistration.deviations(one, preregistration.load(Paths("laptop", ROOT)))["what"])
 
 
 # ---- variance figure -------------------------------------------------------------------------------------------------

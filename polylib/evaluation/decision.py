@@ -21,6 +21,7 @@ import pandas as pd
 
 from polylib.evaluation import effects as compare
 from polylib.evaluation import stats
+from polylib.evaluation.costs import SECTIONS
 from polylib.evaluation.results import LABELS, UNSEEDED, Results
 from polylib.evaluation.style import METHOD_STYLE
 
@@ -147,5 +148,5 @@ def _minutes(results: Results, method: str) -> float:
     total, cfg, costs = 0.0, results.cfg, results.costs
     while method != "base":
         total += float(costs.loc[costs["stage"].eq(method), "seconds"].mean()) / 60 if len(costs) else np.nan
-        method = vars(cfg)["polychromic" if method == "lambda0" else method].init
+        method = vars(cfg)[SECTIONS.get(method, method)].init
     return total
