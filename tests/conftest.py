@@ -87,13 +87,16 @@ def _has_code(path: Path) -> bool:
 
 
 def needs(path: Path) -> set[str]:
-    """Project paths of every polylib module that running `path` can import, directly or through another."""
+    """Project paths of every polylib module that running `path` can import, directly or through another, and of the
+    files that lie beside a module under its name (the template of report.py)."""
     seen: set[Path] = set()
     todo = module_files(imported(path))
     while todo:
         seen |= todo
         todo = set().union(*(module_files(imported(f)) for f in todo)) - seen
-    return {f.relative_to(ROOT).as_posix() for f in seen}
+    ends = (".html", ".css", ".js")
+    beside = {f for module in seen for f in module.parent.glob(f"{module.stem}.*") if f.suffix in ends}
+    return {f.relative_to(ROOT).as_posix() for f in seen | beside}
 
 
 @pytest.fixture(scope="session")

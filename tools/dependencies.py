@@ -29,7 +29,7 @@ def rewritten(lines: list[str]) -> list[str]:
                 modules = needs(ROOT / "notebooks" / f"{notebook}.ipynb")
                 out += [f"      - {name}" for name in sorted(modules, key=lambda name: (name.count("/"), name))]
         inside = inside or line == "    deps:"
-        if not (inside and re.match(r"      - polylib/.*\.py$", line)):
+        if not (inside and re.match(r"      - polylib/.*\.(?:py|html|css|js)$", line)):
             out.append(line)
     return out
 
