@@ -50,6 +50,10 @@ def write_study(root: Path, cfg: config.Config, prompts: int = 24, study: str = 
     write_json(paths.results("data") / "manifest.json", {"engagement": "simulated"})
     write_json(paths.results("reward_model") / "metrics.json", {"judge": {"pair_accuracy": 0.661, "pairs": 3210}})
     write_preflights(paths, cfg)
+    lines = [{"dataset": "corpus", "model": model, "metric": f"pair_accuracy_{name}", "value": .6, "lo": .5, "hi": .7,
+              "n": 90} for model in ("combined", "judge", "length_only") for name in
+             ("ratio_1_1.5", "ratio_1.5_2", "ratio_2_4", "ratio_4_inf", "length_matched", "length_3_inf")]
+    atomic_write(paths.results("reward_model") / "validation.csv", pd.DataFrame(lines).to_csv(index=False))
     return paths
 
 

@@ -4,17 +4,18 @@ dpi)`.
     results = load(Paths(study), cfg)
     figures.quality_diversity(results, columns=2).save(paths.figures, cfg.paper_figures.dpi)
 
-This is the list; the code lies by theme: `attempts` (k replies to a post), `tradeoffs`, `forest`, `costs`. Curves over
-training steps live in `curves`, gradients in `gradients`, rewards in `reward_figures`, over-optimisation in
-`overoptimisation`.
+This is the list; the code lies by theme: `attempts` (k replies to a post), `tradeoffs`, `forest`, `costs`,
+`calibration_figure`. Curves over training steps live in `curves`, gradients in `gradients`, rewards in
+`reward_figures`, over-optimisation in `overoptimisation`, weights of the loss in `ablation_figure`.
 """
 from __future__ import annotations
 
 from polylib.evaluation.attempts import best_of_k, pass_at_k, profile, selection_gap
+from polylib.evaluation.calibration_figure import calibration
 from polylib.evaluation.costs import cost, cost_benefit
 from polylib.evaluation.forest import every_metric, forest
 from polylib.evaluation.results import means
 from polylib.evaluation.tradeoffs import hypervolumes, quality_diversity, side_effects
 
-__all__ = ["best_of_k", "cost", "cost_benefit", "every_metric", "forest", "hypervolumes", "means", "pass_at_k",
-           "profile", "quality_diversity", "selection_gap", "side_effects"]
+__all__ = ["best_of_k", "calibration", "cost", "cost_benefit", "every_metric", "forest", "hypervolumes", "means",
+           "pass_at_k", "profile", "quality_diversity", "selection_gap", "side_effects"]
