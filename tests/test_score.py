@@ -1,6 +1,7 @@
 """Scoring from end to end with callables whose answers can be worked out by hand."""
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -180,6 +181,8 @@ def test_a_post_s_own_bar_is_the_median_of_its_people():
     assert PEOPLE.pass_own("p2", scores, 1) == 3 / 4 and PEOPLE.pass_own("p2", scores, 2) == 1.0
     others = [np.median(np.delete(own, i)) for i in range(6)]
     assert PEOPLE.pass_own("p2", own, 1, leave_one_out=True) == np.mean(own >= others)
+    five = dataclasses.replace(PEOPLE, own={"p": np.array([0.0, 1, 2, 9, 10])})  # the middle one against (1 + 9) / 2
+    assert five.pass_own("p", five.own["p"], 1, leave_one_out=True) == 2 / 5 < five.pass_own("p", five.own["p"], 1)
     with pytest.raises(metrics.Undefined, match="fewer than 5 human replies"):
         PEOPLE.pass_own("p1", scores, 1)
     with pytest.raises(metrics.Undefined, match="by construction"):
