@@ -19,6 +19,12 @@ def save(name: str, numbers: pd.DataFrame, shown: pd.DataFrame, folder: Path, ca
         atomic_write(Path(folder) / f"{name}.{ending}", text.encode("utf-8", "replace"))
 
 
+def csv(folder: Path, **frames: pd.DataFrame) -> None:
+    """<name>.csv of every frame, in the form of all files of record: six digits, no index."""
+    for name, frame in frames.items():
+        atomic_write(Path(folder) / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
 def to_markdown(shown: pd.DataFrame, caption: str) -> str:
     """First column left, others right."""
     lines = [_row(shown.columns), "|---|" + "---:|" * (shown.shape[1] - 1)]
