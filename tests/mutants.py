@@ -1,6 +1,6 @@
 """Do the tests catch what they claim to catch? Put known faults into the code, one at a time, and see red.
 
-    python tests/mutants.py [words]      of a group (rows, pure, engine, rewards) or name only, e.g. `row 15`
+    python tests/mutants.py [words]   only those of a group (rows, pure, engine, rewards, evaluation) or name: `row 15`
 
 Ends with "caught N of N"; the exit status is 1 if one was missed. A run over all of them writes the table of faults
 into tests/README.md. A scratch copy of `polylib` is edited, never the checkout. Each fault runs in forks of a process
@@ -25,6 +25,7 @@ import pytest
 import torch
 from faults import FAULTS as PURE
 from faults_engine import FAULTS as ENGINE
+from faults_evaluation import FAULTS as EVALUATION
 from faults_rewards import FAULTS as REWARDS
 from faults_rows import ROWS
 
@@ -34,10 +35,11 @@ SLOW = ("two_processes", "row_26", "killed_run", "habit_is_learned", "other_sett
 SUITES = {
     "pure": ["objective", "kl", "advantages", "normalizers", "diversity", "pathwise", "anatomy", "toy", "trl_parity"],
     "engine": ["sampling", "truncated_sampling", "logprobs", "models", "rivals", "loop_menu", "loop"],
-    "rewards": ["metrics", "stats", "score", "rewards_learned", "rewards_validate", "rewards_judge",
+    "rewards": ["metrics", "stats", "score", "rewards_learned", "rewards_validate", "rewards_judge", "rewards_ties",
                 "rewards_heuristic", "rewards_features", "attacks", "hacking", "overoptimisation", "rewards_coherence",
-                "hacking_figures",
-                "rewards_context", "rewards_llm"],
+                "hacking_figures", "rewards_context", "rewards_llm", "rewards_llm_load"],
+    "evaluation": ["novelty", "score", "likelihood", "likeness", "gains", "exact", "stats", "significance",
+                   "error_rates", "winrate", "rewards_llm", "figures", "ablation", "report"],
 }
 FIRST = {  # room -> the test files to try before the others of its suite
     "training/objective": ["normalizers", "objective", "kl"],
@@ -61,15 +63,15 @@ FIRST = {  # room -> the test files to try before the others of its suite
     "models": ["models", "logprobs"],
     "evaluation/stats": ["stats"],
     "evaluation/score": ["score"],
-    "rewards/calibration": ["rewards_judge", "rewards_validate"],
+    "rewards/calibration": ["rewards_ties", "rewards_judge", "rewards_validate"],
     "rewards/combined": ["rewards_heuristic"],
     "rewards/conditional": ["rewards_learned"],
     "rewards/heuristic": ["rewards_heuristic"],
-    "rewards/__init__": ["rewards_heuristic"],
-    "rewards/judge": ["rewards_judge"],
+    "rewards/__init__": ["rewards_llm_load", "rewards_heuristic"],
+    "rewards/judge": ["rewards_ties", "rewards_judge"],
     "rewards/learned": ["rewards_learned"],
     "rewards/objectives": ["rewards_learned"],
-    "rewards/ranking": ["rewards_validate"],
+    "rewards/ranking": ["rewards_ties", "rewards_validate"],
     "rewards/validate": ["rewards_validate"],
     "rewards/contrast": ["rewards_learned", "rewards_validate"],
     "rewards/likelihood": ["rewards_coherence"],
@@ -81,15 +83,44 @@ FIRST = {  # room -> the test files to try before the others of its suite
     "evaluation/preflight": ["overoptimisation"],
     "evaluation/overoptimisation": ["overoptimisation"],
     "evaluation/hacking_figures": ["hacking_figures"],
+    "evaluation/repetition": ["novelty"],
+    "evaluation/overlap": ["novelty"],
+    "evaluation/yardstick": ["score"],
+    "evaluation/token_kl": ["likelihood"],
+    "evaluation/likelihood": ["likelihood"],
+    "evaluation/likeness": ["likeness"],
+    "evaluation/matched": ["gains"],
+    "evaluation/components": ["gains"],
+    "evaluation/equivalence": ["exact"],
+    "evaluation/variance": ["exact"],
+    "evaluation/effects": ["error_rates", "significance"],
+    "evaluation/preregistration": ["significance"],
+    "evaluation/significance": ["significance"],
+    "evaluation/decision": ["significance"],
+    "evaluation/report": ["report"],
+    "evaluation/replies": ["report"],
+    "evaluation/failure_table": ["report"],
+    "evaluation/cost_table": ["report"],
+    "evaluation/tradeoffs": ["figures"],
+    "evaluation/tables": ["figures"],
+    "evaluation/costs": ["figures"],
+    "evaluation/ablation": ["ablation"],
+    "evaluation/length_control": ["winrate"],
+    "evaluation/winrate": ["winrate"],
+    "evaluation/agreement": ["winrate"],
+    "evaluation/judging": ["winrate"],
+    "rewards/llm_controls": ["winrate", "rewards_llm"],
 }
 FAULTS = ([("rows", f"row {number:02d}: {name}", room, old, new) for number, _, _, name, room, old, new in ROWS]
           + [("pure", name, f"training/{room}", old, new) for name, room, old, new in PURE]
-          + [("engine", *fault) for fault in ENGINE] + [("rewards", *fault) for fault in REWARDS])
+          + [("engine", *fault) for fault in ENGINE] + [("rewards", *fault) for fault in REWARDS]
+          + [("evaluation", *fault) for fault in EVALUATION])
 IMPORTS = {"": ["pandas", "scipy.stats", "nbformat", "safetensors.torch"],  # before the first fork, by kind of fault
            "rows": ["accelerate", "peft", "transformers.models.llama.modeling_llama", "trl.trainer.dpo_trainer"],
            "pure": ["transformers.loss.loss_utils", "trl.trainer.grpo_trainer"],
            "engine": ["accelerate", "peft", "transformers.models.llama.modeling_llama", "trl.trainer.dpo_trainer"],
-           "rewards": ["sklearn.svm", "sklearn.linear_model", "rouge_score.rouge_scorer", "sacrebleu"]}
+           "rewards": ["sklearn.svm", "sklearn.linear_model", "rouge_score.rouge_scorer", "sacrebleu"],
+           "evaluation": ["sklearn.linear_model", "sacrebleu", "matplotlib.pyplot", "statsmodels.api", "peft"]}
 
 
 class SlowLast:
