@@ -5,6 +5,8 @@ STUDY ?= laptop
 DATA ?=
 ARGS ?=
 JOBS ?=
+# a worker a core, one thread each: the smoke study on one, the unit tests file by file on the others
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadgroup
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1# the kernel named python3 is the one in .venv, not one in the home folder
@@ -26,11 +28,11 @@ setup: .venv/.installed ## the environment in .venv: pinned packages, torch, Jup
 
 test: setup       ## style, unit tests, the smoke study from a clean copy, every notebook again under nbval
 	ruff check .
-	python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 quick: setup      ## the same without the smoke study and the notebooks
 	ruff check .
-	python -m pytest -m "not pipeline" $(ARGS)
+	$(PYTEST) -m "not pipeline" $(ARGS)
 
 mutants: setup    ## put known faults into the code, one at a time, and name the test that catches each (20 to 30 minutes)
 	python tests/mutants.py $(ARGS)

@@ -99,6 +99,15 @@ def needs(path: Path) -> set[str]:
     return {f.relative_to(ROOT).as_posix() for f in seen | beside}
 
 
+def pytest_collection_modifyitems(items):
+    """Side by side (pytest-xdist), a file stays on one worker, and so does all that needs the smoke study, which starts
+    first because it takes longest."""
+    items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
+    for item in items:
+        group = "pipeline" if item.get_closest_marker("pipeline") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory) -> Path:
     """A git repository with this working tree's tracked and new files: what a clone would hold."""
