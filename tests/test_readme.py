@@ -63,6 +63,14 @@ def study(tmp_path_factory):
     tables.main(found).save(paths.figures)
     figures.forest(found).save(paths.figures, dpi=40)
     figures.quality_diversity(found).save(paths.figures, dpi=40)
+    (paths.figures / "table_significance.csv").write_text(
+        "family,question,kind,effect,method_low,method_high,p_adjusted,margin,verdict\n"
+        "primary,is it better?,difference,.1234,.02,.22,.041,,above\n"
+        "equivalence,is quality kept?,equivalence,-.01,-.2,.18,.3,.12,not established\n"
+        "exploratory,,difference,.7,.6,.8,.001,,above\n")
+    (paths.figures / "deviations.csv").write_text("what,registered,found\nseeds,\"1, 2, 3\",\"1, 2\"\n")
+    (paths.figures / "decision_guide.csv").write_text(
+        "want,choose,because\nreplies that differ,polychromic,+.5 [.4 .6]\n")
     shutil.rmtree(paths.results("data"))
     for number, file in enumerate(sorted((root / "results").glob("**/env.json"))):
         write_json(file, {"preset": "laptop", "wall_seconds": 60 * (number + 1), "peak_memory_mb": 1024,
@@ -82,6 +90,10 @@ def test_results_say_simulated_n_and_what_the_files_hold(study):
     last = np.mean([found.histories["grpo", s]["val_reward"].dropna().iloc[-1] for s in cfg.seeds])
     assert f"{first:.4g} → {last:.4g}" in block
     assert "nan" not in block.lower().replace("nann", "")
+    assert "| is it better? | +0.123 | [+0.020, +0.220] | 0.041 | above |" in block
+    asked = block.split("**What was asked")[1].split("**Which")[0]
+    assert "departures from it: 1)" in asked and "| is quality kept? (margin 0.12) |" in asked and "0.7" not in asked
+    assert "| replies that differ | polychromic | +.5 [.4 .6] |" in block
 
 
 def test_presets_add_up_minutes_and_own_up_to_what_never_ran(study):

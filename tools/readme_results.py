@@ -36,7 +36,8 @@ RANKERS = ("learned", "combined", "heuristic", "judge", "tfidf_ridge", "length_o
 
 
 def results_block(root: Path) -> str:
-    """Figure, main table, differences to SFT, the temperature control, what training did. UserError without files."""
+    """Figure, main table, registered questions, decision guide, differences to SFT, the temperature control, what
+    training did. UserError or OSError without files."""
     paths, cfg = Paths(STUDY, root), config.load(STUDY, root)
     found = results.load(paths, cfg)  # refuses a missing or a foreign cell, in one line
     headings = {c: h for c, h in tables.columns(found).items() if c.startswith(TABLE) and c != "diversity_tfidf"}
@@ -46,6 +47,7 @@ def results_block(root: Path) -> str:
     return "\n\n".join([
         f"![Judge score against semantic diversity](results/{STUDY}/paper_figures/quality_diversity.png)",
         main.to_markdown().strip().replace("simulated engagement", "*simulated engagement*"),
+        *_asked_and_answered(paths),
         "**Differences to SFT.** Effect, then two 95 % intervals: *these checkpoints* (other posts) / *the method* "
         f"(other training runs too). With {forest['seeds'].max()} runs the exact sign-flip test cannot fall below p = "
         f"{forest['exact_floor'].max():g}, whatever the data show.",
@@ -58,6 +60,23 @@ def results_block(root: Path) -> str:
                    f"– ({c.matched_runs} of {c.runs})"),
         f"**What training did** on {cfg.sft.eval_prompts} validation posts, before → after, mean over runs.",
         _dynamics(found)])
+
+
+def _asked_and_answered(paths: Paths) -> list[str]:
+    """The registered questions with their answers, departures counted, and the guide computed from all tests."""
+    asked = pd.read_csv(paths.figures / "table_significance.csv").query("family != 'exploratory'")
+    departures, guide = (pd.read_csv(paths.figures / f"{name}.csv") for name in ("deviations", "decision_guide"))
+    questions = [[f"{r.question}{f' (margin {r.margin:g})' if r.kind == 'equivalence' else ''}",
+                  f"{r.effect:+.3f}" if np.isfinite(r.effect) else "–", _interval(r.method_low, r.method_high),
+                  f"{r.p_adjusted:.3f}" if np.isfinite(r.p_adjusted) else "–", r.verdict] for r in asked.itertuples()]
+    advice = [[r.want, style.METHOD_STYLE[r.choose]["label"], r.because] for r in guide.itertuples()]
+    return [f"**What was asked beforehand** ([registered](params/preregistration/{STUDY}.yaml) before the runs; "
+            f"departures from it: {len(departures) or 'none'}). Intervals are for the method, 95 %, of equivalence 90 %; "
+            "p after Holm.",
+            _markdown(["question", "effect", "interval", "p", "verdict"], questions),
+            "**Which method for what?** Computed: a method is chosen where its gain over SFT is established for the "
+            "method (Holm) and not gamed; else SFT stays.",
+            _markdown(["you want", "choose", "because"], advice)]
 
 
 def rewards_block(root: Path) -> str:
