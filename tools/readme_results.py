@@ -71,7 +71,7 @@ def _asked_and_answered(paths: Paths) -> list[str]:
                   f"{r.p_adjusted:.3f}" if np.isfinite(r.p_adjusted) else "–", r.verdict] for r in asked.itertuples()]
     advice = [[r.want, style.METHOD_STYLE[r.choose]["label"], r.because] for r in guide.itertuples()]
     return [f"**What was asked beforehand** ([registered](params/preregistration/{STUDY}.yaml) before the runs; "
-            f"departures from it: {len(departures) or 'none'}). Intervals are for the method, 95 %, of equivalence 90 %; "
+            f"departures from it: {len(departures) or 'none'}). Intervals are the method's, 95 %, of equivalence 90 %; "
             "p after Holm.",
             _markdown(["question", "effect", "interval", "p", "verdict"], questions),
             "**Which method for what?** Computed: a method is chosen where its gain over SFT is established for the "
