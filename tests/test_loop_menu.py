@@ -716,7 +716,7 @@ def test_a_choice_that_cannot_work_is_one_line(section, settings, says):
 
 def test_the_settings_and_the_pure_rooms_know_the_same_kinds():
     assert config.PATHWISE == pathwise.KINDS
-    bare = dataclasses.replace(CFG, ablation=dataclasses.replace(CFG.ablation, grid={}))  # the menu itself, no grid over it
+    bare = dataclasses.replace(CFG, ablation=dataclasses.replace(CFG.ablation, grid={}))  # no grid over the menu
     config._check(dataclasses.replace(bare, hybrid=change(EVERYTHING, diversity_gradient="set_level")), Path("x.yaml"))
     config._check(dataclasses.replace(CFG, polychromic=change(lam=1.0, diversity_gradient="token_gini",
                                                               samples_per_prompt=0, eval_samples=1)), Path("x.yaml"))

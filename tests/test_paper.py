@@ -6,9 +6,10 @@ import shutil
 import subprocess
 
 import pytest
+import reply_rows
 from study_fixture import ROOT, small_config, write_study
 
-from polylib.evaluation import figures, paper, results, tables
+from polylib.evaluation import cost_table, failure_table, figures, paper, results, significance, tables
 
 TEX = (ROOT / "paper" / "paper.tex").read_text(encoding="utf-8")
 
@@ -17,10 +18,15 @@ TEX = (ROOT / "paper" / "paper.tex").read_text(encoding="utf-8")
 def study(tmp_path_factory):
     """A project folder with the made-up study, its tables and one figure."""
     root, cfg = tmp_path_factory.mktemp("paper"), small_config()
-    found = results.load(write_study(root, cfg), cfg)
+    paths = write_study(root, cfg)
+    reply_rows.write(paths, cfg)
+    found = results.load(paths, cfg)
     for table in (tables.main(found), tables.everything(found), tables.reproducibility(found)):
         table.save(found.paths.figures)
     paper.write(found)
+    significance.save(significance.table(found, None), found, found.paths.figures)
+    failure_table.save(failure_table.table(found), found.paths.figures, found.note)
+    cost_table.save(cost_table.table(found), found.paths.figures, cost_table.caption(found))
     figures.side_effects(found).save(found.paths.figures, 40)
     for folder in ("paper", "tools"):
         (root / folder).mkdir()
