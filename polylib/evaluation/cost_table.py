@@ -12,10 +12,10 @@ import pandas as pd
 
 from polylib.config import UserError
 from polylib.evaluation import plain_tables
+from polylib.evaluation.costs import SECTIONS, chain_of
 from polylib.evaluation.results import Results
 from polylib.evaluation.style import METHOD_STYLE
 
-SECTIONS = {"lambda0": "polychromic"}  # trained with another section's settings
 NO_PRICE = "paper_figures.price_per_hour is 0: no price given"
 HEADINGS = {"label": "method", "runs": "runs", "minutes": "minutes", "sampled_tokens": "tokens sampled",
             "trained_tokens": "tokens trained on", "tokens_per_s": "tokens/s", "gpu_hours": "GPU-hours",
@@ -48,7 +48,7 @@ def table(results: Results) -> pd.DataFrame:
 
 def _run(results: Results, method: str, seed: int, price: float) -> dict:
     own, history = _env(results, method, seed), results.histories[method, seed]
-    chain = [_env(results, name, seed) for name in _chain(results, method)]
+    chain = [_env(results, name, seed) for name in chain_of(results, method)]
     section = vars(results.cfg)[SECTIONS.get(method, method)]
     draws = getattr(section, "samples_per_prompt", 0) * section.prompts_per_step
     fresh = draws / getattr(section, "updates_per_rollout", 1)  # several steps may share their rollouts
@@ -77,14 +77,6 @@ def _env(results: Results, method: str, seed: int) -> pd.Series:
     if found.empty:
         raise UserError(f"{results.paths.results(method, seed)}/env.json: missing; run `dvc repro`")
     return found.iloc[0]
-
-
-def _chain(results: Results, method: str) -> list[str]:
-    """The method and what it starts from, back to the base model."""
-    chain = [method]
-    while (start := vars(results.cfg)[SECTIONS.get(chain[-1], chain[-1])].init) != "base":
-        chain.append(start)
-    return chain
 
 
 def _sum(history: pd.DataFrame, column: str) -> float:

@@ -101,7 +101,7 @@ def _training(results: Results) -> pd.DataFrame:
     hours = _known(results).dropna(subset="seed").astype({"seed": int}).set_index(["stage", "seed"])["hours"]
     rows = []
     for (method, seed), history in results.histories.items():
-        chain = _chain(results, method)
+        chain = chain_of(results, method)
         missing = [name for name in chain if (name, seed) not in hours.index]
         if missing:
             raise UserError(f"{results.paths.results(missing[0], seed)}/env.json: missing; run `dvc repro`")
@@ -114,7 +114,7 @@ def _training(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
-def _chain(results: Results, method: str) -> list[str]:
+def chain_of(results: Results, method: str) -> list[str]:
     """The method and what it starts from, back to the base model."""
     chain = [method]
     while (start := vars(results.cfg)[SECTIONS.get(chain[-1], chain[-1])].init) != "base":
