@@ -34,7 +34,7 @@ quick: setup      ## the same without the smoke study and the notebooks
 	ruff check .
 	$(PYTEST) -m "not pipeline" $(ARGS)
 
-mutants: setup    ## put known faults into the code, one at a time, and name the test that catches each (20 to 30 minutes)
+mutants: setup    ## put known faults into the code, one at a time, and name the test that catches each (half an hour of two cores)
 	python tests/mutants.py $(ARGS)
 
 reproduce: setup  ## run a study: PRESET=laptop (default) | quick | smoke | gpu | paper, DATA=your file, JOBS=at a time

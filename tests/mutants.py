@@ -3,14 +3,15 @@
     python tests/mutants.py [words]   only those of a group (rows, pure, engine, rewards, evaluation) or name: `row 15`
 
 Ends with "caught N of N"; the exit status is 1 if one was missed. A run over all of them writes the table of faults
-into tests/README.md. A scratch copy of `polylib` is edited, never the checkout. Each fault runs in forks of a process
-that has already imported the slow libraries, test file by test file, the likeliest for the faulty room first, and
-stops at the first test that fails; it counts if the same test is green without the fault. One fault a row of the
-checklist (tests/faults_rows.py) must turn red that row's own test. Not collected by pytest (minutes, not seconds).
+into tests/README.md. One worker a core, each with a scratch copy of `polylib`; the checkout is never edited. A fault
+runs in forks of a process that has already imported the slow libraries, test file by test file, the likeliest for the
+faulty room first, and stops at the first test that fails; it counts if the same test is green without the fault. One
+fault a row of the checklist (tests/faults_rows.py) must turn red that row's own test. Not collected by pytest: minutes.
 """
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import re
 import shutil
@@ -169,13 +170,48 @@ def first_failure(scratch: Path, arguments: tuple[str, ...]) -> str:
 
 
 def copied(scratch: Path) -> None:
-    """tests/, polylib/ and params/ in `scratch`, and imports of this process's children go there."""
-    for folder in ("tests", "polylib", "params"):
+    """What the tests read in `scratch`, and imports of this process's children go there."""
+    for folder in ("tests", "polylib", "params", "tools"):
         shutil.copytree(ROOT / folder, scratch / folder, ignore=shutil.ignore_patterns("__pycache__"))
     os.chdir(scratch)
     (scratch / "pytest.ini").write_text("[pytest]\npythonpath = . tests\nmarkers =\n    pipeline\n")
     checkout = (ROOT, ROOT / "tests")
     sys.path = [str(scratch)] + [p for p in sys.path if Path(p or ".").resolve() not in checkout]
+
+
+def tried(scratch: Path, fault: tuple, green: set) -> str:
+    """The first test that turns red with this fault, and is green without it; '' if none does."""
+    kind, name, room, text, replacement = fault
+    path = scratch / f"polylib/{room}.py"
+    source = path.read_text()
+    if text not in source:
+        raise SystemExit(f"fault {name!r}: its text has left {room}.py; update tests/faults*.py")
+    for arguments in files(kind, name, room):
+        path.write_text(source.replace(text, replacement))
+        test = first_failure(scratch, arguments)
+        path.write_text(source)
+        if test:
+            alone = (f"tests/{test}",) if "::" in test else arguments
+            if alone not in green and (broken := first_failure(scratch, alone)):
+                raise SystemExit(f"red without any fault: {broken}")
+            green.add(alone)
+            return test
+    return ""
+
+
+def work(todo, done, faults: list[tuple]) -> None:
+    """One of several workers, each with a scratch copy of its own: takes numbers of faults until there are no more."""
+    green: set = set()
+    with tempfile.TemporaryDirectory(prefix="polylib-mutants-") as folder:
+        scratch = Path(folder)
+        copied(scratch)
+        while (i := todo.get()) is not None:
+            started = time.monotonic()
+            try:
+                done.put((i, tried(scratch, faults[i], green), time.monotonic() - started))
+            except SystemExit as error:
+                done.put((i, error, 0.0))
+        os.chdir(ROOT)
 
 
 def main(words: list[str]) -> int:
@@ -184,33 +220,29 @@ def main(words: list[str]) -> int:
     faults = [f for f in FAULTS if all(w == f[0] if w in IMPORTS else w in f[1] for w in words)]
     for module in IMPORTS[""] + sorted({m for kind in {f[0] for f in faults} for m in IMPORTS[kind]}):
         importlib.import_module(module)
-    results, green = [], set()
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # half a second a fork
-    with tempfile.TemporaryDirectory(prefix="polylib-mutants-") as folder:
-        scratch = Path(folder)
-        copied(scratch)
-        for done, (kind, name, room, text, replacement) in enumerate(faults, start=1):
-            started, path = time.monotonic(), scratch / f"polylib/{room}.py"
-            source = path.read_text()
-            if text not in source:
-                raise SystemExit(f"fault {name!r}: its text has left {room}.py; update tests/faults*.py")
-            for arguments in files(kind, name, room):
-                path.write_text(source.replace(text, replacement))
-                test = first_failure(scratch, arguments)
-                path.write_text(source)
-                if test:
-                    alone = (f"tests/{test}",) if "::" in test else arguments
-                    if alone not in green and (broken := first_failure(scratch, alone)):
-                        raise SystemExit(f"red without any fault: {broken}")
-                    green.add(alone)
-                    break
-            results.append((name, room, test))
-            print(f"{done}/{len(faults)} {'caught' if test else 'MISSED'} | {name} | {test or '-'} | "
-                  f"{time.monotonic() - started:.0f} s", flush=True)
-        os.chdir(ROOT)
-    caught = sum(bool(test) for _, _, test in results)
+    context, number = multiprocessing.get_context("fork"), min(os.cpu_count() or 1, len(faults))
+    todo, done = context.SimpleQueue(), context.SimpleQueue()
+    workers = [context.Process(target=work, args=(todo, done, faults)) for _ in range(number)]
+    for worker in workers:
+        worker.start()
+    for i in [*range(len(faults)), *[None] * number]:
+        todo.put(i)
+    tests: dict[int, str] = {}
+    while len(tests) < len(faults):
+        i, test, seconds = done.get()
+        if isinstance(test, SystemExit):
+            for worker in workers:
+                worker.terminate()
+            raise test
+        tests[i] = test
+        print(f"{len(tests)}/{len(faults)} {'caught' if test else 'MISSED'} | {faults[i][1]} | {test or '-'} | "
+              f"{seconds:.0f} s", flush=True)
+    for worker in workers:
+        worker.join()
+    caught = sum(map(bool, tests.values()))
     if not words:
-        checklist_table.write("faults", checklist_table.faults(results))
+        checklist_table.write("faults", checklist_table.faults([(f[1], f[2], tests[i]) for i, f in enumerate(faults)]))
     print(f"caught {caught} of {len(faults)}")
     return int(caught < len(faults) or not faults)
 
