@@ -116,6 +116,8 @@ def _check(cfg: Config, path: Path) -> None:
     require(bool(cfg.seeds) and len(set(cfg.seeds)) == len(cfg.seeds), "seeds must be a list without repeats")
     require(len(set(cfg.methods)) == len(cfg.methods) and set(cfg.methods) <= set(METHODS),
             f"methods must be names out of {', '.join(METHODS)}, each once; found {list(cfg.methods)}")
+    require(set(cfg.swept) <= set(cfg.methods) and ("sft" in cfg.swept or "sft" not in cfg.methods),
+            f"swept must be names out of methods, sft among them: it is the control; found {list(cfg.swept)}")
     require(bool(e.ks) and max(e.ks) <= e.samples, f"evaluation.ks {e.ks} exceed samples {e.samples}")
     require(e.likelihood_prompts >= 0 and 1 <= e.likelihood_samples <= e.samples,
             "evaluation.likelihood_prompts must be 0 (all) or more, likelihood_samples between 1 and samples")

@@ -187,6 +187,7 @@ class Config:
     preset: str
     seeds: tuple[int, ...]
     methods: tuple[str, ...]
+    swept: tuple[str, ...]
     model: ModelConfig
     sampling: SamplingConfig
     data: DataConfig

@@ -154,7 +154,7 @@ def _check_frames(paths: Paths, frames: dict, cfg: Config) -> None:
             raise UserError(f"{paths.evaluation(method, seed)}/per_prompt.csv: T={temperature} lacks or "
                             "repeats posts of the human row; run `dvc repro`")
     for method, seed in {cell[:2] for cell in frames if cell[0] in cfg.methods}:
-        needed = {cfg.sampling.temperature, *(cfg.evaluation.temperatures if method == "sft" else ())}
+        needed = {cfg.sampling.temperature, *(cfg.evaluation.temperatures if method in cfg.swept else ())}
         missing = sorted(needed - {t for m, s, t in frames if (m, s) == (method, seed)})
         if missing:
             raise UserError(f"{paths.evaluation(method, seed)}/per_prompt.csv: no rows at temperature "
