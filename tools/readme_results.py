@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from polylib import config  # noqa: E402
-from polylib.evaluation import effects, results, reward_figures, style, tables  # noqa: E402
+from polylib.evaluation import effects, preregistration, results, reward_figures, style, tables  # noqa: E402
 from polylib.run import Paths, UserError, atomic_write  # noqa: E402
 
 STUDY, PRESETS = "laptop", ("smoke", "quick", "laptop", "gpu", "paper")  # cheapest first; others follow by name
@@ -66,7 +66,9 @@ def _asked_and_answered(paths: Paths) -> list[str]:
     """The registered questions with their answers, departures counted, and the guide computed from all tests."""
     asked = pd.read_csv(paths.figures / "table_significance.csv").query("family != 'exploratory'")
     departures, guide = (pd.read_csv(paths.figures / f"{name}.csv") for name in ("deviations", "decision_guide"))
-    questions = [[f"{r.question}{f' (margin {r.margin:g})' if r.kind == 'equivalence' else ''}",
+    registered = preregistration.load(paths)
+    said = {q.name: q.question for q in (*registered.primary, *registered.equivalence)} if registered else {}
+    questions = [[f"{said.get(r.question, r.question)}{f' (margin {r.margin:g})' if r.kind == 'equivalence' else ''}",
                   f"{r.effect:+.3f}" if np.isfinite(r.effect) else "–", _interval(r.method_low, r.method_high),
                   f"{r.p_adjusted:.3f}" if np.isfinite(r.p_adjusted) else "–", r.verdict] for r in asked.itertuples()]
     advice = [[r.want, style.METHOD_STYLE[r.choose]["label"], r.because] for r in guide.itertuples()]
