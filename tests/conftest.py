@@ -99,6 +99,7 @@ def needs(path: Path) -> set[str]:
     return {f.relative_to(ROOT).as_posix() for f in seen | beside}
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
     """Side by side (pytest-xdist), a file stays on one worker, and so does all that needs the smoke study, which starts
     first because it takes longest."""
