@@ -6,7 +6,7 @@ DATA ?=
 ARGS ?=
 JOBS ?=
 # a worker a core, one thread each: the smoke study on one, the unit tests file by file on the others
-PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1# the kernel named python3 is the one in .venv, not one in the home folder

@@ -99,14 +99,22 @@ def needs(path: Path) -> set[str]:
     return {f.relative_to(ROOT).as_posix() for f in seen | beside}
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
-    """Side by side (pytest-xdist), a file stays on one worker, and so does all that needs the smoke study, which starts
-    first because it takes longest."""
+    """The smoke study starts first: it takes longest."""
     items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
-    for item in items:
-        group = "pipeline" if item.get_closest_marker("pipeline") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which runs the tests side by side
+def pytest_xdist_make_scheduler(config, log):
+    """A file stays on one worker, and the two files that need the smoke study stay together: it runs once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Rooms(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "smoke" if Path(file).name in ("test_notebooks.py", "test_pipeline.py") else file
+
+    return Rooms(config, log)
 
 
 @pytest.fixture(scope="session")
