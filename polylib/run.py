@@ -21,12 +21,8 @@ import numpy as np
 
 from polylib.config import Config, ModelConfig, UserError
 
-__all__ = ["History", "Paths", "UserError", "append_line", "atomic_write", "commit", "device_dtype", "progress", "root",
-           "seed_everything", "write_env", "write_json"]
-
 STARTED = time.monotonic()  # first import = start of the stage's process
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "sentence-transformers", "numpy", "pandas",
-            "scikit-learn")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "sentence-transformers", "numpy", "pandas", "scikit-learn")
 
 
 # ---- where things are --------------------------------------------------------------------------------------
@@ -83,6 +79,11 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     os.replace(partial, path)
 
 
+def write_csv(path: Path, frame) -> None:
+    """A DataFrame as all tables of record are kept: six significant digits, no index."""
+    atomic_write(path, frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
 def append_line(path: Path, line: str) -> None:
     """Add one line to a log, in one write: processes that share the file cannot mix their lines."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -115,8 +116,8 @@ def _plain(obj: object, where: str) -> object:
 class History:
     """A CSV of one row a step, complete on disk after every append.
 
-    An existing file is continued (`rows` holds it); `truncate(step)` forgets rows after a checkpoint.
-    A value not given stays empty; a NaN is written as empty too, since a curve has no place for a reason."""
+    An existing file is continued (`rows` holds it); `truncate(step)` forgets rows after a checkpoint. A value not given
+    stays empty; a NaN is written as empty too, since a curve has no place for a reason."""
 
     def __init__(self, path: Path, columns: Iterable[str]):
         self.path, self.columns = Path(path), list(columns)
@@ -233,8 +234,7 @@ def progress(iterable: Iterable, total: int, label: str, every: float = 10.0) ->
     """Yield the items, printing `label 12/40, 1.3 s each, 0:36 left`: one rewriting line on a terminal,
     otherwise a plain line every `every` seconds (a log keeps each of them). The last line gives the time."""
     start = shown = time.monotonic()
-    live = sys.stdout.isatty()
-    done = 0
+    live, done = sys.stdout.isatty(), 0
     for done, item in enumerate(iterable, 1):
         yield item
         now = time.monotonic()

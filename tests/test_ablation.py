@@ -9,7 +9,9 @@ import pytest
 from study_fixture import ROOT
 
 from polylib import config
-from polylib.evaluation import ablation, ablation_figure, stats
+from polylib.claims import stats
+from polylib.evaluation import ablation
+from polylib.pages import ablation_figure
 from polylib.run import Paths, UserError
 
 CFG = config.load("smoke", ROOT)

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from polylib import config
-from polylib.evaluation import effects, results, simulation, stats
+from polylib.claims import effects, results, simulation, stats
 from polylib.run import Paths, UserError
 
 

@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
-from polylib.evaluation import equivalence, exact, stats, variance
+from polylib.claims import equivalence, exact, stats, variance
 
 RNG = np.random.default_rng(4)
 

@@ -9,9 +9,12 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.weightstats import CompareMeans
 from study_fixture import small_config, write_study
 
-from polylib.evaluation import curves, effects, figures, results, stats, style, tables
+from polylib import names
+from polylib.claims import effects, results, stats
+from polylib.pages import curves, figures, style, tables
 from polylib.run import UserError, atomic_write
 
 DRAW = [figures.quality_diversity, figures.pass_at_k, figures.best_of_k, figures.selection_gap, figures.profile,
@@ -94,9 +97,9 @@ def test_one_seed_draws_and_says_so(tmp_path):
 def test_methods_look_the_same_everywhere_and_differ_in_three_ways(study):
     for channel in ("color", "marker", "linestyle", "label"):
         assert len({str(s[channel]) for s in style.METHOD_STYLE.values()}) == len(style.METHOD_STYLE)
-    assert style.ordered(study.methods) == study.methods
+    assert names.ordered(study.methods) == study.methods
     with pytest.raises(KeyError, match="rloo"):
-        style.ordered(["sft", "rloo"])
+        names.ordered(["sft", "rloo"])
 
 
 def test_training_curves_take_one_history_or_several(study):
@@ -202,7 +205,7 @@ def test_main_table_in_all_formats_shows_the_same_numbers(study):
     assert "nan" not in (markdown + latex + page).lower()
     people = table.data.iloc[0]
     assert np.isnan(people["pass@10_q0.5"]) and people["pass@10_q0.5_prompts"] == 0
-    assert table.to_csv().startswith("label,method,temperature,judge_mean,judge_mean_half,")
+    assert table.data.to_csv(index=False).startswith("label,method,temperature,judge_mean,judge_mean_half,")
 
 
 def test_table_escapes_hostile_labels():
@@ -274,7 +277,7 @@ def test_the_reproducibility_table_holds_hashes_seeds_and_versions(study, tmp_pa
 
 def test_the_dominated_area_is_that_of_a_grid():
     """Against counting the cells of a fine grid that some point dominates."""
-    from polylib.evaluation.tradeoffs import hypervolume
+    from polylib.pages.tradeoffs import hypervolume
     points, corner = np.array([[.2, .9], [.5, .6], [.45, .5], [.8, .1], [.95, .05]]), np.array([.1, .05])
     x, y = np.meshgrid((np.arange(2000) + .5) / 2000, (np.arange(2000) + .5) / 2000)
     inside = np.zeros_like(x, dtype=bool)
@@ -294,6 +297,11 @@ def test_hypervolumes_compare_methods_at_common_temperatures(study):
     corner = table.loc["grpo", ["reference_x", "reference_y"]].to_numpy(float)
     areas = (runs["diversity"] - corner[0]) * (runs["judge_mean"] - corner[1])
     assert table.loc["grpo", "hypervolume"] == pytest.approx(areas.mean())
+    start = figures.means(study, ["diversity", "judge_mean"]).query("method == 'sft'")
+    start = (start["diversity"] - corner[0]) * (start["judge_mean"] - corner[1])
+    low, high = CompareMeans.from_data(areas, start).tconfint_diff(usevar="unequal")
+    assert table.loc["grpo", ["gain_low", "gain_high"]].tolist() == pytest.approx([low, high])
+    assert table.loc["grpo", "gain"] == pytest.approx((low + high) / 2) and np.isnan(table.loc["sft", "gain"])
 
 
 def test_bands_and_gaps_hold_what_the_files_hold(study):

@@ -12,8 +12,9 @@ import reward_rows
 import statsmodels.formula.api as smf
 from study_fixture import small_config, write_study
 
+from polylib.claims import gains, matched, results, reward_parts, stats
 from polylib.config import UserError
-from polylib.evaluation import components, gains, matched, results, stats
+from polylib.evaluation import components
 from polylib.rewards import CombinedReward, HeuristicReward
 
 
@@ -135,10 +136,11 @@ def combined():
     return CombinedReward(Questions(), rules).fit(rows, 0.3, seed=0), rows
 
 
-def rated(rows: pd.DataFrame, extra: str = "", n: int = 4) -> pd.DataFrame:
+def rated(rows: pd.DataFrame, reward, extra: str = "", n: int = 4) -> pd.DataFrame:
     part = rows.groupby("tweet_id").head(n)
-    return pd.DataFrame({"post_id": part["tweet_id"], "post": part["tweet"], "temperature": 0.7,
+    said = pd.DataFrame({"post_id": part["tweet_id"], "post": part["tweet"], "temperature": 0.7,
                          "reply": part["reply"] + extra})
+    return said.assign(reward=reward(list(said["post"]), list(said["reply"])))
 
 
 def test_parts_add_up_and_without_is_the_reward_with_that_weight_at_zero(combined):
@@ -167,20 +169,21 @@ def test_a_reward_that_is_not_its_parts_is_refused(combined):
     other.weights = type("Changing", (dict,), {"items": lambda self: {"learned": 0.5, "heuristic": 0.5}.items()})(
         other.weights)
     with pytest.raises(ValueError, match="miss it"):
-        components.measure(other, rated(rows))
+        components.measure(other, rated(rows, other))
 
 
 def test_shares_find_the_part_that_was_trained(combined, tmp_path):
     reward, rows = combined
     rng, tables = np.random.default_rng(0), []
     for method, seed in itertools.product(("sft", "grpo"), (1, 2, 3)):
-        some = rated(rows).sample(frac=0.9, random_state=seed)
+        some = rated(rows, reward).sample(frac=0.9, random_state=seed)
         some = some[some["post_id"].isin(rows["tweet_id"].unique()[:25])]
         if method == "grpo":  # more questions, nothing else
             some["reply"] = [r + "?" * int(rng.integers(1, 3)) for r in some["reply"]]
+            some["reward"] = reward(list(some["post"]), list(some["reply"]))
         tables.append(components.measure(reward, some).assign(method=method, seed=seed))
     table = pd.concat(tables, ignore_index=True)
-    found = components.shares(table, "grpo").set_index("component")
+    found = reward_parts.shares(table, "grpo").set_index("component")
     assert list(found.index[:3]) == ["reward", "learned", "heuristic"]
     assert found.loc["learned", "share"] > 0.9 and found.loc["reward", "share"] == 1
     parts = [name for name in found.index if name not in ("reward", "heuristic")]
@@ -191,9 +194,9 @@ def test_shares_find_the_part_that_was_trained(combined, tmp_path):
     mine = table.groupby(["method", "seed", "prompt_id"])["reward"].mean()
     d = (mine["grpo"] - mine["sft"]).unstack().to_numpy()
     assert found.loc["reward", "gain_low"] == pytest.approx(stats.interval(d)[1].low)
-    same = components.shares(table.assign(method=np.where(table["seed"] == 2, "grpo", "sft"), seed=1).query(
+    same = reward_parts.shares(table.assign(method=np.where(table["seed"] == 2, "grpo", "sft"), seed=1).query(
         "seed == 1").drop_duplicates(["method", "prompt_id"]), "grpo")
-    assert same["share"].isna().all() and set(same["reason"]) == {components.UNCLEAR}
+    assert same["share"].isna().all() and set(same["reason"]) == {reward_parts.UNCLEAR}
 
 
 # ---- whole studies -----------------------------------------------------------------------------------------
@@ -217,8 +220,8 @@ def test_gains_of_a_study(study):
 
 
 def test_components_of_a_study(study):
-    with pytest.raises(UserError, match="components.csv: missing"):
-        components.decompose(study)
+    with pytest.raises(UserError, match="components.csv missing: grpo"):
+        reward_parts.decompose(study)
     posts = study.people.index
     for method, seed in {cell[:2] for cell in study.frames}:
         learned = 0.5 if method == "grpo" else 0.1
@@ -226,11 +229,11 @@ def test_components_of_a_study(study):
                  "floor": 0.0, "without_floor": learned} for i, p in enumerate(posts)
                 for t in ([np.nan] if method == "human" else [0.7, 1.0])]
         components.save(pd.DataFrame(rows), study.paths.evaluation(method, seed))
-    table = components.decompose(study)
+    table = reward_parts.decompose(study)
     assert list(table["method"].unique()) == ["lambda0", "polychromic", "grpo", "hybrid"]
     grpo = table[table["method"].eq("grpo")].set_index("component")
     assert grpo.loc["learned", "share"] == pytest.approx(1) and grpo.loc["reward", "gain"] == pytest.approx(0.4)
     file = study.paths.evaluation("grpo", 42) / components.FILE
     file.write_text(file.read_text().replace("learned", "polite"))
     with pytest.raises(UserError, match="another reward"):
-        components.read(study)
+        reward_parts.read(study)

@@ -9,9 +9,10 @@ import pytest
 from hacking_fixture import THRESHOLD, write_verdicts
 from study_fixture import small_config, write_study
 
+from polylib.claims import results
 from polylib.config import UserError
-from polylib.evaluation import hacking_figures, results
-from polylib.evaluation.style import METHOD_STYLE
+from polylib.pages import hacking_figures
+from polylib.pages.style import METHOD_STYLE
 from polylib.rewards.hacking_features import NAMES
 
 

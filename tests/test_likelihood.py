@@ -16,8 +16,9 @@ from study_fixture import small_config, write_study
 from transformers import AutoModelForCausalLM
 
 from polylib import models
+from polylib.claims import distance, results
 from polylib.config import UserError
-from polylib.evaluation import generate, likelihood, results, token_kl
+from polylib.evaluation import generate, likelihood, token_kl
 from polylib.evaluation.metrics import Undefined
 from polylib.run import Paths, write_json
 
@@ -226,17 +227,16 @@ def test_perplexity_is_that_of_all_tokens_together():
 def test_reading_a_study(tmp_path):
     cfg = small_config()
     study = results.load(write_study(tmp_path, cfg), cfg)
-    with pytest.raises(UserError, match="likelihood.csv: missing"):
-        likelihood.read(study)
+    with pytest.raises(UserError, match="likelihood.csv missing: grpo"):
+        distance.likelihood(study)
     for method, seed in {cell[:2] for cell in study.frames}:
         numbers = {name: 1.0 for name in likelihood.COLUMNS[4:]}
         numbers |= {"kl_sft": float(seed)} if seed else {"nll_sft": np.nan, "kl_sft": np.nan, "k3_sft": np.nan}
         rows = [{"prompt_id": p, "temperature": 0.7, "n_samples": n, "tokens": 10 * n, **numbers} for p, n in
                 (("p1", 1), ("p2", 3))]
         likelihood.save(pd.DataFrame(rows)[likelihood.COLUMNS], study.paths.evaluation(method, seed))
-    table = likelihood.read(study)
-    assert len(table) == 2 * (5 * 3 + 1) and list(table["method"].unique()) == study.methods
-    runs = likelihood.by_run(table)
+    runs = distance.likelihood(study)
+    assert len(runs) == 5 * 3 + 1 and list(runs["method"].unique()) == study.methods
     assert runs.query("method == 'grpo'")["kl_sft"].tolist() == [42, 123, 456]
     assert runs.query("method == 'grpo'")["kl_sft_token"].iloc[0] == pytest.approx(42 / ((10 + 90) / 4))
     assert runs.query("method == 'human'")["kl_sft"].isna().all()

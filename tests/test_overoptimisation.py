@@ -12,8 +12,9 @@ import statsmodels.formula.api as smf
 from scipy import stats as ss
 from study_fixture import small_config, write_study
 
+from polylib.claims import gains, overoptimisation, preflight, results
 from polylib.config import UserError
-from polylib.evaluation import gains, overoptimisation, preflight, results
+from polylib.pages import overoptimisation_figure, preflight_figure
 from polylib.run import write_json
 
 RNG = np.random.default_rng(0)
@@ -195,8 +196,9 @@ def test_pictures_are_the_same_bytes_twice(tmp_path, columns, monkeypatch):
     path = overoptimisation.trajectory(histories({"grpo": (0.4, 0.4), "polychromic": (0.1, 0.0)}))
     table = preflight.preflight(*planted(-1.5))
     for folder in ("a", "b"):
-        overoptimisation.picture(path, overoptimisation.stop_here(path), "Made up", columns).save(tmp_path / folder)
-        preflight.picture(table, "Made up.", columns).save(tmp_path / folder)
+        stop = overoptimisation.stop_here(path)
+        overoptimisation_figure.picture(path, stop, "Made up", columns).save(tmp_path / folder)
+        preflight_figure.picture(table, "Made up.", columns).save(tmp_path / folder)
     names = sorted(file.name for file in (tmp_path / "a").iterdir())
     assert names == [f"{n}.{e}" for n in ("over_optimisation", "preflight") for e in ("csv", "pdf", "png")]
     assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
@@ -206,7 +208,7 @@ def test_pictures_are_the_same_bytes_twice(tmp_path, columns, monkeypatch):
 def test_a_figure_of_two_looks_a_run_draws_means_and_says_why():
     path = overoptimisation.trajectory({key: h[h["step"].isin([0, 100])] for key, h in
                                         histories({"grpo": (0.4, 0.4)}, seeds=(1,)).items()})
-    picture = overoptimisation.picture(path, overoptimisation.stop_here(path), "Made up")
+    picture = overoptimisation_figure.picture(path, overoptimisation.stop_here(path), "Made up")
     assert "smaller eval_every" in " ".join(picture.figure._supxlabel.get_text().split())
 
 
@@ -249,38 +251,6 @@ def test_extrapolation_and_equal_lengths_are_named():
     assert level["controlled"] == pytest.approx(level["raw"]) and level["overlap"] == 1
 
 
-class Linear:
-    """Weighted sum of two components, less a floor that is not linear in them."""
-
-    def __init__(self, floor=0.0):
-        self.floor = floor
-
-    def components(self, posts, replies):
-        return pd.DataFrame({"length": [len(r) / 10 for r in replies], "marks": [r.count("?") for r in replies]})
-
-    def __call__(self, posts, replies):
-        parts = self.components(posts, replies)
-        return (0.3 * parts["length"] + 0.7 * parts["marks"]).to_numpy() - self.floor * (parts["length"] > 1.5)
-
-
-def test_component_shares_add_up_to_the_gain():
-    posts = [f"post {i % 12}" for i in range(36)]
-    before = ["word " * (1 + i % 3) for i in range(36)]
-    after = [f"{reply}??" if i % 4 else f"{reply} more" for i, reply in enumerate(before)]
-    table = gains.component_shares(Linear(), posts, before, after).set_index("component")
-    assert table.loc[["length", "marks"], "weight"].tolist() == pytest.approx([0.3, 0.7])
-    whole = np.mean(Linear()(posts, after) - Linear()(posts, before))
-    assert table["gain"].sum() == pytest.approx(whole) and table["share"].sum() == pytest.approx(1)
-    assert table.loc["rest", "gain"] == pytest.approx(0, abs=1e-9)
-    marks = 0.7 * np.mean([a.count("?") for a in after])
-    assert table.loc["marks", "gain"] == pytest.approx(marks)
-    assert table.loc["marks", "gain_without"] == pytest.approx(whole - marks)
-    assert table.loc["marks", "share_low"] < table.loc["marks", "share"] < table.loc["marks", "share_high"]
-    assert abs(gains.component_shares(Linear(2.0), posts, before, after)["gain"].iloc[-1]) > 0.01  # the floor
-    none = gains.component_shares(Linear(), posts, before, before)
-    assert none["share"].isna().all()  # a share of nothing
-
-
 # ---- a whole study -----------------------------------------------------------------------------------------
 
 
@@ -311,7 +281,7 @@ def study(tmp_path):
 
 def test_all_preflights_of_a_study_are_drawn_with_their_verdict(study):
     for columns in (1, 2):
-        drawn = preflight.figure(study, columns)
+        drawn = preflight_figure.figure(study, columns)
         note = " ".join(drawn.figure._supxlabel.get_text().split())
         assert "in 1 of 3 runs; their mean does not fall beyond noise" in note and len(drawn.data) == 3 * 7
         assert f"Preset {study.cfg.preset}, study laptop" in note
@@ -339,16 +309,16 @@ def test_a_missing_or_older_preflight_is_named(study):
     content = missing.read_text()
     missing.unlink()
     with pytest.raises(UserError, match="s456/preflight.csv: missing"):
-        preflight.figure(study)
+        preflight_figure.figure(study)
     missing.write_text(content)
     file = study.paths.results("grpo", 123) / "preflight.csv"
     whole = pd.read_csv(file)
     file.write_text(whole.drop(columns="falls").to_csv(index=False))
     with pytest.raises(UserError, match="no column falls"):
-        preflight.figure(study)
+        preflight_figure.figure(study)
     file.write_text(whole.iloc[:-1].to_csv(index=False))
     with pytest.raises(UserError, match="other n"):
-        preflight.figure(study)
+        preflight_figure.figure(study)
 
 
 def test_verdicts_of_a_study_need_reward_judge_and_shift(study):

@@ -9,7 +9,8 @@ import pytest
 import reply_rows
 from study_fixture import ROOT, small_config, write_study
 
-from polylib.evaluation import cost_table, failure_table, figures, paper, results, significance, tables
+from polylib.claims import results, significance
+from polylib.pages import cost_table, failure_table, figures, paper, significance_table, tables
 
 TEX = (ROOT / "paper" / "paper.tex").read_text(encoding="utf-8")
 
@@ -24,7 +25,7 @@ def study(tmp_path_factory):
     for table in (tables.main(found), tables.everything(found), tables.reproducibility(found)):
         table.save(found.paths.figures)
     paper.write(found)
-    significance.save(significance.table(found, None), found, found.paths.figures)
+    significance_table.save(significance.table(found, None), found, found.paths.figures)
     failure_table.save(failure_table.table(found), found.paths.figures, found.note)
     cost_table.save(cost_table.table(found), found.paths.figures, cost_table.caption(found))
     figures.side_effects(found).save(found.paths.figures, 40)

@@ -15,8 +15,9 @@ from conftest import ROOT, shell
 from study_fixture import write_study
 
 from polylib import config
+from polylib.claims import results
 from polylib.config import UserError
-from polylib.evaluation import figures, results, tables
+from polylib.pages import figures, tables
 from polylib.run import Paths, write_json
 
 _SPEC = importlib.util.spec_from_file_location("readme_results", ROOT / "tools" / "readme_results.py")

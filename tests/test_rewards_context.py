@@ -8,7 +8,7 @@ import pytest
 import torch
 from reward_rows import threads
 
-from polylib.evaluation.context_figure import scores_and_advantages
+from polylib.pages.context_figure import scores_and_advantages
 from polylib.rewards.context import OBJECTIVES, WithContext, objectives
 from polylib.training.advantages import gdpo, group_advantages
 

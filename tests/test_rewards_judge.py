@@ -42,6 +42,25 @@ def test_kernel_sum_equals_sklearn(rows, monkeypatch):
     np.testing.assert_allclose(ours._regress(x), theirs, atol=1e-9)
 
 
+def test_what_a_whole_post_has_more_of_is_no_target(rows):
+    level = rows["tweet_id"].map({post: float(i) for i, post in enumerate(rows["tweet_id"].unique())})
+    raised = rows.assign(engagement=rows["engagement"] + level)
+    np.testing.assert_allclose(judge._target(raised), judge._target(rows), atol=1e-9)
+
+
+def test_accuracy_and_scale_are_those_of_threads_it_has_not_seen():
+    """Likes by lot under texts that can be learnt by heart: a judge rated on what it was fitted to would look right."""
+    rng = np.random.default_rng(3)
+    rows = threads(60, effect=0.0)
+    words = rng.choice([f"w{i}" for i in range(400)], (len(rows), 6))
+    lots = rows.assign(reply=[" ".join(line) for line in words], reply_likes=rng.integers(0, 50, len(rows)))
+    lots["engagement"] = np.log1p(lots["reply_likes"])
+    blind = judge.fit(lots, seed=0)
+    assert abs(blind.pair_accuracy - 0.5) < 0.08
+    own = blind(list(lots["tweet"]), list(lots["reply"])) * blind.card["scale"]
+    assert np.corrcoef(own, lots["engagement"])[0, 1] > 0.5  # by heart it knows them
+
+
 def test_preference_is_antisymmetric_and_its_scale_the_likelihood_maximum(fitted):
     p = fitted.prefer(["my kettle fell"], ["it is near the kettle why?"], ["it is near the kettle."])[0]
     q = fitted.prefer(["my kettle fell"], ["it is near the kettle."], ["it is near the kettle why?"])[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from reward_rows import FAST, THINGS, BagOfWords, threads
@@ -76,6 +77,9 @@ def test_offset_coefficient_is_the_planted_exponent():
     )
     np.testing.assert_array_equal(conditional.offsets(changed)[mine], cross[mine])
     assert np.corrcoef(cross, z[:, 0])[0, 1] > 0.95
+    assert pd.Series(cross).groupby(rows["tweet_id"].to_numpy()).mean().abs().max() < 1e-12  # who has none, gains none
+    unknown = rows.assign(reply_author_followers=rows["reply_author_followers"].where(rows.index != rows.index[0]))
+    assert conditional._nuisance(unknown)[0, 0] == 0  # its post's mean
     held, reference = rows[rows["split"] == "test"], rows[rows["split"] == "train"]
     np.testing.assert_allclose(
         conditional.offsets(held, reference), conditional._nuisance(held) @ conditional._nuisance_fit(reference)

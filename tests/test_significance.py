@@ -11,8 +11,9 @@ import yaml
 from conftest import ROOT
 from study_fixture import small_config, write_study
 
-from polylib.evaluation import decision, effects, equivalence, exact, preregistration, results, significance, stats
-from polylib.evaluation import variance_figure as variances
+from polylib.claims import decision, effects, equivalence, exact, preregistration, results, significance, stats
+from polylib.pages import significance_table
+from polylib.pages import variance_figure as variances
 from polylib.run import Paths, UserError
 
 KEY = ["judge_mean"]
@@ -180,12 +181,12 @@ def test_verdicts_follow_planted_effects(study, register):
 
 
 def test_saved_forms_hold_floors_and_no_nan(study, table, tmp_path):
-    significance.save(table, study, tmp_path)
+    significance_table.save(table, study, tmp_path)
     md, tex, csv = ((tmp_path / f"table_significance.{e}").read_text(encoding="utf-8") for e in ("md", "tex", "csv"))
     assert "nan" not in (md + tex).lower() and "Neither can reach .05 here" in md and "(0.25)" in tex
     assert tex.count(r"\\") == 2 + 4 - 1 and len(csv.splitlines()) == len(table) + 1  # .tex: registered families alone
     first = csv
-    significance.save(table, study, tmp_path)
+    significance_table.save(table, study, tmp_path)
     assert (tmp_path / "table_significance.csv").read_text(encoding="utf-8") == first
     free = significance.table(study, None, KEY)
     assert set(free["family"]) == {"exploratory"}
@@ -268,7 +269,7 @@ def test_one_run_a_method_establishes_nothing(tmp_path):
     found = significance.table(one, preregistration.load(Paths("laptop", ROOT)), KEY)
     assert found["verdict"].eq("not established").all() and found["method_p"].isna().all()
     assert found["reason"].ne("").all() and found["checkpoints_p"].notna().any()
-    assert "nan" not in significance.shown(found).to_string().lower()
+    assert "nan" not in significance_table.shown(found).to_string().lower()
     guide = decision.guide(one)
     assert guide["choose"].eq("sft").all() and guide["because"].str.startswith(decision.NOTHING).all()
     assert {"seeds"} <= set(preregistration.deviations(one, preregistration.load(Paths("laptop", ROOT)))["what"])

@@ -8,7 +8,7 @@ from scipy import stats as ss
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
-from polylib.evaluation import stats
+from polylib.claims import stats
 
 RNG = np.random.default_rng(1)
 
@@ -76,6 +76,12 @@ def test_bootstrap_interval_covers_more_than_the_percentile_one():
         percentile += not low <= 0 <= high
     assert missed / 200 <= 0.06
     assert percentile / 200 > 0.1
+
+
+def test_bootstrap_puts_the_same_prompts_before_both_methods():
+    b = RNG.normal(size=(3, 40)) * 5
+    effect, low, high = stats.hierarchical_bootstrap(b + 0.5, b, lambda m: m.mean(axis=(-2, -1)), draws=200)
+    assert (effect, low, high) == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_two_way_t_is_the_formula_and_reduces_to_known_tests():

@@ -18,8 +18,9 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from polylib import config  # noqa: E402
-from polylib.evaluation import effects, preregistration, results, reward_figures, style, tables  # noqa: E402
+from polylib import config, names  # noqa: E402
+from polylib.claims import effects, preregistration, results  # noqa: E402
+from polylib.pages import reward_figures, style, tables  # noqa: E402
 from polylib.run import Paths, UserError, atomic_write  # noqa: E402
 
 STUDY, PRESETS = "laptop", ("smoke", "quick", "laptop", "gpu", "paper")  # cheapest first; others follow by name
@@ -51,7 +52,7 @@ def results_block(root: Path) -> str:
         "**Differences to SFT.** Effect, then two 95 % intervals: *these checkpoints* (other posts) / *the method* "
         f"(other training runs too). With {forest['seeds'].max()} runs the exact sign-flip test cannot fall below p = "
         f"{forest['exact_floor'].max():g}, whatever the data show.",
-        _by_method(forest, [results.LABELS[name] for name in forest["metric"].unique()], lambda c: f"{c.effect:+.3f} "
+        _by_method(forest, [names.METRICS[name] for name in forest["metric"].unique()], lambda c: f"{c.effect:+.3f} "
                    f"{_interval(c.checkpoints_low, c.checkpoints_high)} / {_interval(c.method_low, c.method_high)}"),
         "**Against heat alone.** Gain over SFT at the temperature that gives it the same judge score or diversity, and "
         "its 95 % interval over runs. A dash: temperature does not take SFT there in every run (in how many it does).",

@@ -1,15 +1,13 @@
-"""The roof: generations in, per-prompt scores, honest intervals, figures and tables out. Nothing imports it.
+"""One run: replies in, numbers out. Nothing here knows another run or what a claim is.
 
+    generate                 replies to test posts, sampled or people's
     metrics, text            one prompt's replies -> one number
     novelty, repetition      the same: kinds of replies, and how far they repeat each other
-    overlap                  a reply beside the nearest of people's
+    overlap, failures        a reply beside the nearest of people's; ways in which it fails
     yardstick                what people set as bars
+    likelihood, token_kl     perplexity and exact KL
+    likeness, components     told from people's? what each part of the reward paid
     score, record            generations -> per_prompt.csv, profile.csv, metrics.json
-    stats, effects           seeds x prompts -> effects with two kinds of claim; the temperature control
-    exact, equivalence       exact tests with their floors, effect sizes; "quality kept" against a margin
-    variance, simulation     where scores vary, runs a study needs; how often our procedures err
-    preregistration          what was asked beforehand, and every departure from it
-    significance, decision   the table of all tests; which method for what, or nothing established
-    results                  the files of a study -> one checked bundle
-    style, figures, tables   what people look at, from that bundle alone
+    provenance               commit and settings behind a number
+    ablation                 a grid of weights, trained and scored
 """

@@ -121,8 +121,7 @@ def summary(prompts: pd.DataFrame) -> pd.DataFrame:
 def save(prompts: pd.DataFrame, folder: Path) -> None:
     """prompts.csv (a row a cell, split and post) and cells.csv (their means) in `folder`."""
     for name, table in (("prompts", prompts), ("cells", summary(prompts))):
-        run.atomic_write(Path(folder) / f"{name}.csv", table.to_csv(index=False, float_format="%.6g",
-                                                                    lineterminator="\n"))
+        run.write_csv(Path(folder) / f"{name}.csv", table)
 
 
 def forget(paths: run.Paths, seed: int) -> None:

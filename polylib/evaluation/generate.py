@@ -67,14 +67,3 @@ def save(rated: pd.DataFrame, folder: Path) -> None:
     lines = (json.dumps({name: None if isinstance(value, float) and math.isnan(value) else value
                          for name, value in record.items()}, ensure_ascii=False) for record in records)
     run.atomic_write(Path(folder) / "generations.jsonl", "".join(f"{line}\n" for line in lines))
-
-
-def load(folder: Path) -> pd.DataFrame:
-    """What `save` wrote. UserError if it is not there."""
-    file = Path(folder) / "generations.jsonl"
-    if not file.is_file():
-        raise UserError(f"{file}: missing; run notebook 07_evaluation or `dvc repro`")
-    with file.open(encoding="utf-8") as stream:
-        rows = [json.loads(line) for line in stream]
-    table = pd.DataFrame(rows, columns=[*COLUMNS, *(name for name in RATED if rows and name in rows[0])])
-    return table.fillna(np.nan).infer_objects()  # null, as in the temperature of people, is NaN again

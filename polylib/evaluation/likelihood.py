@@ -3,7 +3,6 @@
     table = likelihood.measure(generations, cfg, paths, "grpo", 42)     # a row a post
     likelihood.save(table, paths.evaluation("grpo", 42))                # likelihood.csv
     likelihood.summary(table)                                           # section `likelihood` of metrics.json
-    likelihood.by_run(likelihood.read(results))                         # a row a run, for tables
 
 Negative log-likelihood (NLL) of the replies under the frozen base model and under the SFT model of the same seed is a
 two-sided check: far below people's means bland or looping, far above means gibberish. It is taken at temperature 1, the
@@ -30,8 +29,7 @@ from polylib import models
 from polylib.config import Config, UserError
 from polylib.evaluation import token_kl
 from polylib.evaluation.metrics import Undefined
-from polylib.evaluation.results import Results
-from polylib.run import Paths, atomic_write
+from polylib.run import Paths, write_csv
 from polylib.truncation import truncates
 
 FILE = "likelihood.csv"
@@ -189,28 +187,4 @@ def _reason(name: str, reasons: dict[str, str]) -> str:
 
 def save(table: pd.DataFrame, folder: Path) -> None:
     """likelihood.csv in `folder`, six significant digits."""
-    atomic_write(Path(folder) / FILE, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-
-
-def read(results: Results) -> pd.DataFrame:
-    """method, seed (NaN for human and base) and COLUMNS of every cell of a study, in the order of the report.
-    UserError for a cell without likelihood.csv."""
-    parts = []
-    for method, seed in dict.fromkeys((method, seed) for method, seed, _ in results.frames):
-        file = results.paths.evaluation(method, seed) / FILE
-        if not file.is_file():
-            raise UserError(f"{file}: missing; run `dvc repro`")
-        part = pd.read_csv(file, dtype={"prompt_id": str})
-        if list(part.columns) != COLUMNS or part.empty:
-            raise UserError(f"{file}: expected rows with the columns {', '.join(COLUMNS)}; run `dvc repro`")
-        parts.append(part.assign(method=method, seed=np.nan if seed is None else seed))
-    order = {name: i for i, name in enumerate(results.methods)}
-    table = pd.concat(parts, ignore_index=True)[["method", "seed", *COLUMNS]]
-    return table.sort_values(["method", "seed"], key=lambda s: s.map(order) if s.name == "method" else s, kind="stable",
-                             ignore_index=True)
-
-
-def by_run(table: pd.DataFrame) -> pd.DataFrame:
-    """`means` of every run of `read`: method, seed and their columns; the run is the unit of any claim."""
-    groups = table.groupby(["method", "seed"], sort=False, dropna=False)
-    return pd.DataFrame([{"method": method, "seed": seed, **means(part)} for (method, seed), part in groups])
+    write_csv(Path(folder) / FILE, table)

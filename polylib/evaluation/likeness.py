@@ -2,7 +2,6 @@
 
     likeness.measure(own, test_posts, cfg.evaluation.seed)      # section `likeness` of metrics.json
     likeness.people(test_posts, cfg.evaluation.seed)            # people against people, the same code
-    likeness.read(results)                                      # a row a run
 
 C2ST, the classifier two-sample test (Lopez-Paz and Oquab 2017, arXiv 1610.06545): area under the ROC curve of a
 logistic regression on held-out posts; .5 = cannot be told apart, 1 = always. MMD^2 (Gretton et al. 2012, eq. 3):
@@ -16,16 +15,12 @@ those of one draw: a test that permutes every draw by itself takes ten draws of 
 """
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from polylib.config import UserError
 from polylib.evaluation.metrics import Undefined
-from polylib.evaluation.results import Results
 from polylib.evaluation.text import LONGEST
 
 DIMENSIONS = 20  # of the reduced TF-IDF: a fold of the smallest study trains on some 50 replies
@@ -75,21 +70,6 @@ def _compare(groups: list[tuple[list[str], list[str]]], seed: int) -> dict:
         return dict.fromkeys(("c2st_auc", "c2st_p", "mmd2", "mmd2_p"), nothing) | sizes
     return {"c2st_auc": auc, "c2st_p": auc_p, "mmd2": distance, "mmd2_p": distance_p, **sizes,
             "dimensions": vectors.shape[1], "permutations": PERMUTATIONS}
-
-
-def read(results: Results) -> pd.DataFrame:
-    """method, seed (NaN for human and base) and the numbers of section `likeness` of every cell's metrics.json, NaN
-    where they are not defined (`reason` says why). UserError for a cell without the section."""
-    rows = []
-    for method, seed in dict.fromkeys((method, seed) for method, seed, _ in results.frames):
-        file = results.paths.evaluation(method, seed) / "metrics.json"
-        section = json.loads(file.read_text(encoding="utf-8")).get("likeness") if file.is_file() else None
-        if section is None:
-            raise UserError(f"{file}: no section likeness; run `dvc repro`")
-        nulls = {name: value["reason"] for name, value in section.items() if isinstance(value, dict)}
-        rows.append({"method": method, "seed": np.nan if seed is None else seed, **section,
-                     **dict.fromkeys(nulls, np.nan), "reason": "; ".join(dict.fromkeys(nulls.values()))})
-    return pd.DataFrame(rows)
 
 
 def embed(texts: list[str], seed: int) -> np.ndarray:

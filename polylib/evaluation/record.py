@@ -12,7 +12,7 @@ import pandas as pd
 from polylib.config import Config
 from polylib.evaluation import novelty, overlap, repetition, score, text, yardstick
 from polylib.evaluation.yardstick import Yardstick
-from polylib.run import atomic_write, write_json
+from polylib.run import write_csv, write_json
 
 PACKAGES = ("sacrebleu", "rapidfuzz", "scikit-learn", "sentence-transformers", "scipy")
 
@@ -61,7 +61,6 @@ def save(table: pd.DataFrame, profile: pd.DataFrame, folder: Path, thresholds: d
          **more: dict) -> None:
     """per_prompt.csv and profile.csv (six significant digits) and metrics.json, with `more` sections, in `folder`."""
     for name, frame in (("per_prompt", table), ("profile", profile)):
-        content = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        atomic_write(Path(folder) / f"{name}.csv", content)
+        write_csv(Path(folder) / f"{name}.csv", frame)
     bars = {f"q{q:g}": value for q, value in thresholds.items()}
     write_json(Path(folder) / "metrics.json", summary(table) | {"thresholds": bars} | more)

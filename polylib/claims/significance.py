@@ -1,0 +1,176 @@
+"""The significance table: registered questions first, everything else after, both claims side by side.
+
+    frame = table(results, preregistration.load(results.paths))
+
+Three families. *primary*: the registered comparisons, Holm. *equivalence*: the registered "quality kept", Holm.
+*exploratory*: every other metric and method, Benjamini-Hochberg; a study without a registration has no other. Adjusted
+p-values belong to the claim about the method. No stars: an effect with its interval, or the reason why there is none.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from polylib.claims import effects as compare
+from polylib.claims import equivalence, exact, stats
+from polylib.claims.preregistration import Question, Registration
+from polylib.claims.results import UNSEEDED, Results
+
+ADJUST: dict[str, tuple[str, Callable]] = {
+    "primary": ("Holm", stats.holm), "equivalence": ("Holm", stats.holm),
+    "exploratory": ("Benjamini-Hochberg", stats.benjamini_hochberg)}
+# columns of per_prompt.csv that are means over single replies: their columns in generations.jsonl
+PER_REPLY = {"judge_mean": "judge", "reward_mean": "reward", "relevance": "relevance"}
+
+
+def table(results: Results, registered: Registration | None, metrics: list[str] | None = None) -> pd.DataFrame:
+    """One row a comparison against SFT. family, question, kind (difference | matched | equivalence), metric, equal,
+    method, effect, checkpoints_{low,high,p}, method_{low,high,p,df}, p_adjusted, adjustment, signs_{p,floor} (runs
+    paired), ranks_{p,floor} (runs unpaired), d_z, margin, verdict, seeds, prompts, dropped, reason.
+
+    verdict: `above` / `below` where the adjusted p of the method claim is under alpha; in an equivalence row
+    `equivalent`, or `not worse` where the interval alone excludes a loss of the margin; else `not established`.
+    Intervals are 95 %, of equivalence rows 90 %, none of them adjusted."""
+    alpha = registered.alpha if registered else 0.05
+    rows = [_question(results, q, registered.control) for q in (*registered.primary, *registered.equivalence)] \
+        if registered else []
+    taken = {(row["kind"], row["metric"], row["equal"], row["method"]) for row in rows}
+    for row in [*_differences(results, metrics), *_matched(results)]:
+        if (row["kind"], row["metric"], row["equal"], row["method"]) not in taken:
+            rows.append(row)
+    frame = pd.DataFrame(rows)
+    frame.insert(frame.columns.get_loc("method_df") + 1, "p_adjusted", np.nan)
+    frame.insert(frame.columns.get_loc("p_adjusted") + 1, "adjustment", frame["family"].map(lambda f: ADJUST[f][0]))
+    for family, part in frame.groupby("family"):
+        frame.loc[part.index, "p_adjusted"] = ADJUST[family][1](part["method_p"].to_numpy(float))
+    frame["verdict"] = [_verdict(row, alpha) for _, row in frame.iterrows()]
+    return frame
+
+
+def _verdict(row: pd.Series, alpha: float) -> str:
+    if row["p_adjusted"] < alpha:
+        return "equivalent" if row["kind"] == "equivalence" else "above" if row["effect"] > 0 else "below"
+    worse_excluded = row["kind"] == "equivalence" and row["method_low"] > -row["margin"]
+    return "not worse" if worse_excluded else "not established"
+
+
+def _row(**values) -> dict:
+    empty = {"family": "exploratory", "question": "", "kind": "difference", "metric": "", "equal": "", "method": ""}
+    numbers = ["effect", "checkpoints_low", "checkpoints_high", "checkpoints_p", "method_low", "method_high",
+               "method_p", "method_df", "signs_p", "signs_floor", "ranks_p", "ranks_floor", "d_z", "margin"]
+    return {**empty, **dict.fromkeys(numbers, np.nan), "verdict": "", "seeds": 0, "prompts": 0, "dropped": 0,
+            "reason": ""} | values
+
+
+def _claims(checkpoints: stats.Claim, method: stats.Claim) -> dict:
+    return {"checkpoints_low": checkpoints.low, "checkpoints_high": checkpoints.high, "checkpoints_p": checkpoints.p,
+            "method_low": method.low, "method_high": method.high, "method_p": method.p, "method_df": method.df,
+            "reason": method.reason}
+
+
+def _question(results: Results, q: Question, control: str) -> dict:
+    family = "equivalence" if q.kind == "equivalence" else "primary"
+    named = {"family": family, "question": q.name, "kind": q.kind, "metric": q.metric, "equal": q.equal,
+             "method": q.method, "margin": q.margin}
+    absent = [name for name in (q.metric, q.equal) if name and name not in results.columns]
+    if absent or q.method not in results.methods:
+        return _row(**named, reason=f"the study has no {absent[0] if absent else q.method}")
+    if q.kind == "matched":
+        return _of_match(compare.at_equal_quality(results, q.method, q.equal, q.metric, control)) | named
+    if q.kind == "difference":
+        return next(_differences(results, [q.metric], q.method, control)) | named
+    both = compare.pair(results.cells(q.metric), q.method, control)
+    dropped = len(results.people) - both[0].shape[1]
+    if both[0].shape[1] < 2:
+        return _row(**named, dropped=dropped, reason=f"defined at {both[0].shape[1]} posts")
+    here, method = equivalence.checkpoints(*both, q.margin), equivalence.method(*both, q.margin)
+    return _row(**named, effect=method.effect, checkpoints_low=here.low, checkpoints_high=here.high,
+                checkpoints_p=here.p, method_low=method.low, method_high=method.high, method_p=method.p,
+                method_df=method.df, seeds=len(both[0]), prompts=both[0].shape[1], dropped=dropped,
+                reason=method.reason)
+
+
+def _differences(results: Results, metrics: list[str] | None, method: str | None = None, control: str = "sft"):
+    for _, e in compare.effects(results, metrics, control).iterrows():
+        if method in (None, e["method"]):
+            kept = {name: e[name] for name in _row() if name in e}
+            yield _row() | kept | {"signs_p": e["exact_p"], "signs_floor": e["exact_floor"],
+                                   "reason": e["method_reason"]}
+
+
+def _matched(results: Results):
+    for method in (name for name in results.methods if name not in ("sft", *UNSEEDED)):
+        for equal, metric in (("judge_mean", "diversity"), ("diversity", "judge_mean")):
+            yield _of_match(compare.at_equal_quality(results, method, equal, metric))
+
+
+def _of_match(m: compare.Matched) -> dict:
+    return _row(kind="matched", metric=m.measured, equal=m.fixed, method=m.method, effect=m.mean,
+                **_claims(m.these_checkpoints, m.claim), signs_p=m.exact_p, signs_floor=m.exact_floor,
+                seeds=len(m.runs), prompts=m.prompts, dropped=m.dropped)
+
+
+def binary(results: Results, control: str = "sft") -> pd.DataFrame:
+    """metric, method, p, floor, discordant, prompts, given: exact McNemar for every column that holds only 0 and 1 (a
+    post passes or not: pass@k at k = all samples). A claim about these checkpoints."""
+    rows = []
+    for metric in (name for name in results.columns if name.startswith("pass@")):
+        cells = results.cells(metric)
+        for method in (name for name in results.methods if name not in (control, *UNSEEDED)):
+            a, b = compare.pair(cells, method, control)
+            if a.shape[1] and np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
+                test = exact.mcnemar(a, b)
+                rows.append({"metric": metric, "method": method, "p": test.p, "floor": test.floor,
+                             "discordant": test.n, "prompts": a.shape[1], "given": test.given})
+    return pd.DataFrame(rows, columns=["metric", "method", "p", "floor", "discordant", "prompts", "given"])
+
+
+def as_asked(results: Results, rates: pd.DataFrame, replies: pd.DataFrame | None = None,
+             metrics: tuple[str, ...] = ("judge_mean", "diversity"), control: str = "sft") -> pd.DataFrame:
+    """metric, method, sample, n, p, false_positives, given: the Mann-Whitney test that papers report, on means of posts
+    and runs, and on single replies where `replies` (`replies.load`) is given, with the rate at which it calls equal
+    methods different in studies like ours (`simulation.error_rates`; NaN where that was not simulated)."""
+    measured = rates.set_index(["setting", "procedure"])["rate"]
+    rows = []
+    for metric in metrics:
+        for method in (name for name in results.methods if name not in (control, *UNSEEDED)):
+            samples = {"means of posts and runs": compare.pair(results.cells(metric), method, control)}
+            if replies is not None and metric in PER_REPLY:
+                samples["replies"] = tuple(_values(replies, name, PER_REPLY[metric]) for name in (method, control))
+            for sample, (a, b) in samples.items():
+                test = exact.as_asked(a, b)
+                rate = measured.get((metric, f"Mann-Whitney as asked, {sample}"), np.nan)
+                rows.append({"metric": metric, "method": method, "sample": sample, "n": test.n, "p": test.p,
+                             "false_positives": rate, "given": test.given})
+    return pd.DataFrame(rows)
+
+
+def cliffs(results: Results, replies: pd.DataFrame, control: str = "sft") -> pd.DataFrame:
+    """metric, method, delta, low, high, prompts: Cliff's delta of single replies within a run and post, averaged, with
+    the hierarchical bootstrap's interval (runs and posts resampled; NaN at one run). Chance that a reply beats SFT's:
+    (delta + 1) / 2."""
+    rows = []
+    for metric, column in PER_REPLY.items():
+        theirs = _block(replies, control, column)
+        for method in (name for name in results.methods if name not in (control, *UNSEEDED)):
+            delta = exact.delta_by_prompt(_block(replies, method, column), theirs)
+            low = high = np.nan
+            if len(delta) > 1:
+                _, low, high = stats.hierarchical_bootstrap(delta, np.zeros_like(delta),
+                                                            lambda y: y.mean(axis=(-2, -1)),
+                                                            results.cfg.paper_figures.bootstrap)
+            rows.append({"metric": metric, "method": method, "delta": delta.mean(), "low": low, "high": high,
+                         "prompts": delta.shape[1]})
+    return pd.DataFrame(rows)
+
+
+def _values(replies: pd.DataFrame, method: str, column: str) -> np.ndarray:
+    return replies.loc[replies["method"].eq(method), column].to_numpy(float)
+
+
+def _block(replies: pd.DataFrame, method: str, column: str) -> np.ndarray:
+    """(S, P, G) of one method, seeds and posts in ascending order."""
+    part = replies[replies["method"].eq(method)].sort_values(["seed", "post_id", "sample"])
+    return part[column].to_numpy(float).reshape(part["seed"].nunique(), part["post_id"].nunique(), -1)

@@ -1,0 +1,32 @@
+"""What methods and metrics are called wherever people read them, in the order of every table and figure."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+METHODS = {
+    "human": "people", "base": "base model", "sft": "SFT", "lambda0": "SFT+ (λ=0)", "polychromic": "polychromic",
+    "grpo": "GRPO", "hybrid": "hybrid", "dpo": "DPO", "ppo": "PPO",
+}
+METRICS = {  # columns of per_prompt.csv
+    "judge_mean": "judge score", "reward_mean": "predicted engagement", "diversity": "semantic diversity",
+    "diversity_tfidf": "wording diversity", "vendi": "Vendi / k", "self_bleu": "self-BLEU",
+    "distinct_1": "distinct-1", "distinct_2": "distinct-2", "rouge_l": "ROUGE-L",
+    "relevance": "relevance to the post", "length_words": "words", "length_tokens": "tokens",
+    "truncated": "truncated", "duplicates": "duplicate pairs", "copy_rate": "copied",
+    "repeated_elsewhere": "said elsewhere",
+    "ead": "EAD", "compression": "compression ratio", "self_repetition": "self-repetition", "chrf": "chrF",
+    "bertscore": "BERTScore", "distinct_k": "kinds of 4 replies", "distinct_k_t0.7": "kinds of 4, cosine .7",
+    "distinct_k_t0.8": "kinds of 4, cosine .8", "distinct_k_t0.9": "kinds of 4, cosine .9",
+    "utility_k": "utility of 4 replies", "effective_diversity": "effective diversity",
+    "effective_distance": "effective wording diversity", "pass@1_own_q0.5": "pass@1, the post's own bar",
+    "pass@5_own_q0.5": "pass@5, the post's own bar", "pass@10_own_q0.5": "pass@10, the post's own bar",
+}
+
+
+def ordered(methods: Iterable[str]) -> list[str]:
+    """In METHODS' order; KeyError for a method without a name."""
+    present = set(methods)
+    unknown = sorted(present - set(METHODS))
+    if unknown:
+        raise KeyError(f"no name for {unknown}: add them to METHODS and to pages/style.py")
+    return [name for name in METHODS if name in present]

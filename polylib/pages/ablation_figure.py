@@ -1,0 +1,115 @@
+"""What each combination of loss weights does, from the files of notebook 10 alone (figure F6 of a paper).
+
+    ablation_figure.heatmaps(paths, cfg).save(paths.figures, dpi)
+"""
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps, rc_context
+from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.patches import Rectangle
+
+from polylib import run
+from polylib.claims import stats
+from polylib.config import Config, UserError
+from polylib.evaluation.ablation import START
+from polylib.pages.style import STYLE, Picture, canvas, finish
+from polylib.rewards.hacking import LEVELS
+
+PANELS = {"judge": "judge score", "diversity": "semantic diversity", "level": "detector"}
+NAMES = {"alpha": "α (cross-entropy)", "beta": "β (reward)", "lam": "λ (diversity)", "kappa": "κ (KL)"}
+
+
+def read(paths: run.Paths, cfg: Config) -> pd.DataFrame:
+    """prompts.csv of every seed of the preset with a column seed. UserError naming the seeds that have none."""
+    files = {seed: paths.evaluation("ablation", seed) / "prompts.csv" for seed in cfg.seeds}
+    missing = [f"s{seed}" for seed, file in files.items() if not file.is_file()]
+    if missing:
+        raise UserError(f"{paths.results('evaluation')}/ablation: prompts.csv missing: {', '.join(missing)}; run "
+                        "`dvc repro`")
+    return pd.concat([pd.read_csv(file, dtype={"post_id": str}).assign(seed=seed) for seed, file in files.items()],
+                     ignore_index=True)
+
+
+def table(prompts: pd.DataFrame, split: str = "validation") -> pd.DataFrame:
+    """cell, metric, mean, se, difference (to the start), low, high, runs, posts: a row a trained cell and metric.
+
+    se and the interval of the difference take runs and posts as samples; at one seed se is over posts and the interval
+    is NaN, because one run says nothing about the weights. level: the worst over runs."""
+    part, rows = prompts[prompts["split"].eq(split)], []
+    for metric in ("judge", "diversity"):
+        wide = {cell: frame.pivot(index="seed", columns="post_id", values=metric).to_numpy(float)
+                for cell, frame in part.groupby("cell", sort=False)}
+        for cell in (name for name in wide if name != START):
+            own, start = wide[cell], wide[START]
+            several = len(own) > 1
+            mean, se, _ = stats.two_way_t(own) if several else (own.mean(), own.std(ddof=1) / own.size**0.5, 0)
+            claim = stats.method_claim(own - start)
+            rows.append({"cell": cell, "metric": metric, "mean": mean, "se": se, "difference": (own - start).mean(),
+                         "low": claim.low, "high": claim.high, "runs": len(own), "posts": own.shape[1]})
+    for cell, frame in part[part["cell"].ne(START)].groupby("cell", sort=False):
+        rows.append({"cell": cell, "metric": "level", "mean": frame["level"].max(), "runs": frame["seed"].nunique(),
+                     "posts": frame["post_id"].nunique()})
+    found = pd.DataFrame(rows)
+    weights = [dict(pair.split("=") for pair in cell.split()) for cell in found["cell"]]
+    return found.join(pd.DataFrame(weights, index=found.index).astype(float))
+
+
+def heatmaps(paths: run.Paths, cfg: Config, columns: int = 2) -> Picture:
+    """Judge, diversity and the detector's worst verdict over the grid; a sweep of one weight is one row.
+
+    Colour: the difference to the SFT model that training started from, white at none. Text: mean ± standard error over
+    runs and posts. Hatched: the difference's interval includes 0, or there is one run, which says nothing about the
+    weights. Frame: the cell with the best judge score. Raises UserError where a seed has no file."""
+    data = table(read(paths, cfg))
+    keys = [name for name in NAMES if name in data][:2]
+    keys = [*([] if len(keys) > 1 else [None]), *keys]  # (rows, columns)
+    ys = sorted(set(data[keys[0]])) if keys[0] else [None]
+    xs = sorted(set(data[keys[1]]))
+    shape = (1, 3) if columns == 2 else (3, 1)
+    with rc_context(STYLE):
+        figure, axes = canvas(*shape, (0.95 + 0.42 * len(ys)) * (1 if columns == 2 else 2.4) + 0.7, columns)
+        for ax, (metric, title) in zip(axes.flat, PANELS.items(), strict=True):
+            part = data[data["metric"].eq(metric)]
+            reach = max(part["difference"].abs().max(), 1e-9) if metric != "level" else 3
+            norm = TwoSlopeNorm(0, -reach, reach) if metric != "level" else Normalize(0, 3)
+            colours = colormaps["PuOr" if metric != "level" else "Greys"]
+            for row in part.itertuples():
+                at = xs.index(getattr(row, keys[1])), ys.index(getattr(row, keys[0])) if keys[0] else 0
+                _cell(ax, at, row, metric, colours, norm)
+            if metric == "judge":
+                best = part.loc[part["mean"].idxmax()]
+                at = xs.index(best[keys[1]]), ys.index(best[keys[0]]) if keys[0] else 0
+                ax.add_patch(Rectangle((at[0] - 0.5, at[1] - 0.5), 1, 1, fill=False, ec="#000000", lw=1.6, zorder=4))
+            ax.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
+            ax.set_yticks(range(len(ys)), [f"{y:g}" if y is not None else "" for y in ys])
+            ax.set(xlim=(-0.5, len(xs) - 0.5), ylim=(-0.5, len(ys) - 0.5), title=title, xlabel=NAMES[keys[1]])
+            ax.grid(visible=False)
+            ax.tick_params(length=0)
+        for ax in axes[:, 0]:
+            ax.set_ylabel(NAMES[keys[0]] if keys[0] else "")
+        finish(figure, _note(data, paths, cfg), columns)
+    return Picture("ablation", figure, data)
+
+
+def _cell(ax, at: tuple[int, int], row, metric: str, colours, norm) -> None:
+    value = row.mean if metric == "level" else row.difference
+    colour = colours(norm(value) * (0.6 if metric == "level" else 1.0))
+    unsure = metric != "level" and not (row.low > 0 or row.high < 0)
+    ax.add_patch(Rectangle((at[0] - 0.5, at[1] - 0.5), 1, 1, fc=colour, ec="#FFFFFF", lw=0.6))
+    if unsure:
+        ax.add_patch(Rectangle((at[0] - 0.5, at[1] - 0.5), 1, 1, fill=False, ec="#BBBBBB", lw=0, hatch="////"))
+    text = LEVELS[int(row.mean)] if metric == "level" else f"{row.mean:.2f}\n±{row.se:.2f}"
+    dark = np.dot(colour[:3], (0.299, 0.587, 0.114)) < 0.5
+    ax.text(*at, text, ha="center", va="center", fontsize=5.5, color="#FFFFFF" if dark else "#000000",
+            bbox=None if not unsure else {"boxstyle": "round,pad=0.1", "fc": colour, "ec": "none"})
+
+
+def _note(data: pd.DataFrame, paths: run.Paths, cfg: Config) -> str:
+    runs = "seeds " if len(cfg.seeds) > 1 else "one seed, "
+    return (f"n = {data['posts'].max():.0f} validation posts × {cfg.ablation.samples} replies, {runs}"
+            f"{', '.join(map(str, cfg.seeds))}, {cfg.ablation.steps} steps, T = {cfg.sampling.temperature:g}, preset "
+            f"{cfg.preset}, study {paths.study}. Colour: difference to SFT. Hatched: 95 % interval over runs and posts "
+            "includes 0, or one run. Frame: best judge score here, which is partly luck; its gain on test posts is in "
+            "cells.csv.")

@@ -1,0 +1,200 @@
+"""Several replies to one post: the chance of a good one, the best of k, and what choosing with the reward is worth.
+
+Bold lines are means over runs, thin ones the runs. Bands are 95 % intervals for the method (other runs and other
+posts); for people, and in a study with one run, over posts alone.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+
+from polylib.claims import stats
+from polylib.claims.results import Results, beside
+from polylib.names import ordered
+from polylib.pages.style import METHOD_STYLE, STYLE, Picture, canvas, finish, line, point
+
+PEOPLE = "People: posts with at least k replies, where half of them have as many."
+BAND = 0.1  # opacity
+GAPS = {"oracle - random": "best − random:\nwhat there is to win", "selected - random": "picked − random:\nwhat is won",
+        "oracle - selected": "best − picked:\nworth of a better ranker"}
+CHOICES = {"oracle": ("-", "best of k (oracle)"), "selected": ("--", "picked by the reward"), "random": (":", "random")}
+
+
+def spread(cells: Mapping) -> pd.DataFrame:
+    """method, seed, value (mean of one run), mean, low, high (of its method) from {(method, seed): Series by prompt}.
+
+    Prompts that any run leaves undefined do not count for the interval; a run with fewer than half of its prompts
+    defined is NaN, and so is then its method."""
+    rows = []
+    for method in dict.fromkeys(method for method, _ in cells):
+        seeds, _, values = stats.matrix(cells, method)
+        known = np.isfinite(values)
+        mean, claim = stats.interval(values) if known.mean(axis=1).min() >= 0.5 else (np.nan, None)
+        low, high = (claim.low, claim.high) if claim else (np.nan, np.nan)
+        for seed, own, there in zip(seeds, values, known, strict=True):
+            value = own[there].mean() if there.mean() >= 0.5 else np.nan
+            rows.append({"method": method, "seed": seed, "value": value, "mean": mean, "low": low, "high": high})
+    return pd.DataFrame(rows).astype({"seed": "Int64"})
+
+
+def pass_at_k(results: Results, columns: int = 2) -> Picture:
+    """Chance that one of k replies is at least as good as a human reply at a quantile of the judge; a panel
+    each."""
+    quantiles = sorted(results.cfg.evaluation.judge_quantiles)
+    ks = _ks(results, "pass@", f"_q{quantiles[0]:g}")
+    data = pd.concat([spread(results.cells(f"pass@{k}_q{q:g}")).assign(k=k, quantile=q) for q in quantiles for k in ks],
+                     ignore_index=True).rename(columns={"value": "pass_at_k"})
+    with rc_context(STYLE):
+        figure, axes = _panels(len(quantiles), columns, 1.9, 3, 1, sharex=True, sharey=True)
+        for ax, q in zip(axes.flat, quantiles, strict=False):
+            _curves(ax, data[data["quantile"].eq(q)], "pass_at_k", "k")
+            ax.set_title(f"beats {q:.0%} of human replies")
+            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        low = data[["pass_at_k", "low"]].min(axis=None)
+        axes[0, 0].set_ylim(max(0.0, low - 0.03) if np.isfinite(low) else 0.0, 1.03)
+        _k_axis(axes, ks)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("pass@k")
+        finish(figure, f"{results.note}. {_bands(results)} {PEOPLE}", columns, ordered(data["method"]))
+    return Picture("pass_at_k", figure, data)
+
+
+def best_of_k(results: Results, columns: int = 2) -> Picture:
+    """Judge score of one reply out of k: the best (oracle), the one the trained reward picks, a random one. A
+    method per panel. A falling middle line is over-optimisation."""
+    ks = _ks(results, "max@", "")
+    data = pd.concat([spread(_choice(results, choice, k)).assign(choice=choice, k=k) for choice in CHOICES for k in ks],
+                     ignore_index=True).rename(columns={"value": "judge"}).dropna(subset="judge")
+    methods = ordered(data["method"])
+    with rc_context(STYLE):
+        figure, axes = _panels(len(methods), columns, 1.5, 3, 2, sharex=True, sharey=True)
+        for ax, method in zip(axes.flat, methods, strict=False):
+            color = METHOD_STYLE[method]["color"]
+            for choice, (dash, _) in CHOICES.items():
+                part = data[data["method"].eq(method) & data["choice"].eq(choice)]
+                for _, run in part.groupby("seed"):
+                    ax.plot(run["k"], run["judge"], color=color, lw=0.6, alpha=0.35)
+                mean = part.groupby("k")[["mean", "low", "high"]].first()
+                if choice != "random":
+                    ax.fill_between(mean.index, mean["low"], mean["high"], color=color, alpha=BAND, lw=0)
+                ax.plot(mean.index, mean["mean"], color=color, linestyle=dash)
+            ax.set_title(METHOD_STYLE[method]["label"])
+        _k_axis(axes, ks)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("judge score")
+        finish(figure, f"{results.note}. {_bands(results)} {PEOPLE}", columns, extra=[
+            Line2D([], [], color="#333333", linestyle=dash, label=label) for dash, label in CHOICES.values()])
+    return Picture("best_of_k", figure, data)
+
+
+def selection_gap(results: Results, columns: int = 2) -> Picture:
+    """Differences between the three ways to choose one reply out of k, in units of the judge, taken post by post.
+
+    oracle - random is what there is to win, selected - random what the trained reward wins of it (below 0: it picks
+    worse than chance), oracle - selected what a better ranker is worth."""
+    ks = _ks(results, "max@", "")
+    level = {(choice, k): _choice(results, choice, k) for choice in CHOICES for k in ks}
+    frames = []
+    for gap in GAPS:
+        one, other = gap.split(" - ")
+        frames += [spread({cell: level[one, k][cell] - level[other, k][cell] for cell in level[one, k]})
+                   .assign(gap=gap, k=k) for k in ks]
+    data = pd.concat(frames, ignore_index=True).dropna(subset="value")
+    with rc_context(STYLE):
+        figure, axes = _panels(len(GAPS), columns, 1.9, 3, 1, sharex=True, sharey=columns == 2)
+        for ax, (gap, label) in zip(axes.flat, GAPS.items(), strict=True):
+            _curves(ax, data[data["gap"].eq(gap)], "value", "k")
+            ax.axhline(0, color="#000000", lw=0.7, zorder=1)
+            ax.set_title(label)
+        _k_axis(axes, ks)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("judge score")
+        finish(figure, f"{results.note}. {_bands(results)} {PEOPLE}", columns, ordered(data["method"]))
+    return Picture("selection_gap", figure, data)
+
+
+def profile(results: Results, columns: int = 2) -> Picture:
+    """Share of posts with one of k replies above each quantile of people's own judge scores, at the fewest and the
+    most replies k: no threshold has to be chosen (a performance profile; Agarwal et al. 2021, arXiv 2108.13264).
+
+    From profile.csv of every cell. At k = 1 people who answer as the validation posts' people lie on the dotted line;
+    UserError where a cell has no such file."""
+    tables = beside(results, "profile.csv", ["quantile", "threshold", "temperature", "k", "value"])
+    wanted = results.cfg.sampling.temperature
+    parts = [table[table["temperature"].isna() | (table["temperature"] - wanted).abs().lt(1e-9)]
+             .assign(method=method, seed=seed) for (method, seed), table in tables.items()]
+    data = pd.concat(parts, ignore_index=True).astype({"seed": "Int64"}).dropna(subset="value")
+    data["mean"] = data.groupby(["method", "quantile", "k"])["value"].transform("mean")
+    ks = sorted({data["k"].min(), data["k"].max()})
+    with rc_context(STYLE):
+        figure, axes = _panels(len(ks), columns, 2.3, 2, 1, sharex=True, sharey=True)
+        for ax, k in zip(axes.flat, ks, strict=True):
+            _curves(ax, data[data["k"].eq(k)].assign(low=np.nan, high=np.nan), "value", "quantile")
+            if k == 1:
+                ax.plot([0, 1], [1, 0], color="#000000", linestyle=":", lw=0.8, zorder=1)
+            ax.set_title("one reply" if k == 1 else f"one of {k:g} replies")
+            ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        for ax in [ax for ax in axes[-1] if ax.get_visible()]:
+            ax.set_xlabel("of human replies beaten")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("posts" if 1 not in ks else "replies, posts")
+        finish(figure, f"{results.note}. Thin lines are runs. {PEOPLE}", columns, ordered(data["method"]))
+    return Picture("profile", figure, data[["method", "seed", "k", "quantile", "threshold", "value", "mean"]])
+
+
+def _choice(results: Results, choice: str, k: int) -> dict:
+    """Judge score by prompt of one reply out of k; a random one exists only where there are k to choose from."""
+    oracle = results.cells(f"max@{k}")
+    if choice == "random":
+        return {cell: values.where(oracle[cell].notna()) for cell, values in results.cells("judge_mean").items()}
+    return oracle if choice == "oracle" else results.cells(f"best@{k}")
+
+
+def _ks(results: Results, prefix: str, suffix: str) -> list[int]:
+    names = [n for n in results.columns if n.startswith(prefix) and n.endswith(suffix)]
+    return sorted(int(number) for name in names if (number := name[len(prefix):].removesuffix(suffix)).isdigit())
+
+
+def _bands(results: Results) -> str:
+    return "Bands: 95 % for the method, over runs and posts." if len(results.cfg.seeds) > 1 else \
+        "Bands: 95 % over posts; one run says nothing about the method."
+
+
+def _panels(count: int, columns: int, height: float, across2: int, across1: int, **options):
+    across = min(count, across2 if columns == 2 else across1)
+    down = -(-count // across)
+    figure, axes = canvas(down, across, 1.0 + height * down, columns, **options)
+    for ax in list(axes.flat)[count:]:
+        ax.set_visible(False)
+    return figure, axes
+
+
+def _curves(ax, data: pd.DataFrame, value: str, x: str) -> None:
+    for method in ordered(data["method"]):
+        part = data[data["method"].eq(method)]
+        for _, run in part.groupby("seed"):
+            ax.plot(run[x], run[value], **line(method, lw=0.5, alpha=0.45, linestyle="-"))
+        mean = part.groupby(x)[["mean", *(c for c in ("low", "high") if c in part)]].first()
+        if mean["low"].notna().any():
+            color = METHOD_STYLE[method]["color"]
+            ax.fill_between(mean.index, mean["low"], mean["high"], color=color, alpha=BAND, lw=0)
+        marks = point(method, markersize=3.5 if method != "human" else 6, markeredgewidth=0.4)
+        ax.plot(mean.index, mean["mean"], **marks | line(method), markevery=max(1, len(mean) // 8))
+
+
+def _k_axis(axes, ks: list[int]) -> None:
+    """log2, labelled at the powers of two: 8 and 10 side by side would run into each other."""
+    powers = [k for k in ks if np.log2(k).is_integer()]
+    for ax in axes.flat:
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_locator(FixedLocator(powers))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xticks(powers, [str(k) for k in powers])
+    for ax in axes[-1]:
+        ax.set_xlabel("replies a post, k")

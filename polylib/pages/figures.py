@@ -1,0 +1,21 @@
+"""The figures of the paper, from the files of a study alone. Each returns a Picture; `picture.save(folder,
+dpi)`.
+
+    results = load(Paths(study), cfg)
+    figures.quality_diversity(results, columns=2).save(paths.figures, cfg.paper_figures.dpi)
+
+This is the list; the code lies by theme: `attempts` (k replies to a post), `tradeoffs`, `forest`, `costs`,
+`calibration_figure`. Curves over training steps live in `curves`, gradients in `gradients`, rewards in
+`reward_figures`, over-optimisation in `overoptimisation`, weights of the loss in `ablation_figure`.
+"""
+from __future__ import annotations
+
+from polylib.claims.results import means
+from polylib.pages.attempts import best_of_k, pass_at_k, profile, selection_gap
+from polylib.pages.calibration_figure import calibration
+from polylib.pages.costs import cost, cost_benefit
+from polylib.pages.forest import every_metric, forest
+from polylib.pages.tradeoffs import hypervolumes, quality_diversity, side_effects
+
+__all__ = ["best_of_k", "calibration", "cost", "cost_benefit", "every_metric", "forest", "hypervolumes", "means",
+           "pass_at_k", "profile", "quality_diversity", "selection_gap", "side_effects"]

@@ -1,0 +1,107 @@
+"""How every figure looks: one colour, marker and line per method, print sizes, byte-stable files.
+
+Okabe-Ito colours (colour-blind safe, yellow left out as it vanishes on white); marker and line style repeat
+the information for black-and-white print. Set in code, not in a matplotlibrc, which would hang on the working
+directory. """
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from polylib.names import METHODS
+from polylib.run import atomic_write, write_csv
+
+WIDTH = {1: 3.25, 2: 6.75}  # inches of one and two columns
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8,
+    "legend.fontsize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.axisbelow": True,
+    "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.formatter.useoffset": False,
+    "xtick.major.width": 0.7, "ytick.major.width": 0.7, "lines.linewidth": 1.5, "lines.markersize": 5,
+    "figure.dpi": 110, "savefig.bbox": "standard", "pdf.fonttype": 42, "svg.hashsalt": "polylib",
+}
+LOOKS = {
+    "human": {"color": "#000000", "marker": "*", "linestyle": (0, (1, 1))},
+    "base": {"color": "#BBBBBB", "marker": "x", "linestyle": (0, (5, 1, 1, 1, 1, 1))},
+    "sft": {"color": "#7F7F7F", "marker": "o", "linestyle": "-"},
+    "lambda0": {"color": "#CC79A7", "marker": "v", "linestyle": (0, (3, 1, 1, 1))},
+    "polychromic": {"color": "#E69F00", "marker": "s", "linestyle": "--"},
+    "grpo": {"color": "#0072B2", "marker": "^", "linestyle": "-."},
+    "hybrid": {"color": "#009E73", "marker": "D", "linestyle": (0, (5, 1))},
+    "dpo": {"color": "#56B4E9", "marker": "P", "linestyle": (0, (1, 2))},
+    "ppo": {"color": "#D55E00", "marker": "X", "linestyle": (0, (4, 2, 1, 2))},
+}
+METHOD_STYLE = {method: {"label": METHODS[method]} | look for method, look in LOOKS.items()}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with the numbers it was drawn from. Shows itself in a notebook; `save` writes .pdf, .png and
+    .csv."""
+
+    name: str
+    figure: Figure
+    data: pd.DataFrame
+
+    def _repr_png_(self) -> bytes:
+        return self._bytes("png", dpi=110)
+
+    def save(self, folder: Path, dpi: int = 150) -> None:
+        """The same input gives the same bytes: no dates, no software version."""
+        atomic_write(Path(folder) / f"{self.name}.pdf", self._bytes("pdf"))
+        atomic_write(Path(folder) / f"{self.name}.png", self._bytes("png", dpi=dpi))
+        write_csv(Path(folder) / f"{self.name}.csv", self.data)
+
+    def _bytes(self, kind: str, **options) -> bytes:
+        keys = ("Software",) if kind == "png" else ("CreationDate", "Producer", "Creator")
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            self.figure.savefig(buffer, format=kind, metadata=dict.fromkeys(keys), **options)
+        return buffer.getvalue()
+
+
+def canvas(rows: int, cols: int, height: float, columns: int = 2, **options):
+    """(figure, axes (rows, cols)) `height` inches high and one or two columns wide; call inside
+    `rc_context(STYLE)`."""
+    figure = Figure(figsize=(WIDTH[columns], height), layout="constrained")
+    return figure, figure.subplots(rows, cols, squeeze=False, **options)
+
+
+def line(method: str, **changes) -> dict:
+    return {key: METHOD_STYLE[method][key] for key in ("color", "linestyle")} | changes
+
+
+def point(method: str, **changes) -> dict:
+    """Filled marker with a white rim, so that overlapping points stay apart; crosses have no face to fill."""
+    style = METHOD_STYLE[method]
+    rim = style["color"] if style["marker"] == "x" else "white"
+    size = 10 if style["marker"] == "*" else 6.5
+    return {"color": style["color"], "marker": style["marker"], "linestyle": "none", "markersize": size,
+            "markeredgecolor": rim, "markeredgewidth": 1.4 if rim != "white" else 0.6} | changes
+
+
+def finish(figure: Figure, note: str, columns: int, methods: Iterable[str] = (), extra: Iterable[Line2D] = (),
+           kind: str = "both", labels: Mapping[str, str] | None = None, most: int = 0) -> None:
+    """One legend above, the note below; both are part of the layout, so they cover nothing.
+
+    `kind` is how the methods are drawn: "point", "line" or "both"; `labels` replaces what some are called, `most` the
+    number of entries in a row."""
+    named = {method: look["label"] for method, look in METHOD_STYLE.items()} | dict(labels or {})
+    handles = [Line2D([], [], label=named[method], **{
+        "point": point(method), "line": line(method), "both": point(method) | line(method)}[kind])
+        for method in methods]
+    handles += list(extra)
+    if handles:
+        most = most or (7 if columns == 2 else 4 if kind == "point" else 2)
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), most),
+                      handlelength=1 if kind == "point" else 3, columnspacing=1.1)
+    wrapped = "\n".join(textwrap.wrap(note, 62 * columns))
+    figure.supxlabel(wrapped, fontsize=6.5, color="#555555", x=0.01, horizontalalignment="left")
