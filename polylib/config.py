@@ -119,6 +119,7 @@ def _check(cfg: Config, path: Path) -> None:
     require(set(cfg.swept) <= set(cfg.methods) and ("sft" in cfg.swept or "sft" not in cfg.methods),
             f"swept must be names out of methods, sft among them: it is the control; found {list(cfg.swept)}")
     require(bool(e.ks) and max(e.ks) <= e.samples, f"evaluation.ks {e.ks} exceed samples {e.samples}")
+    require(2 <= e.sweep_samples <= e.samples, f"evaluation.sweep_samples {e.sweep_samples} is not 2 to samples")
     require(e.likelihood_prompts >= 0 and 1 <= e.likelihood_samples <= e.samples,
             "evaluation.likelihood_prompts must be 0 (all) or more, likelihood_samples between 1 and samples")
     require(min(cfg.sampling.temperature, *e.temperatures) > 0, "temperatures must be above 0")

@@ -79,13 +79,16 @@ def inverse_cdf(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Sample one index per row: the first whose cumulative probability exceeds uniform·total.
 
     probs (R, V) non-negative, uniform (R,) in [0, 1) -> (R,) int64. The last index with positive probability is the
-    upper bound, so rounding in the cumulative sum can never pick an impossible token.
+    upper bound, so rounding in the cumulative sum can never pick an impossible token; it is looked up only if a row
+    needs it, which takes a threshold that rounds up to the whole sum.
     """
     cumulative = probs.cumsum(-1)
     threshold = uniform[:, None] * cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-    last = probs.shape[-1] - 1 - (probs.flip(-1) > 0).to(torch.uint8).argmax(-1)
-    return torch.minimum(index, last)
+    index = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=probs.shape[-1] - 1)
+    if bool((probs.gather(-1, index[:, None]) == 0).any()):
+        last = probs.shape[-1] - 1 - (probs.flip(-1) > 0).to(torch.uint8).argmax(-1)
+        index = torch.minimum(index, last)
+    return index
 
 
 def _prefill(model, tokenizer, prompts: list[list[int]], k: int, extra: int):

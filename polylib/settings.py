@@ -145,6 +145,7 @@ class EvaluationConfig:
     prompts: int
     samples: int
     temperatures: list[float]
+    sweep_samples: int
     judge_quantiles: list[float]
     ks: list[int]
     seed: int

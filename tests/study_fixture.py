@@ -24,7 +24,7 @@ def small_config(seeds=(42, 123, 456)) -> config.Config:
     cfg = config.load("laptop", ROOT)
     evaluation = dataclasses.replace(cfg.evaluation, prompts=24, samples=10, temperatures=[0.85, 1.0],
                                      judge_quantiles=[0.5, 0.75, 0.9], ks=[1, 5, 10])
-    return dataclasses.replace(cfg, seeds=tuple(seeds), evaluation=evaluation,
+    return dataclasses.replace(cfg, seeds=tuple(seeds), swept=("sft",), evaluation=evaluation,
                                paper_figures=dataclasses.replace(cfg.paper_figures, bootstrap=200))
 
 

@@ -83,7 +83,7 @@ def test_floats_are_floats_however_they_are_written(laptop, written, number):
         ("samples_per_prompt: 4", "samples_per_prompt: 2", ["polychromic.lam", "samples_per_prompt >= 3"]),
         ("[42, 123, 456]", "[42, 42]", ["seeds"]),
         ("lambda0, polychromic", "lambda1, polychromic", ["methods", "lambda1"]),
-        ("swept: [sft", "swept: [grpo", ["swept", "sft among them"]),
+        ("swept: [sft, lambda0", "swept: [lambda0", ["swept", "sft among them"]),
         ("swept: [sft", "swept: [sft, ppo", ["swept", "names out of methods"]),
         ("sampling:", "sampling: 3\nother:", ["other"]),
         ("model:", "model: [", ["not readable as YAML"]),

@@ -232,6 +232,10 @@ def test_bold_is_what_the_method_changes_and_every_metric_has_its_row(study):
     for method, row in effect.iterrows():
         assert rows.loc[method, "judge_mean_differs"] == (row["method_low"] > 0 or row["method_high"] < 0), method
     assert rows.loc["grpo", "judge_mean_differs"] and not rows.loc["sft", "judge_mean_differs"]
+    worse = {key: frame.assign(judge_mean=frame["judge_mean"] - (key[0] == "hybrid")) for key, frame in
+             study.frames.items()}
+    lost = tables.main(dataclasses.replace(study, frames=worse)).data.set_index("method")
+    assert lost.loc["hybrid", "judge_mean_differs"]  # a loss is a change, too
     shown = f"{rows.loc['grpo', 'judge_mean']:.3f}"
     assert f"**{shown} ±" in table.to_markdown() and rf"\textbf{{{shown}}}" in table.to_latex()
     assert f"<b>{shown}</b>" in table._repr_html_()

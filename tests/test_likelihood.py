@@ -141,8 +141,8 @@ def cells(tmp_path_factory, tokenizer):
         note = [{"folder": str(p.relative_to(paths.root)), "sha256": models.adapter_digest(p)} for p in parents]
         models.save_adapter(folder, masters, CFG.model, {"parents": note})
         parents = [*parents, folder]
-        tables[method] = generate.replies(models.load_model(CFG.model, parents), tokenizer, tiny.POSTS, 3, SAMPLING,
-                                          [0.7, 1.0], seed=5)
+        tables[method] = generate.replies(models.load_model(CFG.model, parents), tokenizer, tiny.POSTS,
+                                          {0.7: 3, 1.0: 2}, SAMPLING, seed=5)
     return paths, tables
 
 
@@ -202,7 +202,7 @@ def test_people_and_the_untrained_model_say_what_they_lack(cells, tokenizer, tmp
     summary = likelihood.summary(people)["mean"]
     assert "no policy" in summary["perplexity_sft"]["reason"] and "nobody knows" in summary["kl_base_se"]["reason"]
     write_json(tmp_path / "metrics.json", summary)  # refuses NaN without reason
-    table = generate.replies(models.load_model(CFG.model), tokenizer, tiny.POSTS, 2, SAMPLING, [0.7], seed=5)
+    table = generate.replies(models.load_model(CFG.model), tokenizer, tiny.POSTS, {0.7: 2}, SAMPLING, seed=5)
     base = likelihood.measure(table, CFG, paths, "base", None)
     assert base["kl_base"].abs().max() == 0 and base["kl_sft"].isna().all()
     assert "untrained" in likelihood.summary(base)["mean"]["kl_sft"]["reason"]
@@ -212,7 +212,7 @@ def test_a_cut_sampler_leaves_no_k3(cells, tokenizer):
     paths, _ = cells
     cfg = dataclasses.replace(CFG, sampling=dataclasses.replace(SAMPLING, top_k=5))
     model = models.load_model(cfg.model, models.adapter_chain(paths.models("grpo", 42), paths.root))
-    replies = generate.replies(model, tokenizer, tiny.POSTS, 2, cfg.sampling, [0.7], seed=5)
+    replies = generate.replies(model, tokenizer, tiny.POSTS, {0.7: 2}, cfg.sampling, seed=5)
     table = likelihood.measure(replies, cfg, paths, "grpo", 42)
     assert table["k3_sft"].isna().all() and table["kl_sft"].gt(0).all()
     assert "top-k" in likelihood.summary(table)["mean"]["k3_base"]["reason"]

@@ -16,7 +16,7 @@ from polylib import config
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = {name: stage for name, stage in PIPELINE["stages"].items() if name != "strip"}
-NOTEBOOKS = next(entry["notebooks"] for entry in PIPELINE["vars"] if "notebooks" in entry)
+NOTEBOOKS = [dep.removeprefix("notebooks/").removesuffix(".ipynb") for dep in PIPELINE["stages"]["strip"]["deps"]]
 INJECTED = {
     name: re.findall(r"-p (\w+)", stage["cmd"].partition("${pm}")[2]) for name, stage in STAGES.items()
 }
@@ -35,6 +35,7 @@ def paths_of(stage: dict, *kinds: str) -> set[str]:
 def test_every_notebook_is_stripped_and_run():
     assert NOTEBOOKS == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
     assert {notebook_of(stage) for stage in STAGES.values()} == set(NOTEBOOKS)
+    assert PIPELINE["stages"]["strip"]["outs"] == [f".build/${{study}}/{name}.ipynb" for name in NOTEBOOKS]
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -175,10 +176,8 @@ def test_saving_a_notebook_with_outputs_runs_nothing_but_strip(smoke):
             {"name": "conda-env-x-py", "display_name": "x"},
         )
         nbformat.write(notebook, path)
-        assert set(json.loads(shell("dvc", "status", "--json", cwd=smoke))) == {"strip@smoke-05_grpo"}
-        assert re.findall(r"Running stage '(.+)'", shell("dvc", "repro", cwd=smoke)) == [
-            "strip@smoke-05_grpo"
-        ]
+        assert set(json.loads(shell("dvc", "status", "--json", cwd=smoke))) == {"strip@smoke"}
+        assert re.findall(r"Running stage '(.+)'", shell("dvc", "repro", cwd=smoke)) == ["strip@smoke"]
     finally:
         path.write_text(before)
         shell("dvc", "repro", cwd=smoke)

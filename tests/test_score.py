@@ -17,7 +17,7 @@ from polylib.config import EvaluationConfig
 from polylib.evaluation import failures, generate, metrics, novelty, overlap, record, repetition, score, text, yardstick
 from polylib.run import UserError
 
-SETTINGS = EvaluationConfig(prompts=2, samples=6, temperatures=[1.0], judge_quantiles=[0.5], ks=[1, 5],
+SETTINGS = EvaluationConfig(prompts=2, samples=6, temperatures=[1.0], sweep_samples=3, judge_quantiles=[0.5], ks=[1, 5],
                             seed=3, likelihood_prompts=0, likelihood_samples=1)
 BAR = 10.0  # of people's judge scores, half lie below
 
@@ -239,11 +239,21 @@ def test_novelty_and_repetition_columns_are_the_metrics_of_the_set():
     assert np.isnan(table["compression"]) and why == "fewer than 200 bytes in all replies (2 of 2 sets)"
 
 
+def test_fewer_replies_at_the_other_temperatures_are_whole_sets_too():
+    few = generations((0.7, 1.0)).query("temperature == 0.7 or sample < 3")
+    table = scored(few).set_index(["temperature", "prompt_id"])
+    assert table.loc[1.0, "n_samples"].eq(3).all() and table.loc[0.7, "n_samples"].eq(6).all()
+    assert table.loc[1.0, "pass@5_q0.5"].isna().all() and table.loc[0.7, "pass@5_q0.5"].notna().all()
+    pd.testing.assert_frame_equal(table.loc[0.7], scored().set_index("prompt_id").drop(columns="temperature"))
+    with pytest.raises(UserError, match="at temperature 1.0 has 2 replies, expected 3"):
+        scored(few.query("not (temperature == 1.0 and post_id == 'p1' and sample == 2)"))
+
+
 def test_bad_generations_are_refused_in_one_line():
     for broken, message in [(generations().drop(columns="truncated"), "truncated"),
                             (generations().assign(post_id="p9"), "p9"),
-                            (generations().iloc[1:], "p1 at temperature 0.7 has 5, expected 6"),
-                            (generations().query("post_id == 'p1'"), "1 sets for 2 posts")]:
+                            (generations().iloc[1:], "p1 at temperature 0.7 has 5 replies, expected 6"),
+                            (generations().query("post_id == 'p1'"), "p2 at temperature 0.7 has 0 replies")]:
         with pytest.raises(UserError, match=message) as error:
             scored(broken)
         assert "\n" not in str(error.value)

@@ -30,7 +30,7 @@ rules() { # a rule for every stage of the study, and `all`
 }
 
 if [ "$jobs" -gt 1 ]; then
-    dvc repro $(dvc stage list --name-only | grep -E "^strip@$study-")
+    dvc repro "strip@$study"
     mkdir -p scratch
     rules >scratch/stages.mk
     OMP_NUM_THREADS=$((cores / jobs > 0 ? cores / jobs : 1)) \

@@ -138,8 +138,8 @@ def deviations(results: Results, registered: Registration | None) -> pd.DataFram
     for what in ("seeds", "methods"):
         check(what, sorted(getattr(r, what)), sorted(getattr(cfg, what)))
     check("posts", r.prompts, len(results.people))
-    counts = {int(n) for (method, _, _), frame in results.frames.items() if method in cfg.methods
-              for n in frame["n_samples"].unique()}
+    counts = {int(n) for (method, _, at), frame in results.frames.items() if method in cfg.methods
+              and at == cfg.sampling.temperature for n in frame["n_samples"].unique()}
     check("replies a post", [r.samples], sorted(counts))
     check("sampling temperature", r.temperature, cfg.sampling.temperature)
     check("temperatures of the control", sorted({r.temperature, *r.temperatures}), results.temperatures)

@@ -84,8 +84,8 @@ def answers(cfg: Config, name: str, split: str, chain: list[Path], posts: list, 
     on all of them together (0 ok, 1 shifted, 2 suspicious), the same in every row."""
     tokenizer = models.load_tokenizer(cfg.model)
     samples = cfg.ablation.samples
-    table = generate.replies(models.load_model(cfg.model, chain), tokenizer, posts, samples, cfg.sampling,
-                             [cfg.sampling.temperature], cfg.evaluation.seed)
+    table = generate.replies(models.load_model(cfg.model, chain), tokenizer, posts,
+                             {cfg.sampling.temperature: samples}, cfg.sampling, cfg.evaluation.seed)
     texts = list(table["post"]), list(table["reply"])
     table = table.assign(judge=judge(*texts), reward=reward(*texts))
     vectors = np.asarray(encode(texts[1])).reshape(len(posts), samples, -1)

@@ -1,7 +1,7 @@
 """Replies to test posts, from a trained model or from people, as one table: what `score` reads.
 
     model = models.load_model(cfg.model, models.adapter_chain(paths.models("grpo", 42), paths.root))
-    table = generate.replies(model, tokenizer, posts, 10, cfg.sampling, [0.7], seed=2024)
+    table = generate.replies(model, tokenizer, posts, {0.7: 10, 1.0: 5}, cfg.sampling, seed=2024)
     rated = score.rate(table, posts, reward, judge, encoder, people)
     generate.save(rated, paths.evaluation("grpo", 42))         # generations.jsonl
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,29 +25,29 @@ DIGITS = {"logprob": 4, **dict.fromkeys(["judge", "reward", "relevance", "chrf",
 ROWS = 240  # completions decoded together: enough to fill the processor, small enough for 2 GB
 
 
-def replies(model, tokenizer, posts: list, samples: int, settings: SamplingConfig, temperatures: list[float],
+def replies(model, tokenizer, posts: list, samples: Mapping[float, int], settings: SamplingConfig,
             seed: int) -> pd.DataFrame:
-    """`samples` replies to every post at every temperature, columns COLUMNS and ids (the sampled tokens, which `save`
-    leaves out: a text does not always give them back); same seed, same replies.
+    """{temperature: number} of replies to every post, columns COLUMNS and ids (the sampled tokens, which `save` leaves
+    out: a text does not always give them back); same seed, same replies.
 
     tokens counts EOS, truncated means that none came within `settings.max_new_tokens`, logprob is the sum over
     the reply's tokens at the sampling temperature, in nats. The random numbers of a post depend on its place
-    alone, so that methods and temperatures are compared on common draws. UserError without posts."""
+    alone, so that methods (and temperatures with equally many replies) are compared on common draws. UserError without
+    posts."""
     if not posts:
         raise UserError("evaluation: no test posts; raise data.test or data.max_posts")
-    size = max(1, ROWS // samples)
-    starts = range(0, len(posts), size)
-    todo = [(temperature, start) for temperature in temperatures for start in starts]
+    todo = [(temperature, n, start) for temperature, n in samples.items()
+            for start in range(0, len(posts), max(1, ROWS // n))]
     rows = []
-    for temperature, start in run.progress(todo, len(todo), "batches sampled"):
-        part = posts[start:start + size]
+    for temperature, n, start in run.progress(todo, len(todo), "batches sampled"):
+        part = posts[start:start + max(1, ROWS // n)]
         at = dataclasses.replace(settings, temperature=temperature)
-        drawn = sampling.sample(model, tokenizer, [post.text for post in part], samples, at, seed + start)
+        drawn = sampling.sample(model, tokenizer, [post.text for post in part], n, at, seed + start)
         tokens, cut = drawn.lengths.tolist(), drawn.truncated.tolist()
         logprob = drawn.logprobs.sum(-1).tolist()
         ids = drawn.completion_ids.tolist()
         rows += [(post.id, post.text, i, temperature, drawn.texts[b][i], tokens[b][i], cut[b][i], logprob[b][i],
-                  ids[b][i][:tokens[b][i]]) for b, post in enumerate(part) for i in range(samples)]
+                  ids[b][i][:tokens[b][i]]) for b, post in enumerate(part) for i in range(n)]
     return pd.DataFrame(rows, columns=[*COLUMNS, "ids"])
 
 

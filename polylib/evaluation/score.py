@@ -80,16 +80,18 @@ def _nearest_human(rated: pd.DataFrame, posts: list, encoder) -> tuple[np.ndarra
 def score(rated: pd.DataFrame, posts: list, encoder, settings: EvaluationConfig, people: Yardstick) -> pd.DataFrame:
     """One row per (prompt_id, temperature): prompt_id, temperature, n_samples and the metrics.
 
-    rated: what `rate` returned, `settings.samples` rows per post and temperature. References are all human replies
-    of the post. Raises UserError for missing columns, unknown posts or incomplete sets."""
+    rated: what `rate` returned, `settings.samples` rows per post at one temperature, `settings.sweep_samples` at the
+    others. References are all human replies of the post. Raises UserError for missing columns, unknown posts or
+    incomplete sets."""
     _check(rated, [*NEEDED, "judge"], posts)
-    sizes = rated.groupby(["post_id", "temperature"]).size()
-    short = sizes[sizes != settings.samples]
-    if len(short) or len(sizes) != len(posts) * rated["temperature"].nunique():
-        where = f"{len(sizes)} sets for {len(posts)} posts"
+    sizes = rated.groupby(["post_id", "temperature"]).size().unstack("temperature", fill_value=0)
+    sizes = sizes.reindex([post.id for post in posts], fill_value=0)
+    for temperature, found in sizes.items():
+        wanted = settings.samples if found.max() > settings.sweep_samples else settings.sweep_samples
+        short = found[found != wanted]
         if len(short):
-            where = f"post {short.index[0][0]} at temperature {short.index[0][1]} has {short.iloc[0]}"
-        raise UserError(f"generations: {where}, expected {settings.samples} replies; run notebook 07 again")
+            raise UserError(f"generations: post {short.index[0]} at temperature {temperature} has {short.iloc[0]} "
+                            f"replies, expected {wanted}; run notebook 07 again")
     return _per_prompt(rated, posts, encoder, settings, people, leave_one_out=False)
 
 

@@ -158,8 +158,11 @@ def _table(results: Results, headings: dict[str, str], name: str, turned: bool) 
     several = len(results.cfg.seeds) > 1
     runs = "runs and posts" if several else "posts (one run: no claim about a method)"
     replies, q = results.people["n_samples"].mean(), min(results.cfg.evaluation.judge_quantiles)
+    heat = {frame["n_samples"].iloc[0] for (name, _, at), frame in results.frames.items()
+            if name == "sft" and at != results.cfg.sampling.temperature}
+    heat = f" SFT at other temperatures: {', '.join(f'{n:g}' for n in sorted(heat))} replies a post." if heat else ""
     bold = "Bold: the interval of the method's difference to SFT excludes 0, not adjusted. " if several else ""
-    caption = (f"Mean ± half of the 95 % interval over {runs}; people over posts. {bold}{results.note}. "
+    caption = (f"Mean ± half of the 95 % interval over {runs}; people over posts. {bold}{results.note}.{heat} "
                f"People: {replies:.1f} replies a post; their pass@k covers posts with at least k. "
                f"pass@k: one of k replies reaches the judge's {q:g}-quantile of human replies to validation "
                "posts.")
