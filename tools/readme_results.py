@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from polylib import config, names  # noqa: E402
 from polylib.claims import effects, preregistration, results  # noqa: E402
-from polylib.pages import reward_figures, style, tables  # noqa: E402
+from polylib.pages import figures, reward_figures, style, tables  # noqa: E402
 from polylib.run import Paths, UserError, atomic_write  # noqa: E402
 
 STUDY, PRESETS = "laptop", ("smoke", "quick", "laptop", "gpu", "paper")  # cheapest first; others follow by name
@@ -59,8 +59,18 @@ def results_block(root: Path) -> str:
         _by_method(effects.matched_table(found), ["diversity at equal judge score", "judge score at equal diversity"],
                    lambda c: f"{c.gain:+.3f} {_interval(c.low, c.high)}" if np.isfinite(c.gain) else
                    f"– ({c.matched_runs} of {c.runs})"),
+        _whole_curves(found),
         f"**What training did** on {cfg.sft.eval_prompts} validation posts, before → after, mean over runs.",
         _dynamics(found)])
+
+
+def _whole_curves(found: results.Results) -> str:
+    """Gain in hypervolume, a sentence."""
+    gains = [f"{style.METHOD_STYLE[row.method]['label']} {1000 * row.gain:+.1f} "
+             f"{_interval(1000 * row.gain_low, 1000 * row.gain_high, 1)}"
+             for row in figures.hypervolumes(found).itertuples() if row.method != "sft"]
+    return ("Over all temperatures that every method was sampled at: the area that its curve commands (hypervolume × "
+            f"1000 of judge score and diversity), less SFT's, 95 % over runs: {'; '.join(gains)}.")
 
 
 def _asked_and_answered(paths: Paths) -> list[str]:
@@ -161,8 +171,8 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
-def _interval(low: float, high: float) -> str:
-    return f"[{low:+.3f}, {high:+.3f}]" if np.isfinite([low, high]).all() else "[no interval]"
+def _interval(low: float, high: float, digits: int = 3) -> str:
+    return f"[{low:+.{digits}f}, {high:+.{digits}f}]" if np.isfinite([low, high]).all() else "[no interval]"
 
 
 def _by_method(table: pd.DataFrame, head: list[str], cell) -> str:

@@ -48,8 +48,8 @@ def quality_diversity(results: Results, columns: int = 2, x: str = "diversity",
         ax.margins(0.1, 0.12)
         ax.xaxis.set_major_locator(MaxNLocator(4 * columns))
         labels = {method: f"{METHOD_STYLE[method]['label']} {_area(volumes.loc[method])}" for method in volumes.index}
-        finish(figure, f"{results.note}. Numbers: hypervolume ×1000 beyond the worst corner, 95 % over runs. Grey "
-               "line: SFT by temperature.", columns, ordered(points["method"]),
+        finish(figure, f"{results.note}. Numbers: hypervolume ×1000 beyond the worst corner, 95 % over runs. "
+               "Lines: by temperature, on SFT's grey one with its values.", columns, ordered(points["method"]),
                [RUNS] if len(results.cfg.seeds) > 1 else [], kind="point", labels=labels, most=4 if columns == 2 else 2)
     data = points.merge(volumes["hypervolume"].rename("method_hypervolume"), on="method", how="left")
     return Picture("quality_diversity", figure, data)
