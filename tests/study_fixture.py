@@ -36,7 +36,7 @@ def write_study(root: Path, cfg: config.Config, prompts: int = 24, study: str = 
     write_json(paths.evaluation("human") / "env.json", ENV)
     for method in cfg.methods:
         for seed in cfg.seeds:
-            controls = cfg.evaluation.temperatures if method == "sft" else []
+            controls = cfg.evaluation.temperatures if method in cfg.swept else []
             shift = rng.normal(size=6) * 0.02
             temperatures = [cfg.sampling.temperature, *controls]
             rows = pd.concat([_rows(method, t, base, rng, 10, shift) for t in temperatures])

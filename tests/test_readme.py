@@ -91,6 +91,8 @@ def test_results_say_simulated_n_and_what_the_files_hold(study):
     last = np.mean([found.histories["grpo", s]["val_reward"].dropna().iloc[-1] for s in cfg.seeds])
     assert f"{first:.4g} → {last:.4g}" in block
     assert "nan" not in block.lower().replace("nann", "")
+    volume = figures.hypervolumes(found).set_index("method")["hypervolume"]
+    assert f"GRPO {1000 * (volume['grpo'] - volume['sft']):+.1f} [" in block
     assert "| is it better? | +0.123 | [+0.020, +0.220] | 0.041 | above |" in block
     asked = block.split("**What was asked")[1].split("**Which")[0]
     assert "departures from it: 1)" in asked and "| is quality kept? (margin 0.12) |" in asked and "0.7" not in asked
