@@ -225,6 +225,16 @@ def test_summary_is_what_dvc_shows(study):
     assert (saved["engagement"], saved["seeds"], saved["prompts"]) == ("simulated", 3, 24)
 
 
+def test_the_legend_of_one_column_has_room_for_areas_of_three_digits(study):
+    frames = {key: frame.assign(judge_mean=12 * frame["judge_mean"]) for key, frame in study.frames.items()}
+    large = dataclasses.replace(study, frames=frames)
+    assert 1000 * figures.hypervolumes(large)["hypervolume"].max() > 100
+    picture = figures.quality_diversity(large, 1)
+    picture.figure.draw_without_rendering()
+    box = picture.figure.get_tightbbox()
+    assert box.x0 > -0.01 and box.x1 < picture.figure.get_figwidth() + 0.01
+
+
 def test_bold_is_what_the_method_changes_and_every_metric_has_its_row(study):
     table = tables.main(study)
     effect = effects.effects(study, ["judge_mean"]).set_index("method")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.stats import ttest_ind
 
@@ -39,7 +40,8 @@ def quality_diversity(results: Results, columns: int = 2, x: str = "diversity",
                 ax.plot(curve[x], curve[y], **point(method, markersize=4.5))
             for temperature, row in curve.iterrows() if method == "sft" else []:
                 ax.annotate(f"T={temperature:g}", (row[x], row[y]), xytext=(0, -6), textcoords="offset points",
-                            ha="center", va="top", fontsize=6.5, color=METHOD_STYLE["sft"]["color"])
+                            ha="center", va="top", fontsize=6.5, color=METHOD_STYLE["sft"]["color"], zorder=5,
+                            path_effects=[withStroke(linewidth=2, foreground="white")])
             part = own[own["method"].eq(method)]
             if len(part) > 1:
                 ax.plot(part[x], part[y], **point(method, markersize=3.2, alpha=0.6, markeredgewidth=0))
@@ -115,8 +117,10 @@ def _by_temperature(results: Results, x: str, y: str) -> pd.DataFrame:
 
 
 def _area(row: pd.Series) -> str:
-    spread = f" [{1000 * row['low']:.1f}, {1000 * row['high']:.1f}]" if np.isfinite(row["low"]) else ""
-    return f"{1000 * row['hypervolume']:.1f}{spread}"
+    """Whole numbers where they say enough: a legend of one column has no room for more."""
+    digits = 0 if 1000 * row["hypervolume"] >= 10 else 1
+    low, high = (f"{1000 * row[name]:.{digits}f}" for name in ("low", "high"))
+    return f"{1000 * row['hypervolume']:.{digits}f}" + (f" [{low}, {high}]" if np.isfinite(row["low"]) else "")
 
 
 def side_effects(results: Results, columns: int = 2) -> Picture:
