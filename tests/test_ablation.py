@@ -81,3 +81,12 @@ def test_the_figure_hatches_what_is_not_shown_and_names_missing_seeds(tmp_path, 
         d = np.array([frame["lam=1 beta=0"] - frame["start"] for frame in frames])
         claim = stats.method_claim(d)
         assert data.loc["lam=1 beta=0", "low"] == pytest.approx(claim.low, rel=1e-3) and claim.low > 0
+
+
+def test_the_frame_is_around_what_was_chosen_not_around_what_the_detector_suspects(tmp_path):
+    cfg, paths = dataclasses.replace(CFG, seeds=(42, 123)), Paths("smoke", tmp_path)
+    ablation.save(prompts(42), paths.evaluation("ablation", 42))
+    ablation.save(prompts(123, level=2), paths.evaluation("ablation", 123))  # its best cell is suspicious
+    judge = ablation_figure.heatmaps(paths, cfg).figure.axes[0]
+    framed = {(patch.get_x(), patch.get_y()) for patch in judge.patches if patch.get_linewidth() > 1}
+    assert framed == {(-0.5, 0.5), (0.5, -0.5)}  # columns lam 0, 1; rows beta 0, 1

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from polylib import run
 from polylib.claims import stats
 from polylib.config import Config, UserError
-from polylib.evaluation.ablation import START
+from polylib.evaluation.ablation import START, choose
 from polylib.pages.style import STYLE, Picture, canvas, finish
 from polylib.rewards.hacking import LEVELS
 
@@ -61,8 +61,9 @@ def heatmaps(paths: run.Paths, cfg: Config, columns: int = 2) -> Picture:
 
     Colour: the difference to the SFT model that training started from, white at none. Text: mean ± standard error over
     runs and posts. Hatched: the difference's interval includes 0, or there is one run, which says nothing about the
-    weights. Frame: the cell with the best judge score. Raises UserError where a seed has no file."""
-    data = table(read(paths, cfg))
+    weights. Frame: the cells that a seed's `ablation.choose` takes. Raises UserError where a seed has no file."""
+    prompts = read(paths, cfg)
+    data, chosen = table(prompts), {choose(part) for _, part in prompts.groupby("seed")}
     keys = [name for name in NAMES if name in data][:2]
     keys = [*([] if len(keys) > 1 else [None]), *keys]  # (rows, columns)
     ys = sorted(set(data[keys[0]])) if keys[0] else [None]
@@ -78,10 +79,9 @@ def heatmaps(paths: run.Paths, cfg: Config, columns: int = 2) -> Picture:
             for row in part.itertuples():
                 at = xs.index(getattr(row, keys[1])), ys.index(getattr(row, keys[0])) if keys[0] else 0
                 _cell(ax, at, row, metric, colours, norm)
-            if metric == "judge":
-                best = part.loc[part["mean"].idxmax()]
-                at = xs.index(best[keys[1]]), ys.index(best[keys[0]]) if keys[0] else 0
-                ax.add_patch(Rectangle((at[0] - 0.5, at[1] - 0.5), 1, 1, fill=False, ec="#000000", lw=1.6, zorder=4))
+                if metric == "judge" and row.cell in chosen:
+                    corner = at[0] - 0.5, at[1] - 0.5
+                    ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="#000000", lw=1.6, zorder=4))
             ax.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
             ax.set_yticks(range(len(ys)), [f"{y:g}" if y is not None else "" for y in ys])
             ax.set(xlim=(-0.5, len(xs) - 0.5), ylim=(-0.5, len(ys) - 0.5), title=title, xlabel=NAMES[keys[1]])
@@ -111,5 +111,5 @@ def _note(data: pd.DataFrame, paths: run.Paths, cfg: Config) -> str:
     return (f"n = {data['posts'].max():.0f} validation posts × {cfg.ablation.samples} replies, {runs}"
             f"{', '.join(map(str, cfg.seeds))}, {cfg.ablation.steps} steps, T = {cfg.sampling.temperature:g}, preset "
             f"{cfg.preset}, study {paths.study}. Colour: difference to SFT. Hatched: 95 % interval over runs and posts "
-            "includes 0, or one run. Frame: best judge score here, which is partly luck; its gain on test posts is in "
-            "cells.csv.")
+            "includes 0, or one run. Frame: a seed's best judge score among cells that its detector does not suspect, if "
+            "any: partly luck; cells.csv has the gain on test posts.")
