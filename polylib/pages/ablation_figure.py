@@ -111,5 +111,5 @@ def _note(data: pd.DataFrame, paths: run.Paths, cfg: Config) -> str:
     return (f"n = {data['posts'].max():.0f} validation posts × {cfg.ablation.samples} replies, {runs}"
             f"{', '.join(map(str, cfg.seeds))}, {cfg.ablation.steps} steps, T = {cfg.sampling.temperature:g}, preset "
             f"{cfg.preset}, study {paths.study}. Colour: difference to SFT. Hatched: 95 % interval over runs and posts "
-            "includes 0, or one run. Frame: a seed's best judge score among cells that its detector does not suspect, if "
-            "any: partly luck; cells.csv has the gain on test posts.")
+            "includes 0, or one run. Frame: a seed's best judge score among cells that its detector does not suspect, "
+            "if any: partly luck; cells.csv has the gain on test posts.")
