@@ -253,6 +253,7 @@ def test_bad_generations_are_refused_in_one_line():
     for broken, message in [(generations().drop(columns="truncated"), "truncated"),
                             (generations().assign(post_id="p9"), "p9"),
                             (generations().iloc[1:], "p1 at temperature 0.7 has 5 replies, expected 6"),
+                            (generations().query("sample < 3"), "p1 at temperature 0.7 has 3 replies, expected 6"),
                             (generations().query("post_id == 'p1'"), "p2 at temperature 0.7 has 0 replies")]:
         with pytest.raises(UserError, match=message) as error:
             scored(broken)

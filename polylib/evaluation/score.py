@@ -86,8 +86,10 @@ def score(rated: pd.DataFrame, posts: list, encoder, settings: EvaluationConfig,
     _check(rated, [*NEEDED, "judge"], posts)
     sizes = rated.groupby(["post_id", "temperature"]).size().unstack("temperature", fill_value=0)
     sizes = sizes.reindex([post.id for post in posts], fill_value=0)
+    largest = sizes.max().max()  # some temperature has the full number: that of training
     for temperature, found in sizes.items():
-        wanted = settings.samples if found.max() > settings.sweep_samples else settings.sweep_samples
+        full = found.max() > settings.sweep_samples or found.max() == largest
+        wanted = settings.samples if full else settings.sweep_samples
         short = found[found != wanted]
         if len(short):
             raise UserError(f"generations: post {short.index[0]} at temperature {temperature} has {short.iloc[0]} "
