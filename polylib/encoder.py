@@ -1,7 +1,13 @@
-"""Frozen sentence embeddings: batched, computed once, kept by the hash of (weights, precision, text).
+"""Frozen sentence embeddings: computed once in fixed shapes, kept by the hash of (all that decides their bits, text).
 
     encoder = Encoder(cfg.model.encoder)
     vectors = encoder.encode(["a post", "a reply"])     # (2, 384) float32, unit norm
+
+A matrix product of another shape may sum in another order, so an embedding computed in the batch that happens to come
+along depends on that batch: in bfloat16 another batch changes 17 to 31 % of the corpus' embeddings, by up to .007 in
+cosine, in float32 as many in their last bits, and a cache that several processes share then keeps whichever came first.
+Here every forward pass has BATCH rows, empty ones where texts are missing, and its width depends on a text's own number
+of tokens, so a text has one embedding, whatever the company, the order and the cache.
 
 Left out on purpose: eviction (60k short texts are 90 MB), pooling or prompt options (the model's own folder
 sets them)."""
@@ -9,6 +15,7 @@ sets them)."""
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import sqlite3
 from contextlib import closing
@@ -19,7 +26,11 @@ import numpy as np
 
 from polylib import run, sources
 
-BATCH = 64
+BATCH = 16  # rows of every forward pass
+WIDTH = 16  # tokens: a text is padded to the next multiple, at most to the longest that the model reads
+SHAPES = f"{BATCH}x{WIDTH}n"
+CHUNK = 1024  # texts tokenised, computed and stored at once: what a killed process loses
+LIBRARIES = ("torch", "transformers", "sentence-transformers")
 
 
 class _Settings(NamedTuple):
@@ -38,8 +49,9 @@ class Encoder:
     batch.
 
     `dtype` "auto" computes in bfloat16 where the processor does so natively (twice as fast; against float32
-    the cosine of two corpus replies moves by 7e-4 on average, .006 at most), float32 elsewhere. The precision
-    is part of the key."""
+    the cosine of two corpus replies moves by 7e-4 on average, .006 at most), float32 elsewhere. The key of a stored
+    embedding holds weights, precision, shapes, versions of the libraries, the kind of processor and the number of
+    threads: a cache never answers with what another machine or version computed."""
 
     def __init__(self, source: str, device: str = "auto", cache: Path | None = None, dtype: str = "auto"):
         self.source = source
@@ -50,7 +62,7 @@ class Encoder:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "embeddings.sqlite"
         self._memory: dict[bytes, np.ndarray] = {}
-        self._salt = f"{_fingerprint(self.path)} {self.dtype} ".encode()
+        self._fingerprint = _fingerprint(self.path)
         self._model = None
         self.computed = 0  # texts that really went through the model
         with closing(self._connect()) as db, db:
@@ -65,14 +77,18 @@ class Encoder:
         Unpaired surrogates (legal in JSON, not in UTF-8) become '?', as a tokenizer would refuse them."""
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts, not one string")
-        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        keys = [hashlib.sha256(self._salt + text.encode()).digest() for text in clean]
+        clean = [_utf8(text) for text in texts]
+        keys = self._keys(clean)
         todo = {key: text for key, text in zip(keys, clean) if key not in self._memory}
         if todo:
             self._read(todo)
             missing = {key: text for key, text in todo.items() if key not in self._memory}
-            for chunk in _chunks(sorted(missing, key=lambda key: len(missing[key])), 16 * BATCH):
-                self._compute({key: missing[key] for key in chunk})
+            for chunk in _chunks(sorted(missing, key=lambda key: len(missing[key])), CHUNK):  # like lengths together
+                vectors = {}
+                for rows, output, _ in self._forward([missing[key] for key in chunk]):
+                    found = output["sentence_embedding"][:len(rows)].float().cpu().numpy()
+                    vectors.update((chunk[row], vector) for row, vector in zip(rows, found))
+                self._keep(vectors)
         if not keys:
             return np.zeros((0, self._dimension()), dtype=np.float32)
         return np.stack([self._memory[key] for key in keys])
@@ -88,33 +104,40 @@ class Encoder:
         `encode`; token states are not: a study's would fill gigabytes, so pass a few posts at a time."""
         if not texts:
             return {}
-        clean = {text: text.encode("utf-8", "replace").decode("utf-8") for text in dict.fromkeys(texts)}
-        keys = [hashlib.sha256(self._salt + text.encode()).digest() for text in clean.values()]
+        clean = {text: _utf8(text) for text in dict.fromkeys(texts)}
+        names, keys = list(clean), self._keys(clean.values())
         self._read([key for key in keys if key not in self._memory])
-        model = self._load()
-        outputs = model.encode(
-            list(clean.values()), batch_size=BATCH, show_progress_bar=False, output_value=None
-        )
-        special, unknown = set(model.tokenizer.all_special_ids), model.tokenizer.unk_token_id
-        states = {}
-        for text, output in zip(clean, outputs):
-            ids = [int(i) if mask else None for i, mask in zip(output["input_ids"], output["attention_mask"])]
-            keep = [i for i, token in enumerate(ids) if token is not None and token not in special - {unknown}]
-            if all(ids[i] == unknown for i in keep):
-                keep = []
-            vectors = output["token_embeddings"].float().cpu().numpy()[keep]
-            states[text] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        new = {key: output["sentence_embedding"].float().cpu().numpy()
-               for key, output in zip(keys, outputs) if key not in self._memory}
+        tokenizer = self._load().tokenizer
+        special, unknown = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}, tokenizer.unk_token_id
+        states, new = dict.fromkeys(names), {}
+        for rows, output, features in self._forward(list(clean.values())):
+            tokens, vectors = output["token_embeddings"].float().cpu().numpy(), output["sentence_embedding"]
+            for place, row in enumerate(rows):
+                pairs = zip(features["input_ids"][place].tolist(), features["attention_mask"][place].tolist())
+                ids = [token if seen and token not in special else None for token, seen in pairs]
+                keep = [at for at, token in enumerate(ids) if token is not None]
+                if all(ids[at] == unknown for at in keep):
+                    keep = []
+                mine = tokens[place, keep]
+                states[names[row]] = mine / np.linalg.norm(mine, axis=1, keepdims=True)
+                if keys[row] not in self._memory:
+                    new[keys[row]] = vectors[place].float().cpu().numpy()
         if new:
-            self._keep(list(new), np.stack(list(new.values())))
+            self._keep(new)
         return states
 
     @property
     def identity(self) -> dict[str, str]:
-        """What decides an embedding, for the record: source, hash of the folder, precision."""
-        fingerprint, dtype = self._salt.decode().split()
-        return {"source": self.source, "sha256": fingerprint, "dtype": dtype}
+        """What decides an embedding, machine and versions apart, for the record: source, hash of the folder,
+        precision, shapes of the forward passes."""
+        return {"source": self.source, "sha256": self._fingerprint, "dtype": self.dtype, "shapes": SHAPES}
+
+    def _keys(self, texts) -> list[bytes]:
+        """sha256 of everything that may change a bit of an embedding, and of the text. The number of threads is read
+        at every call, since torch allows to change it."""
+        versions = [importlib.metadata.version(name) for name in LIBRARIES]
+        salt = "\0".join([self._fingerprint, self.dtype, SHAPES, *versions, *run.arithmetic(self.device)])
+        return [hashlib.sha256(f"{salt}\0{text}".encode()).digest() for text in texts]
 
     def _load(self):
         if self._model is None:
@@ -126,14 +149,40 @@ class Encoder:
             kind = {"bfloat16": bfloat16, "float32": float32}[self.dtype]
             self._model = SentenceTransformer(
                 str(self.path), device=self.device, model_kwargs={"dtype": kind}
-            )
+            ).eval()
         return self._model
 
-    def _compute(self, texts: dict[bytes, str]) -> None:
-        vectors = self._load().encode(list(texts.values()), batch_size=BATCH, show_progress_bar=False)
-        self._keep(list(texts), np.asarray(vectors, dtype=np.float32))
+    def _forward(self, texts: list[str]):
+        """Yield (row numbers in `texts`, the model's output, its input) of passes of BATCH rows; rows beyond the
+        numbers given are empty texts. Every text is tokenised once, and passes go from narrow to wide."""
+        import torch
 
-    def _keep(self, keys: list[bytes], vectors: np.ndarray) -> None:
+        model = self._load()
+        prompt = model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None
+        features = model.preprocess([*texts, ""], prompt=prompt)  # the last row fills up
+        widest = model.max_seq_length or features["input_ids"].shape[1]
+        padding = {"input_ids": model.tokenizer.pad_token_id}
+        lengths = features["attention_mask"].sum(1)[:-1]
+        if not all(mask[:n].all() for mask, n in zip(features["attention_mask"], lengths)):
+            raise ValueError(f"encoder {self.source}: its tokenizer pads on the left, which fixed shapes do not read")
+        widths = (-(-lengths // WIDTH) * WIDTH).clamp(max=widest)
+        for width in widths.unique().tolist():  # ascending
+            for rows in _chunks((widths == width).nonzero()[:, 0].tolist(), BATCH):
+                index = [*rows, *[len(texts)] * (BATCH - len(rows))]
+                batch = {}
+                for name, value in features.items():
+                    if isinstance(value, torch.Tensor) and value.ndim == 2:
+                        value = value[index, :width]
+                        value = torch.nn.functional.pad(
+                            value, (0, width - value.shape[1]), value=padding.get(name, 0)
+                        ).to(self.device)
+                    batch[name] = value
+                with torch.inference_mode():
+                    output = model(dict(batch))
+                yield rows, output, batch
+
+    def _keep(self, raw: dict[bytes, np.ndarray]) -> None:
+        keys, vectors = list(raw), np.stack(list(raw.values()))
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         if not np.isfinite(vectors).all():
             raise FloatingPointError(f"encoder {self.source} returned a non-finite embedding")
@@ -155,6 +204,10 @@ class Encoder:
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self._file, timeout=60)  # waits for another process's write instead of failing
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _chunks(items: list, size: int):

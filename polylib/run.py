@@ -216,6 +216,17 @@ def device_dtype(model: ModelConfig):
     return device, torch.float32, f"float32: no native bfloat16 on this {device.type}"
 
 
+def arithmetic(device: str) -> list[str]:
+    """What may change the last bits of a matrix product of given shapes on torch device `device`, code apart: the
+    graphics card's name, or of a CPU the instruction sets, the vendor's library and the number of threads."""
+    import torch
+    if torch.device(device).type == "cuda":
+        return ["cuda", torch.cuda.get_device_name(device)]
+    flags = sorted(flag for flag in _cpu_flags() if flag.startswith(("avx", "amx", "fma")))
+    return [torch.device(device).type, platform.machine(), torch.backends.cpu.get_cpu_capability(), *flags,
+            f"{torch.get_num_threads()} threads"]
+
+
 def _cpu_flags() -> set[str]:
     info = Path("/proc/cpuinfo")  # Linux; elsewhere no CPU we know of has native bfloat16 that torch uses
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []

