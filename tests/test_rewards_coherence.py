@@ -70,11 +70,27 @@ def test_a_pair_is_computed_once_and_lengths_must_agree():
     once = Likelihood(CFG.model)
     assert once._model is None
     once(["a", "a", "b"], ["x", "x", "x"])
-    once(["b", "a"], ["x", "x"])
+    once(["b", "a"], ["x", "x"])  # the same pairs
     assert once.scored == 2
+    once(["b"], ["x"])  # another call is computed anew: its numbers may not hang on what was asked before
+    assert once.scored == 3
     assert once([], []) == ([], [])
     with pytest.raises(ValueError, match="2 posts but 1 replies"):
         once(["a", "b"], ["x"])
+
+
+def test_a_number_does_not_depend_on_what_was_asked_before():
+    posts, replies = [p for p, _ in TEXTS] * 2, [r for _, r in TEXTS] + [r + " So." for _, r in TEXTS]
+    fresh, used = Likelihood(CFG.model), Likelihood(CFG.model)
+    for post, reply in zip(posts[::2], replies[::2]):
+        used([post], [reply])
+    expected = fresh(posts, replies)
+    assert used(posts, replies) == expected
+    backwards = Likelihood(CFG.model)(posts[::-1], replies[::-1])
+    assert (backwards[0][::-1], backwards[1][::-1]) == expected
+    for n in range(likelihood.CALLS):
+        used([posts[0]], [f"another reply {n}"])
+    assert len(used._calls) == likelihood.CALLS and used(posts, replies) == expected  # forgotten, and the same again
 
 
 # ---- scales, with likelihoods planted -----------------------------------------------------------------------

@@ -18,47 +18,54 @@ REPLY_TOKENS = 96  # longer replies are scored on their beginning; 280 character
 ROW_REPLIES = 16  # attention grows with the square of a row
 BATCH_TOKENS = 2048  # of one forward pass, padding included
 HEAD_TOKENS = 512  # of one pass through the output head: 100 MB of float32 logits for a vocabulary of 49k
-MEMORY = 100_000  # remembered log-likelihoods (a reward is asked for its score and for its parts)
+CALLS = 8  # whole calls that are remembered: a reward is asked for its score and then for its parts, two calls each
 
 
 class Likelihood:
     """log p(reply, end of turn | prompt of the post), in nats, by the model of `cfg_model` without adapters.
 
+    A pair's number is a function of the set of pairs in its call alone: not of their order, of repetitions, or of what
+    was asked before, so a resumed training gets what an uninterrupted one does. Another company in the same call may
+    move it by rounding, since replies are packed together; a row for each reply would read the post again for each.
     The model is loaded at the first text that needs it. `scored` counts replies that went through the model."""
 
     def __init__(self, cfg_model):
         self.cfg_model, self.scored = cfg_model, 0
         self._model = self._tokenizer = None
-        self._known: dict[tuple[str, str], tuple[float, int]] = {}
+        self._calls: dict[tuple[tuple[str, str], ...], dict[tuple[str, str], tuple[float, int]]] = {}
 
     def __call__(self, posts: list[str], replies: list[str]) -> tuple[list[float], list[int]]:
         """Sums of log-probabilities and numbers of tokens (the end of turn is one), each of length N.
 
-        Equal pairs are computed once. A pair's number does not depend on its company beyond rounding."""
+        Equal pairs are computed once; the last CALLS sets of pairs are remembered whole, never a pair by itself."""
         if len(posts) != len(replies):
             raise ValueError(f"{len(posts)} posts but {len(replies)} replies")
         pairs = [(_utf8(post), _utf8(reply)) for post, reply in zip(posts, replies)]
-        todo = list(dict.fromkeys(pair for pair in pairs if pair not in self._known))
-        if todo:
-            if len(self._known) + len(todo) > MEMORY:
-                self._known = {pair: self._known[pair] for pair in pairs if pair in self._known}
-            self._compute(todo)
-        found = [self._known[pair] for pair in pairs]
+        call = tuple(sorted(set(pairs)))
+        known = self._calls.pop(call, None)
+        if known is None:
+            known = self._compute(list(call)) if call else {}
+        self._calls[call] = known  # the latest last
+        while len(self._calls) > CALLS:
+            del self._calls[next(iter(self._calls))]
+        found = [known[pair] for pair in pairs]
         return [total for total, _ in found], [count for _, count in found]
 
-    def _compute(self, pairs: list[tuple[str, str]]) -> None:
+    def _compute(self, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[float, int]]:
         if self._model is None:
             self._tokenizer, self._model = load_tokenizer(self.cfg_model), load_model(self.cfg_model)
         ids = {pair: encode_reply(self._tokenizer, pair[1], REPLY_TOKENS) for pair in pairs}
+        found = {}
         for batch in _batches(_rows(self._tokenizer, ids)):
             for pair, total in zip(*_forward(self._model, batch)):
-                self._known[pair] = (total, len(ids[pair]))
+                found[pair] = (total, len(ids[pair]))
         self.scored += len(pairs)
+        return found
 
 
 @cache
 def shared(cfg_model) -> Likelihood:
-    """The one Likelihood of these settings in this process: one model in memory, no reply scored twice."""
+    """The one Likelihood of these settings in this process: one model in memory, no call computed twice in a row."""
     return Likelihood(cfg_model)
 
 
