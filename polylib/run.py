@@ -218,13 +218,12 @@ def device_dtype(model: ModelConfig):
 
 def arithmetic(device: str) -> list[str]:
     """What may change the last bits of a matrix product of given shapes on torch device `device`, code apart: the
-    graphics card's name, or of a CPU the instruction sets, the vendor's library and the number of threads."""
+    graphics card's name, or a CPU's instruction sets and those that torch uses."""
     import torch
     if torch.device(device).type == "cuda":
         return ["cuda", torch.cuda.get_device_name(device)]
     flags = sorted(flag for flag in _cpu_flags() if flag.startswith(("avx", "amx", "fma")))
-    return [torch.device(device).type, platform.machine(), torch.backends.cpu.get_cpu_capability(), *flags,
-            f"{torch.get_num_threads()} threads"]
+    return [torch.device(device).type, platform.machine(), torch.backends.cpu.get_cpu_capability(), *flags]
 
 
 def _cpu_flags() -> set[str]:
