@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import platform
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -136,7 +137,7 @@ class Encoder:
     def _keys(self, texts) -> list[bytes]:
         """sha256 of everything that may change a bit of an embedding, and of the text."""
         versions = [importlib.metadata.version(name) for name in LIBRARIES]
-        salt = "\0".join([self._fingerprint, self.dtype, SHAPES, *versions, *run.arithmetic(self.device)])
+        salt = "\0".join([self._fingerprint, self.dtype, SHAPES, *versions, *_arithmetic(self.device)])
         return [hashlib.sha256(f"{salt}\0{text}".encode()).digest() for text in texts]
 
     def _load(self):
@@ -204,6 +205,18 @@ class Encoder:
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self._file, timeout=60)  # waits for another process's write instead of failing
+
+
+def _arithmetic(device: str) -> list[str]:
+    """What may change the last bits of a matrix product of given shapes on torch device `device`, code apart: the
+    graphics card's name, or a CPU's instruction sets and those that torch uses."""
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return [kind, torch.cuda.get_device_name(device)]
+    flags = sorted(flag for flag in run.cpu_flags() if flag.startswith(("avx", "amx", "fma")))
+    return [kind, platform.machine(), torch.backends.cpu.get_cpu_capability(), *flags]
 
 
 def _utf8(text: str) -> str:

@@ -210,23 +210,13 @@ def device_dtype(model: ModelConfig):
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return device, torch.bfloat16, "bfloat16: the GPU has it natively"
         return device, torch.float32, "float32: the GPU has no native bfloat16"
-    flags = _cpu_flags() & {"amx_bf16", "avx512_bf16"} if device.type == "cpu" else set()
+    flags = cpu_flags() & {"amx_bf16", "avx512_bf16"} if device.type == "cpu" else set()
     if flags:
         return device, torch.bfloat16, f"bfloat16: the CPU has {' and '.join(sorted(flags))}"
     return device, torch.float32, f"float32: no native bfloat16 on this {device.type}"
 
 
-def arithmetic(device: str) -> list[str]:
-    """What may change the last bits of a matrix product of given shapes on torch device `device`, code apart: the
-    graphics card's name, or a CPU's instruction sets and those that torch uses."""
-    import torch
-    if torch.device(device).type == "cuda":
-        return ["cuda", torch.cuda.get_device_name(device)]
-    flags = sorted(flag for flag in _cpu_flags() if flag.startswith(("avx", "amx", "fma")))
-    return [torch.device(device).type, platform.machine(), torch.backends.cpu.get_cpu_capability(), *flags]
-
-
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
     info = Path("/proc/cpuinfo")  # Linux; elsewhere no CPU we know of has native bfloat16 that torch uses
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     return set(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))

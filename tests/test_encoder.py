@@ -111,7 +111,7 @@ STUDY = [post["tweet"] for post in map(json.loads, CORPUS[:40])]
 OTHERS = [f"{text} And {n} more words." for n, text in enumerate(STUDY)]
 
 
-NATIVE = run._cpu_flags() & {"amx_bf16", "avx512_bf16"}
+NATIVE = run.cpu_flags() & {"amx_bf16", "avx512_bf16"}
 HALF = pytest.param("bfloat16", marks=pytest.mark.skipif(not NATIVE, reason="bfloat16 is emulated here: slow"))
 
 
@@ -157,7 +157,7 @@ def test_a_text_has_one_embedding_whatever_its_company_its_order_and_the_cache(t
 def test_nothing_that_another_machine_or_version_computed_is_read(encoder, monkeypatch):
     key = encoder._keys(["a text"])
     for there in (["cuda", "a card"], ["cpu", "x86_64", "AVX2", "avx2"], ["cpu", "x86_64", "AVX2", "avx2", "fma"]):
-        monkeypatch.setattr(run, "arithmetic", lambda device, there=there: there)
+        monkeypatch.setattr(encoder_module, "_arithmetic", lambda device, there=there: there)
         assert encoder._keys(["a text"]) != key
         key = encoder._keys(["a text"])
     monkeypatch.setattr(encoder_module.importlib.metadata, "version", lambda name: "9.9")

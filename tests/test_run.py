@@ -126,7 +126,7 @@ def test_bfloat16_only_where_the_cpu_has_it(monkeypatch, flags, dtype):
     model = config.load("laptop", ROOT).model.__class__(
         **{**vars(config.load("laptop", ROOT).model), "device": "cpu"}
     )
-    monkeypatch.setattr(run, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(run, "cpu_flags", lambda: flags)
     device, found, reason = run.device_dtype(model)
     assert (device.type, found) == ("cpu", dtype) and str(dtype).removeprefix("torch.") in reason
 
