@@ -34,7 +34,7 @@ def our_step(cfg, section, posts):
         return np.array([float(len(reply)) for reply in replies])
 
     def step():
-        rollouts = sampling.sample(policy.shadow, policy.tokenizer, [p.text for p in posts], K, cfg.sampling, seed=1)
+        rollouts = sampling.sample(policy.sampler, policy.tokenizer, [p.text for p in posts], K, cfg.sampling, seed=1)
         scored = score(section, posts, rollouts, reward, None, {})
         backward(policy, cfg, section, posts, scored, np.random.default_rng(0))
         policy.collect_gradients(accelerator)
