@@ -93,7 +93,8 @@ def behaviour_logprobs(policy: Policy, cfg, rollouts: sampling.Rollouts, size: i
 def collect(policy: Policy, cfg, section, posts: list, size: int, seed: int, reward, encode, scales: dict,
             gather: Callable, people: torch.Tensor | None, kappa: float = 0.0) -> list[Scored]:
     """Sample and score `posts` at once, cut into batches of `size`; arguments as of `score`.
-    Log-probs of the policy that sampled are kept for every update that a moved policy will make: later batches, and all updates but the first where there are several."""
+    Log-probs of the policy that sampled are kept for every update that a moved policy will make: later batches, and
+    all updates but the first where there are several."""
     rollouts = sampling.sample(policy.sampler, policy.tokenizer, [post.text for post in posts],
                                section.samples_per_prompt, cfg.sampling, seed)
     in_reward = kappa and section.kl_estimator == "k1_in_reward"
