@@ -34,9 +34,10 @@ def our_step(cfg, section, posts):
         return np.array([float(len(reply)) for reply in replies])
 
     def step():
-        rollouts = sampling.sample(policy.shadow, policy.tokenizer, [p.text for p in posts], K, cfg.sampling, seed=1)
+        rollouts = sampling.sample(policy.sampler, policy.tokenizer, [p.text for p in posts], K, cfg.sampling, seed=1)
         scored = score(section, posts, rollouts, reward, None, {})
-        backward(policy, cfg, section, posts, scored, np.random.default_rng(0))
+        backward(policy, cfg, section, posts, scored, [0, 0], alpha=section.alpha, beta=section.beta, lam=section.lam,
+                 kappa=section.kappa)
         policy.collect_gradients(accelerator)
         torch.nn.utils.clip_grad_norm_(policy.masters.values(), section.max_grad_norm)
         optimizer.step()

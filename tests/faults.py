@@ -58,7 +58,7 @@ FAULTS = [
     ("literal lambda forgets K", "objective", "(scale * k * (", "(scale * ("),
     ("literal lambda forgets tokens", "objective", '(1.0 if normalizer == "sequence" else tokens)', "1.0"),
     ("total: KL rewarded", "objective", '(kappa, kl, "kl")', '(-kappa, kl, "kl")'),
-    ("total: pathwise diversity punished", "objective", "(-lam, pathwise", "(lam, pathwise"),
+    ("total: pathwise diversity punished", "objective", "(-pathwise_weight, pathwise", "(pathwise_weight, pathwise"),
     ("group: not centred", "advantages",
      "centred = rewards - rewards.mean(1, keepdim=True)",
      "centred = rewards.clone()"),

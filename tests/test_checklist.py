@@ -34,7 +34,7 @@ from enumeration import (
     replies,
     token_logprobs,
 )
-from tiny import CFG, POSTS, letters, talkative
+from tiny import CFG, POSTS, letters, talkative, weighted
 
 from polylib import models, run, sampling
 from polylib.evaluation.metrics import pass_at_k
@@ -122,7 +122,7 @@ def actor():
 
 
 def draw(actor, posts=TEXTS, k=4, seed=5, **changes):
-    return sampling.sample(actor.shadow, actor.tokenizer, posts, k, dataclasses.replace(CFG.sampling, **changes), seed)
+    return sampling.sample(actor.sampler, actor.tokenizer, posts, k, dataclasses.replace(CFG.sampling, **changes), seed)
 
 
 def ids_of(sampled):
@@ -398,7 +398,7 @@ def test_row_22_the_replies_of_a_prompt_stay_its_own_group():
                                     torch.zeros(b, 3, 2), torch.zeros(b, 3).bool(), [text[i] for i in order])
         section = dataclasses.replace(CFG.grpo, beta=1.0, lam=0.0, scale_advantages="none")
         scales = {"reward": adv.RunningScale(), "diversity": adv.RunningScale()}
-        return scoring.score(section, [POSTS[i] for i in order], sampled, reward, None, scales).advantages
+        return weighted(section, scoring.score(section, [POSTS[i] for i in order], sampled, reward, None, scales))
 
     assert torch.equal(score([0, 1, 2, 3], popularity), torch.zeros(4, 3))
     quality = lambda posts, replies: np.array([own[p] * int(r[-1]) ** 2 for p, r in zip(posts, replies)])  # noqa: E731
@@ -499,14 +499,14 @@ def test_row_26_slices_and_processes_add_up_to_the_batch(tmp_path):
 
 
 def test_row_27_sampling_uses_the_cache_and_leaves_the_modes_alone(actor):
-    widths, modes = [], [module.training for module in (*actor.model.modules(), *actor.shadow.modules())]
-    handle = actor.shadow.base_model.register_forward_pre_hook(
+    widths, modes = [], [module.training for module in (*actor.model.modules(), *actor.sampler.modules())]
+    handle = actor.sampler.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
     sampled = draw(actor)
     handle.remove()
     assert widths[0] == max(map(len, sampled.prompt_ids))
     assert widths[1:] == [1] * (sampled.lengths.max().item() - 1)  # without a cache each would be longer
-    assert modes == [module.training for module in (*actor.model.modules(), *actor.shadow.modules())]
+    assert modes == [module.training for module in (*actor.model.modules(), *actor.sampler.modules())]
     assert torch.is_grad_enabled() and all(param.requires_grad for param in actor.params.values())
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CFG, POSTS, letters, talkative
+from tiny import CFG, POSTS, letters, talkative, weighted, weights
 
 from polylib import models, run, sampling
 from polylib.training import loop, policy, rollouts, scoring, step
@@ -162,11 +162,11 @@ def gradients(section, micro, seed=5):
             if name.endswith("lora_B"):
                 master.copy_(torch.randn(master.shape, generator=generator) * 0.05)
     actor.publish()
-    sampled = sampling.sample(actor.shadow, actor.tokenizer, [p.text for p in POSTS], 4, CFG.sampling, seed)
+    sampled = sampling.sample(actor.sampler, actor.tokenizer, [p.text for p in POSTS], 4, CFG.sampling, seed)
     scales = {"reward": loop.RunningScale(), "diversity": loop.RunningScale()}
     scored = scoring.score(section, POSTS, sampled, length_reward, letters, scales)
     section = dataclasses.replace(section, micro_prompts=micro)
-    totals = step.backward(actor, CFG, section, POSTS, scored, [0, 0])
+    totals = step.backward(actor, CFG, section, POSTS, scored, [0, 0], **weights(section))
     return totals, {name: p.grad.clone() for name, p in actor.params.items()}
 
 
@@ -194,7 +194,7 @@ def test_invalid_replies_earn_no_diversity():
     section = dataclasses.replace(SECTION, lam=1.0, beta=0.0)
     scored = scoring.score(section, POSTS[:1], one_word, None, letters, scales)
     assert scored.valid.tolist() == [[False, True, True]]
-    assert scored.advantages[0, 0] < 0
+    assert weighted(section, scored)[0, 0] < 0
 
 
 def test_the_reward_sees_each_reply_with_its_own_post():

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy.stats import percentileofscore
-from tiny import CFG, POSTS, letters, talkative
+from tiny import CFG, POSTS, letters, talkative, weighted, weights
 
 from polylib import config, models, run, sampling
 from polylib.attention import additive_mask
@@ -72,9 +72,9 @@ def drawn(truncated=None, k=4, texts=None, ids=None):
 REWARDS = torch.tensor(np.random.default_rng(5).normal(size=(4, 4)), dtype=torch.float32)
 
 
-def scored_with(section, yardstick=None, rewards=REWARDS, rolled=None, encode=letters):
+def scored_with(section, people=None, rewards=REWARDS, rolled=None, encode=letters):
     return scoring.score(section, POSTS, rolled or drawn(), lambda posts, replies: rewards.flatten().numpy(), encode,
-                         {"reward": RunningScale(), "diversity": RunningScale()}, yardstick=yardstick)
+                         {"reward": RunningScale(), "diversity": RunningScale()}, people=people)
 
 
 def test_percentile_is_the_share_of_people_below_and_never_falls():
@@ -102,11 +102,11 @@ def test_the_best_of_k_and_a_pass_is_the_upper_half_of_people():
     people = torch.linspace(-1, 1, 101)
     passes = (REWARDS > 0).float()
     section = change(GRPO, scale_advantages="none", reward_gradient="max_at_k")
-    torch.testing.assert_close(scored_with(section).advantages, best_of_two(REWARDS))
+    torch.testing.assert_close(weighted(section, scored_with(section)), best_of_two(REWARDS))
     section = change(section, reward_gradient="pass_at_k")
-    torch.testing.assert_close(scored_with(section, people).advantages, best_of_two(passes))
+    torch.testing.assert_close(weighted(section, scored_with(section, people)), best_of_two(passes))
     # pass@k training in closed form (arXiv 2508.10751, section 3.3)
-    found = scored_with(change(section, reward_gradient="pass_at_k_training"), people).advantages
+    found = weighted(section, scored_with(change(section, reward_gradient="pass_at_k_training"), people))
     for row, advantages in zip(passes, found):
         wrong = int(4 - row.sum())
         rate = 1 - comb(wrong, 2) / comb(4, 2)
@@ -115,34 +115,33 @@ def test_the_best_of_k_and_a_pass_is_the_upper_half_of_people():
             value = 1 - rate if passed else 1 - rate - comb(wrong - 1, 1) / comb(3, 1)
             assert a.item() == pytest.approx(value / sigma if sigma else 0.0, abs=1e-6)
     three = change(section, reward_gradient="max_at_k", subset_size=3)
-    assert not torch.allclose(scored_with(three).advantages, best_of_two(REWARDS)), "subset_size reaches the estimator"
+    assert not torch.allclose(weighted(three, scored_with(three)), best_of_two(REWARDS)), \
+        "subset_size reaches the estimator"
 
 
 def test_the_batch_scale_is_the_sd_of_all_rewards():
     centred = REWARDS - REWARDS.mean(1, keepdim=True)
-    found = scored_with(change(GRPO, scale_advantages="batch")).advantages
+    found = weighted(GRPO, scored_with(change(GRPO, scale_advantages="batch")))
     torch.testing.assert_close(found, centred / REWARDS.numpy().std(ddof=1))
     both = change(HYBRID, scale_advantages="batch", kappa=0.0)
-    assert scored_with(both).diversity_advantages.std().item() == pytest.approx(1.0, abs=1e-5)
+    assert weighted(change(both, beta=0.0), scored_with(both)).std().item() == pytest.approx(1.0, abs=1e-5)
     same = scored_with(change(GRPO, scale_advantages="batch"), rewards=torch.full((4, 4), 0.3))
-    assert torch.equal(same.advantages, torch.zeros(4, 4))
+    assert torch.equal(weighted(GRPO, same), torch.zeros(4, 4))
 
 
 def test_a_clip_of_ten_is_dead_at_four_samples_and_a_tight_one_acts_on_both_parts():
     wild = REWARDS.clone()
     wild[:, 0] = 1e6
     section = change(GRPO, scale_advantages="group", advantage_clip=10.0)
-    scored = scored_with(section, rewards=wild)
-    assert scoring.describe(scored)["advantage_clipped"] == 0 and scored.advantages.abs().max() <= 1.5 + 1e-6
-    free, tight = (scored_with(change(HYBRID, advantage_clip=limit)) for limit in (0.0, 0.8))
-    over = free.advantages.abs() > 0.8
+    found = weighted(section, scored_with(section, rewards=wild))
+    assert found.abs().max() <= 1.5 + 1e-6 and torch.equal(found, weighted(change(section, advantage_clip=0.0),
+                                                                           scored_with(section, rewards=wild)))
+    scored, tight = scored_with(HYBRID), change(HYBRID, advantage_clip=0.8)
+    free = weighted(HYBRID, scored)
+    over = free.abs() > 0.8
     assert over.any() and not over.all()
-    torch.testing.assert_close(tight.advantages, free.advantages.clamp(-0.8, 0.8))
-    assert torch.equal(tight.reward_advantages[~over], free.reward_advantages[~over])
-    torch.testing.assert_close(tight.reward_advantages / tight.diversity_advantages,
-                               free.reward_advantages / free.diversity_advantages)
-    assert scoring.describe(tight)["advantage_clipped"] == pytest.approx(over.float().mean().item())
-    assert "advantage_clipped" not in scoring.describe(free)
+    torch.testing.assert_close(weighted(tight, scored), free.clamp(-0.8, 0.8))
+    assert torch.equal(weighted(tight, scored)[~over], free[~over])
 
 
 KINDS = ["jackknife", "leave_one_out", "shared", "set_level", "f_poly", "darling"]
@@ -156,10 +155,10 @@ def test_every_diversity_has_a_signal_and_no_invalid_reply_gains(kind, measure):
     texts[1][2] = "one"  # invalid, however different
     section = change(SECTION, lam=2.0, diversity=measure, diversity_gradient=kind, scale_advantages="none")
     found = scored_with(section, torch.linspace(-1, 1, 9), rolled=drawn(ids=ids, texts=texts))
-    assert torch.isfinite(found.advantages).all() and (found.advantages != 0).any()
-    assert not found.valid[1, 2] and found.advantages[1, 2] <= 0
+    assert torch.isfinite(weighted(section, found)).all() and weighted(section, found).any()
+    assert not found.valid[1, 2] and weighted(section, found)[1, 2] <= 0
     double = scored_with(change(section, lam=4.0), torch.linspace(-1, 1, 9), rolled=drawn(ids=ids, texts=texts))
-    torch.testing.assert_close(double.advantages, 2 * found.advantages)
+    torch.testing.assert_close(weighted(change(section, lam=4.0), double), 2 * weighted(section, found))
 
 
 def test_f_poly_multiplies_by_the_percentile_among_people():
@@ -167,7 +166,7 @@ def test_f_poly_multiplies_by_the_percentile_among_people():
     ranks = scoring.percentile(REWARDS, people)
     section = change(SECTION, lam=1.0, diversity_gradient="f_poly", scale_advantages="none", subset_size=3)
     rolled = drawn()
-    found = scored_with(section, people, rolled=rolled).advantages
+    found = weighted(section, scored_with(section, people, rolled=rolled))
     e = torch.from_numpy(letters([t for group in rolled.texts for t in group])).view(4, 4, -1)
     for b in range(4):
         value = {s: ranks[b, list(s)].mean() * np.mean([1 - e[b, i] @ e[b, j] for i, j in combinations(s, 2)])
@@ -241,7 +240,7 @@ def actor():
 
 @pytest.fixture(scope="module")
 def rolled(actor):
-    found = sampling.sample(actor.shadow, actor.tokenizer, [p.text for p in POSTS], 4, CFG.sampling, 5)
+    found = sampling.sample(actor.sampler, actor.tokenizer, [p.text for p in POSTS], 4, CFG.sampling, 5)
     assert found.truncated.any() and not found.truncated.all(), "the tests below need both"
     return found
 
@@ -253,7 +252,7 @@ def advantages(rolled, values=REWARDS):
 def gradient(actor, section, scored, cfg=CFG, **options):
     for parameter in actor.params.values():
         parameter.grad = None
-    totals = step.backward(actor, cfg, section, POSTS, scored, [0, 0], **options)
+    totals = step.backward(actor, cfg, section, POSTS, scored, [0, 0], **(weights(section) | options))
     return totals, torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten()
                               for p in actor.params.values()])
 
@@ -388,7 +387,8 @@ def test_kl_in_the_reward_is_centred_with_it(actor, monkeypatch):
     plain = Policy.logprobs
     monkeypatch.setattr(Policy, "logprobs", lambda self, *args, **kw: (asked.append(kw.get("reference")),
                                                                        plain(self, *args, **kw))[1])
-    scored, = rollouts.collect(actor, CFG, section, POSTS, 4, 7, length_reward, letters, {}, lambda x: x, None)
+    scored, = rollouts.collect(actor, CFG, section, POSTS, 4, 7, length_reward, letters, {}, lambda x: x, None,
+                                kappa=0.3)
     r = scored.rollouts
     worth = scored.rewards.clone()
     for b, prompt in enumerate(r.prompt_ids):
@@ -398,7 +398,7 @@ def test_kl_in_the_reward_is_centred_with_it(actor, monkeypatch):
             with actor.model.disable_adapter():
                 ref = -cross_entropy(full_logits(actor, prompt, ids, CFG.sampling.temperature), torch.tensor(ids))
             worth[b, k] -= 0.3 * (now - ref).sum().item()
-    torch.testing.assert_close(scored.advantages, worth - worth.mean(1, keepdim=True), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(scored.reward_advantages, worth - worth.mean(1, keepdim=True), atol=2e-4, rtol=1e-4)
     assert not torch.allclose(scored.rewards, worth), "without a KL this test would show nothing"
     asked.clear()
     totals, _ = gradient(actor, section, scored)
@@ -464,12 +464,12 @@ def spied(monkeypatch):
     """What each step is given: (position of its posts, completions, settings, share)."""
     seen, plain = [], step.backward
 
-    def backward(policy, cfg, section, posts, scored, key, average=float, share=1.0, anatomy=None):
+    def backward(policy, cfg, section, posts, scored, key, average=float, share=1.0, anatomy=None, **weights):
         completions = None if scored is None else scored.rollouts.completion_ids.tolist()
         old = None if scored is None else scored.old_logprobs
         seen.append(SimpleNamespace(posts=[p.id for p in posts], completions=completions, section=section, share=share,
-                                    old=old, scored=scored))
-        return plain(policy, cfg, section, posts, scored, key, average, share, anatomy)
+                                    old=old, scored=scored, weights=weights))
+        return plain(policy, cfg, section, posts, scored, key, average, share, anatomy, **weights)
     monkeypatch.setattr(loop, "backward", backward)
     return seen
 
@@ -513,10 +513,10 @@ def test_a_killed_run_of_everything_continues_to_the_same_weights(tmp_path):
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
         plain = step.backward
 
-        def dies(policy, cfg, section, posts, scored, key, *rest):
+        def dies(policy, cfg, section, posts, scored, key, *rest, **weights):
             if key[1] == 5:
                 raise KeyboardInterrupt
-            return plain(policy, cfg, section, posts, scored, key, *rest)
+            return plain(policy, cfg, section, posts, scored, key, *rest, **weights)
         patch.setattr(loop, "backward", dies)
         train(tmp_path / "killed", EVERYTHING, watch=watch)
     shown.clear()
@@ -553,9 +553,9 @@ def test_chord_gives_gold_its_mu_and_the_samples_the_rest(tmp_path, monkeypatch)
     train(tmp_path, change(HYBRID, chord=schedule, steps=4))
     mu = [schedules.chord_mu(i, 1, 2, 0.8, 0.2) for i in range(4)]
     assert mu == pytest.approx([0, 0.8, 0.5, 0.2])
-    assert [s.section.alpha for s in seen] == pytest.approx(mu)
+    assert [s.weights["alpha"] for s in seen] == pytest.approx(mu)
     assert [s.share for s in seen] == pytest.approx([1 - m for m in mu])
-    assert {s.section.kappa for s in seen} == {HYBRID.kappa}
+    assert {s.weights["kappa"] for s in seen} == {HYBRID.kappa}
 
 
 def test_chord_at_one_is_sft_bit_for_bit(tmp_path):

@@ -156,7 +156,7 @@ def test_literal_lambda_example_and_its_limits():
 # --------------------------------------------------------------------------------------------- the sum
 def test_total_is_the_one_line_it_says():
     ce, policy, kl, rao, h = (torch.tensor(x) for x in (2.0, -0.5, 0.25, 0.8, 1.5))
-    found = ob.total(alpha=0.3, ce=ce, policy=policy, kappa=0.1, kl=kl, lam=2.0, pathwise=rao,
+    found = ob.total(alpha=0.3, ce=ce, policy=policy, kappa=0.1, kl=kl, pathwise_weight=2.0, pathwise=rao,
                      entropy_weight=0.01, entropy=h)
     assert found.item() == pytest.approx(0.3 * 2.0 - 0.5 - 2.0 * 0.8 - 0.01 * 1.5 + 0.1 * 0.25)
     with pytest.raises(ValueError, match="weight of kl is 0.1"):

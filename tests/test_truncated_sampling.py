@@ -320,7 +320,7 @@ def test_sets_are_cut_to_the_packed_length_and_moved_behind_peoples_replies():
 def test_policy_and_reference_are_scored_on_the_same_set():
     """KL = 0 to 1e-6 before the first step; afterwards both have mass on the recorded sets and nowhere else."""
     policy = Policy(CFG.model, [], seed=0)
-    rollouts = sampling.sample(policy.shadow, policy.tokenizer, TEXTS[:2], 2, settings("both", max_new_tokens=4), 3)
+    rollouts = sampling.sample(policy.sampler, policy.tokenizer, TEXTS[:2], 2, settings("both", max_new_tokens=4), 3)
     packed = pack(rollouts.prompt_ids, sampled_ids(rollouts, torch.ones_like(rollouts.lengths)), pad_id=0)
     kept, mask = replayed(rollouts.kept, packed, gold=0), packed.completion_mask
 

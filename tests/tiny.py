@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from polylib import config, models
+from polylib.training import objective
 
 REPO = Path(__file__).resolve().parents[1]
 CFG = config.load("smoke", REPO)
@@ -41,6 +42,18 @@ def letters(texts: list[str]) -> np.ndarray:
     """A stand-in encoder: unit-norm letter counts (N, 26)."""
     counts = np.array([[text.lower().count(chr(97 + i)) + 1e-3 for i in range(26)] for text in texts])
     return (counts / np.linalg.norm(counts, axis=1, keepdims=True)).astype(np.float32)
+
+
+def weighted(section, scored):
+    """The advantages that reach the weights, (B, K)."""
+    return objective.combined_advantages(scored.reward_advantages, scored.diversity_advantages, section.beta,
+                                         section.lam, scored.reward_scale, scored.diversity_scale,
+                                         section.advantage_clip)
+
+
+def weights(section):
+    """The four weights of the loss, as `step.backward` wants them."""
+    return {name: getattr(section, name) for name in ("alpha", "beta", "lam", "kappa")}
 
 
 def tokenizer():

@@ -58,7 +58,7 @@ class RunningScale:
 
     Dividing by it makes a weight dimensionless: A / scale has unit size whatever the units of the reward. The
     scale of a batch comes from the batches before it, so it is a constant for the current samples and the
-    direction of the gradient stays exact; only the very first batch has to be its own yardstick. A batch
+    direction of the gradient stays exact; only the very first batch sets its own scale. A batch
     whose advantages are all 0 says nothing about the scale and is not counted.
     """
 

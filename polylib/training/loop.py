@@ -9,12 +9,13 @@
     | hybrid       |   α   |  β   |   λ    |   κ   |
 
 Reward and diversity are scores of sampled text, so both reach the weights as per-sample advantages on one set of
-rollouts; a term whose weight is 0 is not computed. The reward and the text encoder come in as callables: this
-room knows nothing of how they are made. Cross-entropy is the model's own likelihood (temperature 1); sampled
+rollouts; a term whose weight is 0 is not computed. The reward and the text encoder come in as callables.
+Cross-entropy is the model's own likelihood (temperature 1); sampled
 completions are scored at the temperature they were sampled at.
 
 Which estimator carries a term to the weights, what bounds it and how its weight moves are settings (config.TrainConfig,
-explained in params/laptop.yaml): `scoring` makes the advantages, `step` the loss, `schedules` the weights that change.
+explained in params/laptop.yaml). `take_step` is one step from samples to update; `scoring` makes the advantages of
+reward and diversity, `step.backward` weighs and adds the four terms, `schedules` holds the weights that change.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -40,12 +42,103 @@ from polylib.training.rollouts import batch_of, collect, curriculum
 from polylib.training.schedules import AdaptiveKL, gold_and_samples
 from polylib.training.scoring import describe, human_rewards, uses_ranks, uses_samples
 from polylib.training.step import backward
-from polylib.training.validation import HACKED, WATCHED, look, rewards_of
+from polylib.training.validation import HACKED, WATCHED, rewards_of, validate
 
 COLUMNS = ["step", "loss", "ce", "reward", "reward_std", "diversity", "pathwise", "kl", "kappa", "entropy", "length",
            "truncated", "zero_variance", "invalid", "clip_fraction", "advantage_clipped", "grad_norm", "lr", "tokens",
            "tokens_per_s", "seconds", *anatomy.COLUMNS,
            "val_ce", "val_reward", "val_diversity", "val_kl", "val_length", "val_truncated", *WATCHED]
+
+
+@dataclass
+class Learner:
+    """What a step reads and changes: the policy and whatever a resumed run has to have back."""
+
+    cfg: object
+    section: object
+    seed: int
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    reward: Callable | None
+    encode: Callable | None
+    scales: dict[str, RunningScale]
+    controller: AdaptiveKL | None
+    people: torch.Tensor | None = None             # sorted rewards of people's replies, where `uses_ranks`
+    first: int = 0                                 # the step this process started at
+    coming: list = field(default_factory=list)     # scored batches that wait for their step
+    scored: object = None                          # of the current step; a replay uses it again
+
+    @property
+    def updates(self) -> int:
+        """Steps taken on one batch of samples."""
+        return self.section.updates_per_rollout if uses_samples(self.section) else 1
+
+    @property
+    def save_every(self) -> int:
+        """Steps between checkpoints: `save_every`, rounded up, since none lies in the middle of a replay."""
+        return self.section.save_every + -self.section.save_every % self.updates
+
+    def average(self, number: float) -> float:
+        """Mean over processes."""
+        return self.accelerator.reduce(torch.tensor(float(number), device=self.policy.device), "mean").item()
+
+    def gather(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The numbers of all processes."""
+        return self.accelerator.gather(numbers.to(self.policy.device)).cpu()
+
+
+def take_step(it: Learner, posts: list, step: int) -> dict:
+    """Sample, score, loss, update. Returns the step's row of the history."""
+    section, policy, tick = it.section, it.policy, time.monotonic()
+    position, replay = divmod(step, it.updates)
+    batch = own_batch(it, posts, position)
+    alpha, share = gold_and_samples(section.chord, section.alpha, step)
+    kappa = it.controller.coef if it.controller else section.kappa
+
+    # Sample and score. A replay learns from the same samples again.
+    if uses_samples(section) and replay == 0:
+        if not it.coming:
+            it.coming = sample_and_score(it, posts, step, len(batch), kappa)
+        it.scored = it.coming.pop(0)
+
+    # Loss and gradient: alpha * CE - beta * reward - lam * diversity + kappa * KL.
+    looks = section.anatomy_every and (step + 1) % section.anatomy_every == 0
+    parts = anatomy.Anatomy(policy.params.values()) if looks else None
+    totals = backward(policy, it.cfg, section, batch, it.scored, [it.seed, step], it.average, share, parts,
+                      alpha=alpha, beta=section.beta, lam=section.lam, kappa=kappa)
+
+    # Update: the weights, the copy that samples, kappa.
+    policy.collect_gradients(it.accelerator)
+    norm = torch.nn.utils.clip_grad_norm_(policy.masters.values(), section.max_grad_norm)
+    lr = section.lr * min(1.0, (step + 1) / max(1, section.warmup_steps))
+    for group in it.optimizer.param_groups:
+        group["lr"] = lr
+    it.optimizer.step()
+    policy.publish()
+    if it.controller:
+        it.controller.update(it.average(totals["kl"]))
+    seconds = time.monotonic() - tick  # validation is not counted
+    return {"step": step + 1, **totals, **describe(it.scored), **(parts.row() if parts else {}),
+            "kappa": kappa if kappa else None, "grad_norm": norm.item(), "lr": lr, "seconds": seconds,
+            "tokens_per_s": totals["tokens"] / seconds}
+
+
+def own_batch(it: Learner, posts: list, position: int) -> list:
+    """This process's share of the `position`-th batch."""
+    return batch_of(posts, position, it.section.prompts_per_step, it.seed)[
+        it.accelerator.process_index::it.accelerator.num_processes]
+
+
+def sample_and_score(it: Learner, posts: list, step: int, size: int, kappa: float) -> list:
+    """Scored samples for the next `rollout_every` batches of `size` posts, drawn at once; never past a checkpoint."""
+    ahead = min(it.section.rollout_every, -(-(it.section.steps - step) // it.updates),
+                (it.save_every - step % it.save_every) // it.updates)
+    first = step // it.updates
+    coming = [post for position in range(first, first + ahead) for post in own_batch(it, posts, position)]
+    seed = (it.seed * 1_000_003 + step) * it.accelerator.num_processes + it.accelerator.process_index
+    return collect(it.policy, it.cfg, it.section, coming, size, seed, it.reward, it.encode, it.scales, it.gather,
+                   it.people, kappa)
 
 
 def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *, paths, reward=None, encode=None,
@@ -54,102 +147,30 @@ def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *,
 
     `posts` and `val_posts` have `.text` and `.gold` (tuple of human replies), for a curriculum also `.engagement`;
     `reward(posts, replies) -> (N,)` and `encode(texts) -> (N, d)` unit-norm are only called when the settings or the
-    validation look need them; `watch` sees every look's samples (see `validation.look`; a resumed run shows it those
-    before training again) and may end the run early (`on_hacked`); `parents` are adapter folders merged into the base
-    first (the warm start; verified, see models.load_model). Writes the adapter to models/, history.csv, metrics.json,
-    samples.json and env.json to results/. State is kept in scratch/ every `save_every` steps (rounded up to whole
-    `updates_per_rollout`): a killed run continues where it was. Raises UserError when a term has a weight but its
-    callable is missing.
+    validation need them; `watch` sees the samples of every validation (see `validation.validate`; a resumed run shows
+    it the first ones before training again) and may end the run early (`on_hacked`); `parents` are adapter folders
+    merged into the base first (the warm start; verified, see models.load_model). Writes the adapter to models/,
+    history.csv, metrics.json, samples.json and env.json to results/. State is kept in scratch/ every `save_every`
+    steps (rounded up to whole `updates_per_rollout`): a killed run continues where it was. Raises UserError when a
+    term has a weight but its callable is missing.
     """
-    sampling, ranked = uses_samples(section), uses_ranks(section)
-    if (section.beta or ranked) and reward is None:
-        raise run.UserError(f"{method}: beta is {section.beta} but no reward was given" if section.beta else
-                            f"{method}: {section.diversity_gradient} multiplies by a reward but no reward was given")
-    if section.lam and section.diversity_gradient not in pathwise.KINDS and encode is None:
-        raise run.UserError(f"{method}: lam is {section.lam} but no encoder was given")
-    if section.kappa and section.kl_estimator == "k1":
-        print(f"{method}: kl_estimator k1 in the loss has an expected gradient of zero: kappa does nothing")
+    check_callables(section, method, reward, encode)
     started = time.monotonic()
-    accelerator = Accelerator(cpu=run.device_dtype(cfg.model)[0].type == "cpu", mixed_precision="no")
-    run.seed_everything(seed)
-    policy = Policy(cfg.model, parents, seed)
-    optimizer = torch.optim.AdamW(policy.masters.values(), lr=section.lr, weight_decay=section.weight_decay)
-    scales = {"reward": RunningScale(), "diversity": RunningScale()}
-    controller = AdaptiveKL(section.kappa, section.kl_target, section.kl_rule,
-                            bounds=tuple(section.kl_bounds)) if section.kl_target else None
-    rank, world, size = accelerator.process_index, accelerator.num_processes, section.prompts_per_step
-    if size % world:
-        raise run.UserError(f"{method}: prompts_per_step {size} cannot be shared by {world} processes")
-    if section.lam and section.diversity_gradient == "shared" and size == world:
-        raise run.UserError(f"{method}: diversity_gradient shared needs two posts a process; raise prompts_per_step")
+    it = learner(cfg, section, seed, parents, reward, encode)
+    rank = it.accelerator.process_index
+    check_processes(section, method, it.accelerator.num_processes)
     posts = curriculum(posts, section.curriculum)
-    updates = section.updates_per_rollout if sampling else 1
-    save_every = section.save_every + -section.save_every % updates  # never in the middle of a replay
-    trained_on = reward if section.beta or ranked else None
-    scratch, mark = paths.scratch(method, seed), fingerprint(cfg, section, posts, parents, trained_on)
+    scratch = paths.scratch(method, seed)
     own = scratch / (f"rank{rank}" if rank else "")
-    state = load_state(scratch, policy, optimizer, mark)
-    first, resumes = (state["step"], state["resumes"] + 1) if state else (0, 0)
+    mark = fingerprint(cfg, section, posts, parents, reward if section.beta or uses_ranks(section) else None)
     log = run.History(own / "history.csv", COLUMNS)
-    log.truncate(first)
-    if state:
-        for name, scale in scales.items():
-            scale.load_state_dict(state["scales"][name])
-        if controller:
-            controller.load_state_dict(state["controller"])
-        before, yardstick = (json.loads((own / f"{name}.json").read_text()) for name in ("before", "yardstick"))
-        if watch and before:
-            watch([post.text for post in val_posts], before, rewards_of(reward, val_posts, before))
-        print(f"{method} s{seed}: resumed at step {first} of {section.steps}")
-    else:
-        log.rows.clear()
-        row, before = look(policy, cfg, section, val_posts, reward, encode, seed, watch)
-        log.append({"step": 0, **row})
-        yardstick = human_rewards(reward, posts).tolist() if ranked else []
-        run.write_json(own / "before.json", before)
-        run.write_json(own / "yardstick.json", yardstick)
-    yardstick = torch.tensor(yardstick) if ranked else None
+    resumes, before = start_or_resume(it, method, posts, val_posts, scratch, own, mark, log, watch)
 
-    def average(number: float) -> float:
-        return accelerator.reduce(torch.tensor(float(number), device=policy.device), "mean").item()
-
-    def gather(numbers: torch.Tensor) -> torch.Tensor:
-        return accelerator.gather(numbers.to(policy.device)).cpu()
-
-    pending, scored, stopped = [], None, None
-    for step in run.progress(range(first, section.steps), section.steps - first, f"{method} s{seed}"):
-        tick = time.monotonic()
-        position, replay = divmod(step, updates)
-        batch = batch_of(posts, position, size, seed)[rank::world]
-        alpha, share = gold_and_samples(section.chord, section.alpha, step)
-        now = replace(section, alpha=alpha, kappa=controller.coef if controller else section.kappa)
-        if sampling and replay == 0:
-            if not pending:  # sample for `rollout_every` batches at once, never past a checkpoint
-                ahead = min(section.rollout_every, -(-(section.steps - step) // updates),
-                            (save_every - step % save_every) // updates)
-                coming = [p for s in range(position, position + ahead)
-                          for p in batch_of(posts, s, size, seed)[rank::world]]
-                pending = collect(policy, cfg, now, coming, len(batch), (seed * 1_000_003 + step) * world + rank,
-                                  reward, encode, scales, gather, yardstick)
-            scored = pending.pop(0)
-        looks = section.anatomy_every and (step + 1) % section.anatomy_every == 0
-        parts = anatomy.Anatomy(policy.params.values()) if looks else None
-        totals = backward(policy, cfg, now, batch, scored, [seed, step], average, share, parts)
-        policy.collect_gradients(accelerator)
-        norm = torch.nn.utils.clip_grad_norm_(policy.masters.values(), section.max_grad_norm)
-        lr = section.lr * min(1.0, (step + 1) / max(1, section.warmup_steps))
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        policy.publish()
-        if controller:
-            controller.update(average(totals["kl"]))
-        seconds = time.monotonic() - tick  # of the step; a look at validation posts is not counted
-        row = {"step": step + 1, **totals, **describe(scored), **(parts.row() if parts else {}),
-               "kappa": now.kappa if now.kappa else None, "grad_norm": norm.item(), "lr": lr, "seconds": seconds,
-               "tokens_per_s": totals["tokens"] / seconds}
+    stopped = None
+    for step in run.progress(range(it.first, section.steps), section.steps - it.first, f"{method} s{seed}"):
+        row = take_step(it, posts, step)
         if (step + 1) % section.eval_every == 0 or step + 1 == section.steps:
-            val, after = look(policy, cfg, section, val_posts, reward, encode, seed, watch)
+            val, after = validate(it.policy, cfg, section, val_posts, reward, encode, seed, watch)
             row |= val
             print(f"{method} s{seed} step {step + 1}: " + ", ".join(f"{k} {v:.3f}" for k, v in val.items()), flush=True)
         log.append(row)
@@ -157,22 +178,89 @@ def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *,
             print(f"{method} s{seed}: stopped at step {step + 1}, the reward is being gamed (see val_level, val_judge)")
             stopped = step + 1
             break
-        if (step + 1) % save_every == 0 and step + 1 < section.steps and rank == 0:
-            save_state(scratch, policy, optimizer, {
-                "step": step + 1, "resumes": resumes, "fingerprint": mark,
-                "controller": controller.state_dict() if controller else None,
-                "scales": {name: scale.state_dict() for name, scale in scales.items()}})
+        if (step + 1) % it.save_every == 0 and step + 1 < section.steps and rank == 0:
+            checkpoint(it, scratch, step + 1, resumes, mark)
+
     own_history = pd.read_csv(log.path)
-    accelerator.wait_for_everyone()
+    it.accelerator.wait_for_everyone()
     if rank:
         return own_history  # read before the barrier: behind it the first process drops the folder
 
     def more(history: pd.DataFrame) -> dict:
         early = {"stopped_early": stopped} if stopped else {}
-        return early | weights_as_written(cfg, section, scales, history)
+        return early | weights_as_written(cfg, section, it.scales, history)
 
-    return finish(cfg, method, seed, policy, log, paths, parents, val_posts, (before, after), steps=section.steps,
+    return finish(cfg, method, seed, it.policy, log, paths, parents, val_posts, (before, after), steps=section.steps,
                   resumes=resumes, seconds=time.monotonic() - started, more=more)
+
+
+def check_callables(section, method: str, reward, encode) -> None:
+    """UserError when a term has a weight but its callable is missing; one line for a kappa without effect."""
+    ranked = uses_ranks(section)
+    if (section.beta or ranked) and reward is None:
+        raise run.UserError(f"{method}: beta is {section.beta} but no reward was given" if section.beta else
+                            f"{method}: {section.diversity_gradient} multiplies by a reward but no reward was given")
+    if section.lam and section.diversity_gradient not in pathwise.KINDS and encode is None:
+        raise run.UserError(f"{method}: lam is {section.lam} but no encoder was given")
+    if section.kappa and section.kl_estimator == "k1":
+        print(f"{method}: kl_estimator k1 in the loss has an expected gradient of zero: kappa does nothing")
+
+
+def check_processes(section, method: str, world: int) -> None:
+    """UserError when a batch cannot be shared by `world` processes."""
+    size = section.prompts_per_step
+    if size % world:
+        raise run.UserError(f"{method}: prompts_per_step {size} cannot be shared by {world} processes")
+    if section.lam and section.diversity_gradient == "shared" and size == world:
+        raise run.UserError(f"{method}: diversity_gradient shared needs two posts a process; raise prompts_per_step")
+
+
+def learner(cfg, section, seed: int, parents: list[Path] = (), reward=None, encode=None) -> Learner:
+    """Everything a first step needs: the policy at its start, a fresh optimizer, empty scales. Seeds the process."""
+    accelerator = Accelerator(cpu=run.device_dtype(cfg.model)[0].type == "cpu", mixed_precision="no")
+    run.seed_everything(seed)
+    policy = Policy(cfg.model, parents, seed)
+    optimizer = torch.optim.AdamW(policy.masters.values(), lr=section.lr, weight_decay=section.weight_decay)
+    scales = {"reward": RunningScale(), "diversity": RunningScale()}
+    controller = AdaptiveKL(section.kappa, section.kl_target, section.kl_rule,
+                            bounds=tuple(section.kl_bounds)) if section.kl_target else None
+    return Learner(cfg, section, seed, policy, optimizer, accelerator, reward, encode, scales, controller)
+
+
+def start_or_resume(it: Learner, method: str, posts: list, val_posts: list, scratch: Path, own: Path, mark: str,
+                    log: run.History, watch) -> tuple[int, list]:
+    """(times resumed, replies to `val_posts` before training): from the checkpoint in `scratch`, where there is one of
+    the same `mark` (see fingerprint); else from a first validation, whose row opens the history."""
+    state = load_state(scratch, it.policy, it.optimizer, mark)
+    it.first, resumes = (state["step"], state["resumes"] + 1) if state else (0, 0)
+    log.truncate(it.first)
+    if state:
+        for name, scale in it.scales.items():
+            scale.load_state_dict(state["scales"][name])
+        if it.controller:
+            it.controller.load_state_dict(state["controller"])
+        before, people = (json.loads((own / f"{name}.json").read_text())
+                          for name in ("samples_before", "human_rewards"))
+        if watch and before:
+            watch([post.text for post in val_posts], before, rewards_of(it.reward, val_posts, before))
+        print(f"{method} s{it.seed}: resumed at step {it.first} of {it.section.steps}")
+    else:
+        log.rows.clear()
+        row, before = validate(it.policy, it.cfg, it.section, val_posts, it.reward, it.encode, it.seed, watch)
+        log.append({"step": 0, **row})
+        people = human_rewards(it.reward, posts).tolist() if uses_ranks(it.section) else []
+        run.write_json(own / "samples_before.json", before)
+        run.write_json(own / "human_rewards.json", people)
+    it.people = torch.tensor(people) if uses_ranks(it.section) else None
+    return resumes, before
+
+
+def checkpoint(it: Learner, scratch: Path, step: int, resumes: int, mark: str) -> None:
+    """Write what `start_or_resume` reads: weights, optimizer, random numbers, scales and the KL controller."""
+    save_state(scratch, it.policy, it.optimizer, {
+        "step": step, "resumes": resumes, "fingerprint": mark,
+        "controller": it.controller.state_dict() if it.controller else None,
+        "scales": {name: scale.state_dict() for name, scale in it.scales.items()}})
 
 
 def fingerprint(cfg, section, posts: list, parents: list[Path], reward=None) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from polylib.training.advantages import RunningScale, group_advantages  # noqa: F401  (one import for the loop)
+from polylib.training.advantages import RunningScale, clip_advantages, group_advantages  # noqa: F401  (for callers)
 
 
 # --------------------------------------------------------------------------------------- normalisation
@@ -176,11 +176,13 @@ def kl_value(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: st
 
 # --------------------------------------------------------------------------------- putting it together
 def combined_advantages(reward_advantages: Tensor | None, diversity_advantages: Tensor | None, beta: float,
-                        lam: float, reward_scale: float = 1.0, diversity_scale: float = 1.0) -> Tensor:
+                        lam: float, reward_scale: float = 1.0, diversity_scale: float = 1.0,
+                        limit: float = 0.0) -> Tensor:
     """beta * A_reward / reward_scale + lam * A_diversity / diversity_scale, all `(B, K)`, detached.
 
     With the scales of two `RunningScale`s both parts have unit size and `beta`, `lam` are dimensionless. A
-    part may be None when its weight is 0. Raises ValueError if a weighted part is missing or a scale is <= 0.
+    part may be None when its weight is 0. `limit` > 0 clips the sum to +- limit: where it acts, both parts
+    shrink alike. Raises ValueError if a weighted part is missing or a scale is <= 0.
     """
     if reward_scale <= 0 or diversity_scale <= 0:
         raise ValueError(f"scales must be positive, got {reward_scale} and {diversity_scale}")
@@ -192,7 +194,15 @@ def combined_advantages(reward_advantages: Tensor | None, diversity_advantages: 
     present = [weight * part.detach() / scale for weight, part, scale, _ in parts if part is not None]
     if not present:
         raise ValueError("neither reward nor diversity advantages were given")
+    if limit:
+        shrink = clip_factors(sum(present[1:], present[0]), limit)
+        present = [part * shrink for part in present]
     return sum(present[1:], present[0])
+
+
+def clip_factors(advantages: Tensor, limit: float) -> Tensor:
+    """What each advantage is multiplied by to lie within +- limit: 1 where it does already. Any shape."""
+    return torch.where(advantages.abs() > limit, clip_advantages(advantages, limit)[0] / advantages, 1.0)
 
 
 def literal_lambda(lam: float, scale: float, k: int, tokens: float, normalizer: str = "dr_grpo") -> float:
@@ -213,16 +223,16 @@ def literal_lambda(lam: float, scale: float, k: int, tokens: float, normalizer: 
 
 
 def total(*, alpha: float = 0.0, ce: Tensor | None = None, policy: Tensor | None = None, kappa: float = 0.0,
-          kl: Tensor | None = None, lam: float = 0.0, pathwise: Tensor | None = None,
+          kl: Tensor | None = None, pathwise_weight: float = 0.0, pathwise: Tensor | None = None,
           entropy_weight: float = 0.0, entropy: Tensor | None = None) -> Tensor:
-    """L = alpha * CE + policy - lam * pathwise - entropy_weight * entropy + kappa * KL, a scalar.
+    """L = alpha * CE + policy + kappa * KL - entropy_weight * entropy - pathwise_weight * pathwise, a scalar.
 
-    `policy` is `policy_loss` of `combined_advantages`: it *is* "- beta * reward - lambda * diversity", with
-    the two weights inside the advantages. `lam * pathwise` is for a diversity that can be differentiated
-    directly (`pathwise.py`). A term with weight 0 may be None; raises ValueError if a weighted term is
-    missing.
+    `policy` is `policy_loss` of `combined_advantages`: it *is* "- beta * reward - lambda * diversity". Its two
+    weights are inside the advantages and not here, because what is clipped is the ratio times their sum.
+    `pathwise` is a diversity that can be differentiated directly (`pathwise.py`).
+    A term with weight 0 may be None; raises ValueError if a weighted term is missing.
     """
-    terms = [(alpha, ce, "ce"), (1.0, policy, "policy"), (-lam, pathwise, "pathwise"),
+    terms = [(alpha, ce, "ce"), (1.0, policy, "policy"), (-pathwise_weight, pathwise, "pathwise"),
              (-entropy_weight, entropy, "entropy"), (kappa, kl, "kl")]
     for weight, term, name in terms:
         if weight != 0 and term is None and name != "policy":

@@ -1,4 +1,4 @@
-"""The model that learns: adapters in the forward pass, float32 masters in the optimizer, a shadow for sampling.
+"""The model that learns: adapters in the forward pass, float32 masters in the optimizer, a merged copy that samples.
 
 `Policy` bundles the three copies a step needs and the two scores of a completion (adapter on = policy, adapter
 off = reference). Left out on purpose: a second reference model, gradient checkpointing (it would switch the cache
@@ -32,7 +32,7 @@ class Policy:
         self.cfg_model = cfg_model
         self.tokenizer = models.load_tokenizer(cfg_model)
         plain = models.load_model(cfg_model, parents)
-        self.shadow = models.shadow_of(plain)
+        self.sampler = models.shadow_of(plain)
         self.model = models.add_lora(plain, cfg_model, seed)
         self.head = plain.get_output_embeddings()
         self.params = lora_weights(self.model)
@@ -66,10 +66,10 @@ class Policy:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """After an optimizer step: round the masters into the forward parameters and the merged shadow."""
+        """After an optimizer step: round the masters into the forward parameters and the merged copy that samples."""
         for name, param in self.params.items():
             param.copy_(self.masters[name])
-        models.refresh_shadow(self.shadow, self.model)
+        models.refresh_shadow(self.sampler, self.model)
 
 
 def lora_weights(model) -> dict[str, torch.nn.Parameter]:

@@ -26,7 +26,7 @@ from polylib import models, run
 from polylib.training import loop
 from polylib.training.policy import Policy, lora_weights
 from polylib.training.rollouts import batch_of
-from polylib.training.validation import look
+from polylib.training.validation import validate
 
 COLUMNS = [*loop.COLUMNS, "pair_accuracy", "margin"]
 
@@ -115,7 +115,7 @@ def dpo(cfg, section, seed: int, pairs: pd.DataFrame, val_posts: list, *, paths,
     log.rows.clear()
 
     def looked() -> tuple[dict, list[list[str]]]:
-        return look(policy, cfg, section, val_posts, reward, encode, seed, watch)
+        return validate(policy, cfg, section, val_posts, reward, encode, seed, watch)
 
     row, before = looked()
     log.append({"step": 0, **row})

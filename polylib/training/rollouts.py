@@ -64,7 +64,7 @@ def _cut(item, part: slice):
     """Every tensor and list of a dataclass, cut along the posts."""
     values = {field.name: getattr(item, field.name) for field in fields(item)}
     return replace(item, **{name: _cut(value, part) if isinstance(value, sampling.Rollouts) else value[part]
-                            for name, value in values.items() if value is not None})
+                            for name, value in values.items() if value is not None and not isinstance(value, float)})
 
 
 def split(scored: Scored, size: int) -> list[Scored]:
@@ -91,18 +91,19 @@ def behaviour_logprobs(policy: Policy, cfg, rollouts: sampling.Rollouts, size: i
 
 
 def collect(policy: Policy, cfg, section, posts: list, size: int, seed: int, reward, encode, scales: dict,
-            gather: Callable, yardstick: torch.Tensor | None) -> list[Scored]:
-    """Sample and score `posts` at once, cut into batches of `size`. Log-probs of the policy that sampled are kept for
-    every update that a moved policy will make: later batches, and all updates but the first where there are several."""
-    rollouts = sampling.sample(policy.shadow, policy.tokenizer, [post.text for post in posts],
+            gather: Callable, people: torch.Tensor | None, kappa: float = 0.0) -> list[Scored]:
+    """Sample and score `posts` at once, cut into batches of `size`; arguments as of `score`.
+    Log-probs of the policy that sampled are kept for every update that a moved policy will make: later batches, and
+    all updates but the first where there are several."""
+    rollouts = sampling.sample(policy.sampler, policy.tokenizer, [post.text for post in posts],
                                section.samples_per_prompt, cfg.sampling, seed)
-    in_reward = section.kappa and section.kl_estimator == "k1_in_reward"
+    in_reward = kappa and section.kl_estimator == "k1_in_reward"
     moves = len(posts) > size or section.updates_per_rollout > 1
     rows = section.micro_prompts or size
     old = behaviour_logprobs(policy, cfg, rollouts, rows) if moves or in_reward else None
     logprobs = (old, behaviour_logprobs(policy, cfg, rollouts, rows, reference=True)) if in_reward else None
     whole = score(section, posts, rollouts, reward if section.beta or uses_ranks(section) else None, encode, scales,
-                  gather, yardstick, logprobs)
+                  gather, people, logprobs, kappa)
     parts = split(replace(whole, old_logprobs=old if moves else None), size)
     if section.updates_per_rollout == 1:
         parts[0].old_logprobs = None  # it learns before the policy has moved: the ratio is 1 by definition

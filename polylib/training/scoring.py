@@ -1,9 +1,9 @@
-"""What sampled replies are worth: rewards and diversity of a set as the advantages that reach the weights."""
+"""What sampled replies are worth: rewards and diversity of a set, and the advantages of each, not yet weighted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from polylib import sampling
 from polylib.training import diversity as div
 from polylib.training import objective as obj
 from polylib.training import pathwise
-from polylib.training.advantages import clip_advantages, kl_in_reward, zero_variance
+from polylib.training.advantages import kl_in_reward, zero_variance
 from polylib.training.measures import TOKEN_MEASURES
 
 
@@ -24,17 +24,13 @@ class Scored:
     rollouts: sampling.Rollouts
     rewards: torch.Tensor | None           # (B, K) as the reward gave them
     diversity: torch.Tensor | None         # (B,) semantic D of each set, ungated: what a reader sees
-    reward_advantages: torch.Tensor        # (B, K) beta * A_reward, scaled and clipped
-    diversity_advantages: torch.Tensor     # (B, K) lambda * A_diversity, the same
+    reward_advantages: torch.Tensor        # (B, K) A_reward, without beta; 0 where beta is
+    diversity_advantages: torch.Tensor     # (B, K) A_diversity, without lambda; 0 where lambda is
     valid: torch.Tensor                    # (B, K) replies that may buy diversity
-    clipped: torch.Tensor | None = None       # (B, K) bool, advantages beyond the limit; None = no limit
     old_logprobs: torch.Tensor | None = None  # (B, K, T) of the policy that sampled; None = the current policy
     kl: torch.Tensor | None = None            # (B,) KL of that policy to the reference, where it is in the reward
-
-    @property
-    def advantages(self) -> torch.Tensor:
-        """What multiplies grad log pi of each reply: (B, K)."""
-        return self.reward_advantages + self.diversity_advantages
+    reward_scale: float = 1.0                 # what the advantages are divided by: section.scale_advantages
+    diversity_scale: float = 1.0
 
 
 def uses_samples(section) -> bool:
@@ -50,21 +46,21 @@ def uses_ranks(section) -> bool:
 
 
 def human_rewards(reward: Callable, posts: list) -> torch.Tensor:
-    """The reward of people's own replies (`.gold`) to these posts, sorted: the yardstick of `percentile`."""
+    """The reward of people's own replies (`.gold`) to these posts, sorted (n,): what `percentile` compares with."""
     pairs = [(post.text, reply) for post in posts for reply in post.gold]
     found = np.asarray(reward([text for text, _ in pairs], [reply for _, reply in pairs]))
     return torch.tensor(found, dtype=torch.float32).sort().values
 
 
-def percentile(rewards: torch.Tensor, yardstick: torch.Tensor) -> torch.Tensor:
-    """Share of the sorted `yardstick (n,)` below each reward, ties half: any shape -> the same, in [0, 1].
+def percentile(rewards: torch.Tensor, people: torch.Tensor) -> torch.Tensor:
+    """Share of people's sorted rewards `people (n,)` below each reward, ties half: any shape -> the same, in [0, 1].
 
-    Monotone, and fixed as long as the yardstick is: an expectation of it has an unbiased gradient, which a rank
+    Monotone, and fixed as long as `people` is: an expectation of it has an unbiased gradient, which a rank
     within the batch would not have. Above .5 is better than the median human reply: a *pass*.
     """
-    below = torch.searchsorted(yardstick, rewards.contiguous())
-    upto = torch.searchsorted(yardstick, rewards.contiguous(), right=True)
-    return (below + upto) / (2.0 * len(yardstick))
+    below = torch.searchsorted(people, rewards.contiguous())
+    upto = torch.searchsorted(people, rewards.contiguous(), right=True)
+    return (below + upto) / (2.0 * len(people))
 
 
 def reward_advantages(section, rewards: torch.Tensor, ranks: torch.Tensor | None) -> torch.Tensor:
@@ -92,13 +88,13 @@ def diversity_advantages(section, rollouts, distances: torch.Tensor, valid: torc
 
 
 def score(section, posts: list, rollouts, reward, encode, scales: dict,
-          gather: Callable[[torch.Tensor], torch.Tensor] = lambda x: x, yardstick: torch.Tensor | None = None,
-          logprobs: tuple[torch.Tensor, torch.Tensor] | None = None) -> Scored:
+          gather: Callable[[torch.Tensor], torch.Tensor] = lambda x: x, people: torch.Tensor | None = None,
+          logprobs: tuple[torch.Tensor, torch.Tensor] | None = None, kappa: float = 0.0) -> Scored:
     """Rewards, diversity and their advantages for rollouts of `posts`. Calls the reward and the encoder once each.
 
-    `gather` collects numbers of all processes, so that the scales are the same everywhere; `yardstick` is needed
-    where `uses_ranks`; `logprobs`, policy and reference `(B, K, T)` each, where the KL is part of the reward (kappa
-    is then in units of the reward, and scaled with it).
+    `gather` collects numbers of all processes, so that the scales are the same everywhere; `people`, their sorted
+    rewards, are needed where `uses_ranks`; `logprobs`, policy and reference `(B, K, T)` each, and `kappa` where the KL
+    is part of the reward (kappa is then in units of the reward, and scaled with it).
     """
     b, k = rollouts.truncated.shape
     flat_posts = [post.text for post in posts for _ in range(k)]
@@ -108,7 +104,7 @@ def score(section, posts: list, rollouts, reward, encode, scales: dict,
     valid = torch.tensor([len(text.split()) >= 2 for text in flat]).view(b, k)
     if reward is not None:
         rewards = torch.tensor(np.asarray(reward(flat_posts, flat)), dtype=torch.float32).view(b, k)
-        ranks = None if yardstick is None else percentile(rewards, yardstick)
+        ranks = None if people is None else percentile(rewards, people)
     if encode is not None:
         embeddings = torch.from_numpy(encode(flat)).view(b, k, -1)
         of_posts = torch.from_numpy(encode([post.text for post in posts]))
@@ -119,32 +115,22 @@ def score(section, posts: list, rollouts, reward, encode, scales: dict,
     if logprobs is not None:
         now, reference = (x.cpu() for x in logprobs)
         mask = rollouts.completion_mask.cpu()
-        worth = kl_in_reward(rewards, now, reference, mask, section.kappa)
+        worth = kl_in_reward(rewards, now, reference, mask, kappa)
         kl = torch.stack([obj.kl_value(*group) for group in zip(now, reference, mask)])
     if section.beta:
         found["reward"] = reward_advantages(section, worth, ranks)
     if section.lam and section.diversity_gradient not in pathwise.KINDS:
         found["diversity"] = diversity_advantages(section, rollouts, distances, valid, ranks)
-    parts = {"reward": torch.zeros(b, k), "diversity": torch.zeros(b, k)}
+    divisors = {"reward": 1.0, "diversity": 1.0}
     for name, advantages in found.items():
-        size = 1.0
         if section.scale_advantages == "running":
-            size = scales[name].update(gather(advantages))
+            divisors[name] = scales[name].update(gather(advantages))
         elif section.scale_advantages == "batch":  # as TRL: the std of all rewards; of advantages where there is none
             plain = name == "reward" and section.reward_gradient == "mean"
-            size = gather(worth if plain else advantages).std(correction=1).item() or 1.0
-        parts[name] = (section.beta if name == "reward" else section.lam) * advantages / size
-    scored = Scored(posts, rollouts, rewards, d, parts["reward"], parts["diversity"], valid, kl=kl)
-    return clipped(scored, section.advantage_clip) if section.advantage_clip else scored
-
-
-def clipped(scored: Scored, limit: float) -> Scored:
-    """The sum of both advantages clamped to +- limit; where that acts, both parts shrink alike."""
-    whole = scored.advantages
-    acts = whole.abs() > limit
-    shrink = torch.where(acts, clip_advantages(whole, limit)[0] / whole, 1.0)
-    return replace(scored, clipped=acts, reward_advantages=scored.reward_advantages * shrink,
-                   diversity_advantages=scored.diversity_advantages * shrink)
+            divisors[name] = gather(worth if plain else advantages).std(correction=1).item() or 1.0
+    nothing = torch.zeros(b, k)
+    return Scored(posts, rollouts, rewards, d, found.get("reward", nothing), found.get("diversity", nothing), valid,
+                  kl=kl, reward_scale=divisors["reward"], diversity_scale=divisors["diversity"])
 
 
 def describe(scored: Scored | None) -> dict[str, float]:
@@ -158,6 +144,4 @@ def describe(scored: Scored | None) -> dict[str, float]:
                 "zero_variance": zero_variance(scored.rewards)}
     if scored.diversity is not None:
         row |= {"diversity": scored.diversity.mean().item(), "invalid": 1 - scored.valid.float().mean().item()}
-    if scored.clipped is not None:
-        row["advantage_clipped"] = scored.clipped.float().mean().item()
     return row

@@ -10,7 +10,7 @@ import torch
 from polylib import models
 from polylib.training import objective as obj
 from polylib.training import pathwise
-from polylib.training.advantages import mask_truncated
+from polylib.training.advantages import clip_advantages, mask_truncated
 from polylib.training.anatomy import Anatomy
 from polylib.training.logprobs import Packed, pack, replayed
 from polylib.training.policy import Policy
@@ -20,9 +20,11 @@ from polylib.training.scoring import Scored
 
 
 def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, key: list[int],
-             average: Callable[[float], float] = float, share: float = 1.0,
-             anatomy: Anatomy | None = None) -> dict[str, float]:
-    """Loss and gradient of one step, in slices of `micro_prompts` rows that add up to exactly the whole batch.
+             average: Callable[[float], float] = float, share: float = 1.0, anatomy: Anatomy | None = None, *,
+             alpha: float, beta: float, lam: float, kappa: float) -> dict[str, float]:
+    """Loss and gradient of one step: alpha * CE - beta * reward - lam * diversity + kappa * KL on `posts`.
+
+    In slices of `micro_prompts` rows that add up to exactly the whole batch.
 
     One packed row per post: [prompt | gold replies | sampled replies]. Samples whose advantage is 0 are left out
     when nothing else needs them (no KL, no entropy): they would only be multiplied by zero. `key` seeds the choice
@@ -30,21 +32,25 @@ def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, k
     whole; `share` multiplies beta and lambda (CHORD); `anatomy` is given the weighted terms of every slice, which
     leaves loss and gradient as they are. Returns the numbers of the history; NaN for a term that is not there.
     """
-    spread = section.lam if section.diversity_gradient in pathwise.KINDS else 0.0
-    g = section.gold_per_prompt if section.alpha or spread else 0
+    spread = lam if section.diversity_gradient in pathwise.KINDS else 0.0
+    g = section.gold_per_prompt if alpha or spread else 0
     limit, t = cfg.sampling.max_new_tokens, cfg.sampling.temperature
     gold = gold_ids(policy, posts, g, limit, key) if g else [[] for _ in posts]
     prompts = scored.rollouts.prompt_ids if scored else [
         models.format_prompt(policy.tokenizer, post.text, cfg.sampling.max_prompt_tokens) for post in posts]
     k = 0 if scored is None else scored.rollouts.truncated.shape[1]
-    kappa = section.kappa if k and section.kl_estimator != "k1_in_reward" else 0.0
+    kappa = kappa if k and section.kl_estimator != "k1_in_reward" else 0.0
     entropy = section.entropy if k else 0.0
     bottom = sampled_tokens = 0
     if k:
         counted = scored.rollouts.completion_mask.flatten(0, 1).cpu()
         cut_off = scored.rollouts.truncated.cpu() & section.mask_truncated
         counted = mask_truncated(counted, cut_off.flatten())
-        advantages = (scored.advantages * share).masked_fill(cut_off, 0.0)
+        def advantages_of(beta, lam, limit=0.0):
+            return obj.combined_advantages(scored.reward_advantages, scored.diversity_advantages, beta, lam,
+                                           scored.reward_scale, scored.diversity_scale, limit)
+        advantages = advantages_of(beta, lam, section.advantage_clip)
+        advantages = (advantages * share).masked_fill(cut_off, 0.0)
         needed = torch.ones_like(advantages) if kappa or entropy else advantages != 0
         sampled = sampled_ids(scored.rollouts, needed.long().to(scored.rollouts.lengths.device))
         sampled_tokens = int(counted.sum())
@@ -54,13 +60,15 @@ def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, k
     gold_tokens = sum(len(y) for group in gold for y in group)
     bottom_ce = average(gold_tokens)
     temperatures = torch.tensor([1.0] * g + [t] * k).to(policy.device)
-    value, columns = token_values(policy, section, g, spread, entropy)
+    value, columns = token_values(policy, section, g if alpha else 0, spread, entropy)
     nan = float("nan")
     totals = {"tokens": sum(map(len, prompts)) + gold_tokens + (int(scored.rollouts.lengths.sum()) if k else 0),
               "loss": 0.0, "ce": 0.0 if g else nan, "pathwise": 0.0 if spread else nan, "kl": 0.0 if kappa else nan,
               "entropy": 0.0 if entropy else nan, "clip_fraction": 0.0 if k else nan}
     if k and scored.kl is not None:
         totals["kl"] = scored.kl.mean().item()
+    if k and section.advantage_clip:
+        totals["advantage_clipped"] = clip_advantages(advantages_of(beta, lam), section.advantage_clip)[1]
     size = section.micro_prompts or len(posts)
     for start in range(0, len(posts), size):
         cut = slice(start, min(start + size, len(posts)))
@@ -71,7 +79,7 @@ def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, k
         kept = replayed(scored.rollouts.kept[cut], packed, g) if k and scored.rollouts.kept is not None else None
         logprobs = policy.logprobs(packed, temperatures, kept=kept, value=value)
         logprobs, values = logprobs if columns else (logprobs, None)
-        terms = dict(alpha=section.alpha, kappa=kappa, lam=spread * share, entropy_weight=entropy)
+        terms = dict(alpha=alpha, kappa=kappa, pathwise_weight=spread * share, entropy_weight=entropy)
         if g:
             found = gold_terms(section, logprobs, values, packed, g, columns, bottom_ce)
             terms |= {name: found[name] for name in ("ce", "pathwise") if name in found}
@@ -100,11 +108,13 @@ def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, k
                 terms["entropy"] = obj.cross_entropy(-bonus, mask, section.loss_normalizer, denominator=bottom)
                 totals["entropy"] += bonus.detach()[mask].sum().item() / max(sampled_tokens, 1)
         if anatomy is not None:
-            weighted = {"ce": section.alpha * terms["ce"]} if g and section.alpha else {}
-            for name, weight, part in (("reward", section.beta, "reward_advantages"),
-                                       ("diversity", section.lam, "diversity_advantages")):
-                if k and weight and not (spread and name == "diversity"):
-                    mine = (getattr(scored, part) * share).masked_fill(cut_off, 0.0)
+            weighted = {"ce": alpha * terms["ce"]} if g and alpha else {}
+            for name, weights in (("reward", (beta, 0.0)), ("diversity", (0.0, lam))):
+                if k and any(weights) and not (spread and name == "diversity"):
+                    mine = advantages_of(*weights)
+                    if section.advantage_clip:  # the sum decides how far both parts shrink
+                        mine = mine * obj.clip_factors(advantages_of(beta, lam), section.advantage_clip)
+                    mine = (mine * share).masked_fill(cut_off, 0.0)
                     weighted[name] = policy_term(mine[cut])[0]
             weighted |= {"diversity": -spread * share * terms["pathwise"]} if spread else {}
             anatomy.add(weighted | ({"kl": kappa * terms["kl"]} if kappa else {}))
@@ -118,7 +128,7 @@ def token_values(policy: Policy, section, gold: int, spread: float, entropy: flo
     """(function, names) of what is read off each token's logits besides its log-probability, one column a name:
     (logits (n, V), targets (n,)) -> (n, C); (None, []) if nothing is."""
     columns = {}
-    if gold and section.alpha and section.gold_loss == "gem":
+    if gold and section.gold_loss == "gem":
         columns["gem"] = pathwise.gem_losses
     if spread and section.diversity_gradient == "embedding_rao":
         units = pathwise.unit_rows(policy.model.get_input_embeddings().weight)

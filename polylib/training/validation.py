@@ -1,4 +1,4 @@
-"""A look at validation posts: what the policy would say now, and what it costs."""
+"""Validation: what the policy would say to held-out posts now, and what it costs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def rewards_of(reward: Callable | None, posts: list, replies: list[list[str]]) -
 
 
 @torch.no_grad()
-def look(policy: Policy, cfg, section, posts: list, reward, encode, seed: int,
-         watch: Callable | None = None) -> tuple[dict, list[list[str]]]:
-    """Validation: CE on all gold replies, and reward, diversity, KL, length of fresh samples. Same seed every time.
+def validate(policy: Policy, cfg, section, posts: list, reward, encode, seed: int,
+             watch: Callable | None = None) -> tuple[dict, list[list[str]]]:
+    """CE on all gold replies, and reward, diversity, KL, length of fresh samples. Same seed every time.
 
     `watch(posts: list[str], replies: list[list[str]], rewards (B, K) | None) -> dict` sees the same samples; its
     numbers join the row. Raises ValueError when it returns other keys than WATCHED.
@@ -47,7 +47,7 @@ def look(policy: Policy, cfg, section, posts: list, reward, encode, seed: int,
     if section.eval_samples == 0:
         return row, []
     shape = (len(posts), section.eval_samples)
-    rollouts = sampling.sample(policy.shadow, policy.tokenizer, [p.text for p in posts], section.eval_samples,
+    rollouts = sampling.sample(policy.sampler, policy.tokenizer, [p.text for p in posts], section.eval_samples,
                                cfg.sampling, seed)
     rewards = rewards_of(reward, posts, rollouts.texts)
     if rewards is not None:
@@ -61,7 +61,7 @@ def look(policy: Policy, cfg, section, posts: list, reward, encode, seed: int,
     if watch is not None:
         seen = watch([p.text for p in posts], rollouts.texts, rewards)
         if other := sorted(set(seen) - set(WATCHED)):
-            raise ValueError(f"watch returned {', '.join(other)}; a look records {', '.join(WATCHED)}")
+            raise ValueError(f"watch returned {', '.join(other)}; validation records {', '.join(WATCHED)}")
         row |= seen
     return row, rollouts.texts
 
