@@ -43,12 +43,18 @@ class Descent(torch.optim.SGD):
         super().__init__(list(parameters), lr=lr)
 
 
+@pytest.fixture(scope="module")
+def base():
+    """(tokenizer, model that ends its replies now and then): made once for all runs without parents."""
+    return tokenizer(), talkative(models.load_model(CFG.model), 2)
+
+
 @pytest.fixture(autouse=True)
-def quick(tmp_path, monkeypatch):
-    """A model that ends its replies now and then, one tokenizer for all runs, the project folder here."""
-    plain, tokens = models.load_model, tokenizer()
-    monkeypatch.setattr(models, "load_model", lambda cfg, parents=(), seed=0: talkative(plain(cfg, parents, seed), 2))
-    monkeypatch.setattr(models, "load_tokenizer", lambda cfg: tokens)
+def quick(base, tmp_path, monkeypatch):
+    plain = models.load_model
+    monkeypatch.setattr(models, "load_model", lambda cfg, parents=(), seed=0: talkative(plain(cfg, parents, seed), 2)
+                        if parents else models.shadow_of(base[1]))
+    monkeypatch.setattr(models, "load_tokenizer", lambda cfg: base[0])
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.chdir(tmp_path)
 
@@ -121,7 +127,8 @@ def flat(adapter, start=None):
 # ------------------------------------------------------------------------------------ more than one parent
 def adapter_folder(folder, seed, note=()):
     """A saved adapter of random weights."""
-    made, generator = models.add_lora(models.load_model(CFG.model), CFG.model, seed), torch.Generator().manual_seed(seed)
+    made = models.add_lora(models.load_model(CFG.model), CFG.model, seed)
+    generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, layer in models.lora_layers(made):
         weights[f"{name}.lora_A"] = layer.lora_A["default"].weight
@@ -191,7 +198,7 @@ def test_the_terms_of_the_objective_superpose(tmp_path, descent, moved, kl):
     start = train(tmp_path / "start", change(alpha=1.0, lr=0.0)).adapter
     pulls = {}
     wanted = [(name,) for name in WEIGHTS] + list(itertools.combinations(WEIGHTS, 2)) + [tuple(WEIGHTS)]
-    for names in wanted if kl == "k2" else [w for w in wanted if len(w) == 1 or "kl" in w]:
+    for names in wanted if kl == "k2" else [*wanted[:5], wanted[-1]]:
         found = train(tmp_path / "-".join(names), dataclasses.replace(together(names), **section))
         pulls[names] = flat(found.adapter, start)
     for names, pull in pulls.items():
@@ -210,10 +217,10 @@ def test_twice_the_weight_is_twice_the_pull_beside_the_other_terms(tmp_path, des
     assert (once - none).norm() > 1e-4
 
 
-@pytest.mark.parametrize("scale", ["running", "batch", "none"])
+@pytest.mark.parametrize("scale", ["running", "batch"])
 def test_a_term_that_says_nothing_changes_nothing(tmp_path, scale):
     """A constant reward and an encoder that sees no difference leave every bit where it was, at every step."""
-    section = change(alpha=0.1, kappa=0.05, lr=1e-2, steps=3, scale_advantages=scale)
+    section = change(alpha=0.1, kappa=0.05, lr=1e-2, steps=2, scale_advantages=scale)
     for silent, heard in ((dict(reward=constant_reward), dict(lam=1.0)), (dict(encode=one_direction), dict(beta=1.0))):
         alone = train(tmp_path / f"{heard}", dataclasses.replace(section, **heard), **silent)
         both = train(tmp_path / f"{heard} both", dataclasses.replace(section, beta=1.0, lam=1.0), **silent)
@@ -244,8 +251,8 @@ def test_diversity_is_raised_not_lowered_whatever_the_reward(tmp_path, descent, 
 
 def test_the_kl_holds_back_whatever_else_pulls(tmp_path):
     """From the second step on: at the first, policy and reference are the same."""
-    for name, pull in (("reward", dict(beta=1.0)), ("both", dict(beta=1.0, lam=1.0)), ("ce", dict(alpha=1.0))):
-        section = change(lr=1e-2, steps=6, eval_samples=2, scale_advantages="running", **pull)
+    for name, pull in (("both", dict(beta=1.0, lam=1.0)), ("ce", dict(alpha=1.0))):
+        section = change(lr=1e-2, steps=6, eval_samples=8, scale_advantages="running", **pull)
         free, held = (train(tmp_path / f"{name}{kappa}", dataclasses.replace(section, kappa=kappa)).history.val_kl
                       for kappa in (0.0, 3.0))
         assert 0 < held.iloc[-1] < 0.5 * free.iloc[-1], name
@@ -341,9 +348,9 @@ def told(monkeypatch):
 def test_every_step_draws_other_human_replies_and_every_epoch_another_order(tmp_path, monkeypatch):
     posts = [SimpleNamespace(id=str(i), text=f"Post {i}.", gold=tuple(f"{i} {letter}" for letter in "abc"))
              for i in range(6)]
-    orders = []
+    orders, asked = [], told(monkeypatch)
     for seed in (3, 4):
-        asked = told(monkeypatch)
+        asked.clear()
         train(tmp_path / str(seed), change(alpha=1.0, steps=30, prompts_per_step=6, lr=0.0), seed=seed, posts=posts)
         people = [reply for post in VALIDATION for reply in post.gold]
         mine = [reply for reply in asked if reply not in people]
@@ -354,8 +361,6 @@ def test_every_step_draws_other_human_replies_and_every_epoch_another_order(tmp_
         chosen = ["".join(sorted(reply[0] + reply[2] for reply in mine[i:i + 6])) for i in range(0, 180, 6)]
         assert len(set(chosen)) > 20, "other replies in other epochs"
         orders += epochs
-        monkeypatch.undo()
-        monkeypatch.chdir(tmp_path)
     assert orders[:30] != orders[30:]
 
 
@@ -363,11 +368,12 @@ def test_every_step_draws_other_human_replies_and_every_epoch_another_order(tmp_
 def test_the_gradient_is_clipped_to_its_norm_at_every_step(tmp_path, descent):
     norms = {}
     for limit in (1e9, 0.01):
-        states = [flat(train(tmp_path / f"{limit} {steps}", change(alpha=1.0, steps=steps, lr=0.5 if steps else 0.0,
-                                                                   max_grad_norm=limit)).adapter) for steps in (1, 2, 3)]
+        section = change(alpha=1.0, lr=0.5, max_grad_norm=limit)
+        states = [flat(train(tmp_path / f"{limit} {steps}", dataclasses.replace(section, steps=steps)).adapter)
+                  for steps in (1, 2, 3)]
         states.insert(0, flat(train(tmp_path / f"{limit} start", change(alpha=1.0, lr=0.0)).adapter))
         norms[limit] = [((b - a).norm() / 0.5).item() for a, b in zip(states, states[1:])]
-        history = train(tmp_path / f"{limit} again", change(alpha=1.0, steps=3, lr=0.5, max_grad_norm=limit)).history
+        history = train(tmp_path / f"{limit} again", dataclasses.replace(section, steps=3)).history
         before = history.grad_norm[1:].to_numpy()
         assert (before > 0.05).all(), "the history has the norm before it is clipped"
         np.testing.assert_allclose(norms[limit], np.minimum(before, limit), rtol=1e-3)
@@ -395,8 +401,9 @@ def test_each_side_of_the_ratio_clip_stops_tokens_once_the_policy_has_moved(tmp_
 def test_the_advantage_clip_bounds_what_is_trained_on(tmp_path, descent, weights):
     """A limit below every advantage leaves only signs: half the limit is half the pull."""
     start = flat(train(tmp_path / "start", change(alpha=1.0, lr=0.0)).adapter)
-    pulls = [flat(train(tmp_path / f"{limit}", change(advantage_clip=limit, lr=1e6 if limit else 1.0, **weights)).adapter)
-             - start for limit in (0.0, 1e-6, 5e-7)]
+    runs = [train(tmp_path / f"{limit}", change(advantage_clip=limit, lr=1e6 if limit else 1.0, **weights))
+            for limit in (0.0, 1e-6, 5e-7)]
+    pulls = [flat(one.adapter) - start for one in runs]
     torch.testing.assert_close(pulls[1], 2 * pulls[2], atol=1e-5, rtol=1e-3)
     assert pulls[2].norm() > 1e-4 and torch.cosine_similarity(pulls[0], pulls[1], dim=0) < 0.999
 
@@ -448,10 +455,12 @@ def test_no_look_and_no_step_takes_the_posts_of_the_other(tmp_path, monkeypatch)
     texts = {post.text for post in VALIDATION}
     people = {reply for post in VALIDATION for reply in post.gold}
     posts = [SimpleNamespace(**vars(post), engagement=float(i)) for i, post in enumerate(POSTS)]
-    for quantile in (0.0, 0.5):
-        asked, sampled, plain = told(monkeypatch), [], sampling.sample
-        monkeypatch.setattr(sampling, "sample", lambda model, tokens, texts, *rest: sampled.append(set(texts))
-                            or plain(model, tokens, texts, *rest))
+    asked, sampled, plain = told(monkeypatch), [], sampling.sample
+    monkeypatch.setattr(sampling, "sample", lambda model, tokens, texts, *rest: sampled.append(set(texts))
+                        or plain(model, tokens, texts, *rest))
+    for quantile in (0.0, 0.5):  # all posts; the upper half
+        sampled.clear()
+        asked.clear()
         reward = Recorder(lambda posts, replies: np.array([float(post in texts) for post in posts]))
         section = change(alpha=1.0, beta=1.0, steps=3, lr=1e-2, eval_every=1, eval_samples=2, curriculum=quantile)
         history = train(tmp_path / f"{quantile}", section, reward, posts=posts).history
@@ -460,8 +469,6 @@ def test_no_look_and_no_step_takes_the_posts_of_the_other(tmp_path, monkeypatch)
             assert set(called) <= texts or not set(called) & texts
         assert [s == texts for s in sampled] == [True, False, True, False, True, False, True]
         assert sum(reply in people for reply in asked) == 4 * 3, "at each look every human reply, once"
-        monkeypatch.undo()
-        monkeypatch.chdir(tmp_path)
 
 
 def test_every_look_sees_the_policy_of_its_own_step(tmp_path):
