@@ -125,4 +125,12 @@ FAULTS = [
     ('llm loaded untested', 'rewards/__init__',
      'llm_controls.require(table, f"{cfg_llm.model}, {what},")',
      'pass'),
+    ("distinct-n: replies are not cut at the budget", "evaluation/text",
+     "part = tokens[i][:left]\n            grams += _grams(part, n)\n            left -= len(part)\n",
+     "part = tokens[i]\n            grams += _grams(part, n)\n            left = max(left - len(part), 0)\n"),
+    ("distinct-n: all replies are read", "evaluation/text",
+     "part = tokens[i][:left]\n            grams += _grams(part, n)\n            left -= len(part)\n",
+     "part = tokens[i]\n            grams += _grams(part, n)\n"),
+    ("distinct-n: one order only", "evaluation/text", "for i in rng.permutation(len(tokens)):",
+     "for i in range(len(tokens)):"),
 ]

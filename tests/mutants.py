@@ -35,7 +35,8 @@ LIMIT_S = 1200  # a fault may also make a test run for ever
 SLOW = ("two_processes", "row_26", "killed_run", "habit_is_learned", "other_settings")  # after their file's other tests
 SUITES = {
     "pure": ["objective", "kl", "advantages", "normalizers", "diversity", "pathwise", "anatomy", "toy", "trl_parity"],
-    "engine": ["sampling", "truncated_sampling", "logprobs", "models", "rivals", "loop_menu", "loop"],
+    "engine": ["sampling", "truncated_sampling", "logprobs", "models", "rivals", "fault_kinds", "loop_menu",
+               "loop"],
     "rewards": ["metrics", "stats", "score", "rewards_learned", "rewards_validate", "rewards_judge", "rewards_ties",
                 "rewards_heuristic", "rewards_features", "attacks", "hacking", "overoptimisation", "rewards_coherence",
                 "hacking_figures", "rewards_context", "rewards_llm", "rewards_llm_load"],
@@ -60,8 +61,8 @@ FIRST = {  # room -> the test files to try before the others of its suite
     "training/rivals": ["rivals"],
     "attention": ["logprobs", "sampling"],
     "truncation": ["truncated_sampling"],
-    "sampling": ["sampling"],
-    "models": ["models", "logprobs"],
+    "sampling": ["sampling", "fault_kinds"],
+    "models": ["models", "fault_kinds", "logprobs"],
     "claims/stats": ["stats"],
     "evaluation/score": ["score"],
     "rewards/calibration": ["rewards_ties", "rewards_judge", "rewards_validate"],

@@ -53,9 +53,10 @@ def detector(halves) -> Detector:
 
 def human_set(rows: pd.DataFrame, posts: int, replies: int, seed: int) -> tuple[list[str], list[list[str]]]:
     rng = np.random.default_rng(seed)
-    groups = [part for _, part in rows.groupby("tweet_id") if len(part) >= replies]
+    ids, texts, said = (rows[name].to_numpy(object) for name in ("tweet_id", "tweet", "reply"))
+    groups = [part for part in pd.Series(ids).groupby(ids).indices.values() if len(part) >= replies]
     chosen = [groups[i] for i in rng.permutation(len(groups))[:posts]]
-    return [g["tweet"].iloc[0] for g in chosen], [list(rng.permutation(g["reply"]))[:replies] for g in chosen]
+    return [texts[g[0]] for g in chosen], [list(rng.permutation(said[g]))[:replies] for g in chosen]
 
 
 def flat(posts, replies):

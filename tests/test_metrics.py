@@ -176,3 +176,24 @@ def test_character_vectors_tell_wording_apart():
     assert s[0, 1] > 0.6 and 0 <= s[0, 2] < 0.05 and s[3, 4] == 1.0 and s[0, 3] == 0.0
     assert np.allclose(np.diag(s), 1)
     assert 0 < vectors.similarity(["zzqx wwvk", "zzqx"])[0, 1] < 1  # n-grams people never wrote still count
+
+
+def test_the_budget_of_distinct_n_cuts_within_a_reply_and_leaves_the_rest_unread():
+    """Its expectation over orders, written out; and longer replies of the same words change nothing."""
+    replies, budget = ["a a a a", "d e", "b c f g h"], 5
+    for n in (1, 2):
+        ratios = []
+        for order in itertools.permutations(replies):
+            left, grams = budget, []
+            for reply in order:
+                part = reply.split()[:max(left, 0)]
+                left -= len(part)
+                grams += list(zip(*(part[i:] for i in range(n))))
+            ratios.append(len(set(grams)) / len(grams))
+        found = text.distinct_n(replies, n, budget, rng(), draws=4000)
+        assert found == pytest.approx(np.mean(ratios), abs=0.01)
+        assert len(set(ratios)) > 1 and ratios[0] < np.mean(ratios) - 0.1, "the orders must differ"
+    once, longer = ["a b c d e f g"] * 3, ["a b c d e f g" + " a b c d e f g" * 9] * 3
+    for n, expected in ((1, 1.0), (2, 1.0)):
+        assert text.distinct_n(once, n, 6, rng()) == text.distinct_n(longer, n, 6, rng()) == expected
+    assert text.distinct_n(longer, 1, 21, rng()) == pytest.approx(1 / 3)

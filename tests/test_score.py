@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import zlib
 from dataclasses import dataclass
@@ -304,3 +305,69 @@ def test_provenance_names_what_numbers_rest_on(tmp_path):
     assert found["ead_vocabulary"] == 30_000
     assert "eff:yes" in found["self_bleu"] and "nc:6" in found["chrf"]
     assert found["packages"]["sacrebleu"] == importlib.metadata.version("sacrebleu")
+
+
+# ------------------------------------------------------ several bars, several temperatures, replies of all lengths
+WORDS = ["kettle", "rain", "keys", "garden", "bakery", "window", "seven", "under", "slowly", "perhaps"]
+
+
+def long_replies(n, seed=0):
+    """n replies of 3 to 25 words: no budget falls on their ends."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(3, 26))) for _ in range(n)]
+
+
+def several(quantiles=(0.9, 0.25, 0.5), temperatures=(0.7, 1.0), n=8):
+    """(generations, table by temperature) of replies under both posts, at two temperatures, with three bars."""
+    rows = [(post.id, i, t, reply, 5.0, False) for j, post in enumerate(POSTS) for t in temperatures
+            for i, reply in enumerate(long_replies(n, seed=int(100 * t) + j))]
+    table = pd.DataFrame(rows, columns=["post_id", "sample", "temperature", "reply", "tokens", "truncated"])
+    settings = dataclasses.replace(SETTINGS, judge_quantiles=list(quantiles), samples=n)
+    people = dataclasses.replace(PEOPLE, judged=np.arange(20.0, 180.0, 10.0))
+    found = score.score(score.rate(table, POSTS, reward, judge, Encoder(), people), POSTS, Encoder(), settings, people)
+    return table, found.set_index(["temperature", "prompt_id"]), people
+
+
+def test_each_bar_is_its_own_and_a_good_reply_is_one_above_the_lowest():
+    table, found, people = several()
+    wording = text.CharacterVectors([r for p in POSTS for r in p.replies])
+    for (temperature, post), part in table.groupby(["temperature", "post_id"]):
+        lengths, replies = part["reply"].str.len().to_numpy(), list(part["reply"])
+        bars = {q: np.quantile(people.judged, q) for q in (0.25, 0.5, 0.9)}
+        for q, bar in bars.items():
+            for k in (1, 5):
+                subsets = itertools.combinations(lengths >= bar, k)
+                share = np.mean([any(subset) for subset in subsets])
+                assert found.loc[(temperature, post), f"pass@{k}_q{q:g}"] == pytest.approx(share)
+        unlike = 1 - wording.similarity(replies)
+        pairs = list(itertools.combinations(range(len(replies)), 2))
+        graded = {q: np.mean([unlike[i, j] * (min(lengths[i], lengths[j]) >= bar) for i, j in pairs])
+                  for q, bar in bars.items()}
+        assert len(set(graded.values())) == 3, "the bars must tell these replies apart"
+        assert found.loc[(temperature, post), "effective_distance"] == pytest.approx(graded[0.25])
+        different = [unlike[i, j] > 1 - score.SAME_KIND and min(lengths[i], lengths[j]) >= bars[0.25] for i, j in pairs]
+        assert found.loc[(temperature, post), "effective_diversity"] == pytest.approx(np.mean(different))
+    alone = several(quantiles=(0.25,))[1]
+    names = ["effective_diversity", "effective_distance", "pass@5_q0.25", "utility_k"]
+    pd.testing.assert_frame_equal(found[names], alone[names])  # stricter bars beside it change nothing
+
+
+def test_every_temperature_is_scored_by_its_own_replies():
+    both, one = several()[1], several(temperatures=(1.0,))[1]
+    pd.testing.assert_frame_equal(both.loc[[1.0]], one)
+    assert not both.loc[0.7, "diversity"].equals(both.loc[1.0, "diversity"])
+
+
+def test_the_table_takes_each_lexical_metric_at_its_budget():
+    table, found, _ = several()
+    for (temperature, post), part in table.groupby(["temperature", "post_id"]):
+        row, replies = found.loc[(temperature, post)], list(part["reply"])
+        assert sum(len(r.split()) for r in replies) > 2 * score.TOKEN_BUDGET
+        for n in (1, 2):
+            expected = text.distinct_n(replies, n, score.TOKEN_BUDGET, np.random.default_rng(SETTINGS.seed))
+            assert row[f"distinct_{n}"] == pytest.approx(expected)
+        assert row["distinct_1"] >= len(WORDS) / score.TOKEN_BUDGET * 0.7, "ten words in forty, not in all there are"
+        assert row["compression"] == pytest.approx(repetition.compression_ratio(
+            replies, score.BYTE_BUDGET, np.random.default_rng(SETTINGS.seed)))
+        assert row["self_bleu"] == pytest.approx(text.self_bleu(
+            replies, score.SET_SIZE - 1, np.random.default_rng(SETTINGS.seed)))
