@@ -100,7 +100,6 @@ FIRST = {  # room -> the test files to try before the others of its suite
     "claims/decision": ["significance"],
     "pages/report": ["report"],
     "pages/failure_table": ["report"],
-    "pages/cost_table": ["report"],
     "pages/tradeoffs": ["figures"],
     "pages/tables": ["figures"],
     "pages/costs": ["figures"],

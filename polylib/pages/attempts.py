@@ -14,14 +14,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from polylib.claims import stats
-from polylib.claims.results import Results, beside
+from polylib.claims.results import Results
 from polylib.names import ordered
 from polylib.pages.style import METHOD_STYLE, STYLE, Picture, canvas, finish, line, point
 
 PEOPLE = "People: posts with at least k replies, where half of them have as many."
 BAND = 0.1  # opacity
-GAPS = {"oracle - random": "best − random:\nwhat there is to win", "selected - random": "picked − random:\nwhat is won",
-        "oracle - selected": "best − picked:\nworth of a better ranker"}
 CHOICES = {"oracle": ("-", "best of k (oracle)"), "selected": ("--", "picked by the reward"), "random": (":", "random")}
 
 
@@ -90,62 +88,6 @@ def best_of_k(results: Results, columns: int = 2) -> Picture:
         finish(figure, f"{results.note}. {_bands(results)} {PEOPLE}", columns, extra=[
             Line2D([], [], color="#333333", linestyle=dash, label=label) for dash, label in CHOICES.values()])
     return Picture("best_of_k", figure, data)
-
-
-def selection_gap(results: Results, columns: int = 2) -> Picture:
-    """Differences between the three ways to choose one reply out of k, in units of the judge, taken post by post.
-
-    oracle - random is what there is to win, selected - random what the trained reward wins of it (below 0: it picks
-    worse than chance), oracle - selected what a better ranker is worth."""
-    ks = _ks(results, "max@", "")
-    level = {(choice, k): _choice(results, choice, k) for choice in CHOICES for k in ks}
-    frames = []
-    for gap in GAPS:
-        one, other = gap.split(" - ")
-        frames += [spread({cell: level[one, k][cell] - level[other, k][cell] for cell in level[one, k]})
-                   .assign(gap=gap, k=k) for k in ks]
-    data = pd.concat(frames, ignore_index=True).dropna(subset="value")
-    with rc_context(STYLE):
-        figure, axes = _panels(len(GAPS), columns, 1.9, 3, 1, sharex=True, sharey=columns == 2)
-        for ax, (gap, label) in zip(axes.flat, GAPS.items(), strict=True):
-            _curves(ax, data[data["gap"].eq(gap)], "value", "k")
-            ax.axhline(0, color="#000000", lw=0.7, zorder=1)
-            ax.set_title(label)
-        _k_axis(axes, ks)
-        for ax in axes[:, 0]:
-            ax.set_ylabel("judge score")
-        finish(figure, f"{results.note}. {_bands(results)} {PEOPLE}", columns, ordered(data["method"]))
-    return Picture("selection_gap", figure, data)
-
-
-def profile(results: Results, columns: int = 2) -> Picture:
-    """Share of posts with one of k replies above each quantile of people's own judge scores, at the fewest and the
-    most replies k: no threshold has to be chosen (a performance profile; Agarwal et al. 2021, arXiv 2108.13264).
-
-    From profile.csv of every cell. At k = 1 people who answer as the validation posts' people lie on the dotted line;
-    UserError where a cell has no such file."""
-    tables = beside(results, "profile.csv", ["quantile", "threshold", "temperature", "k", "value"])
-    wanted = results.cfg.sampling.temperature
-    parts = [table[table["temperature"].isna() | (table["temperature"] - wanted).abs().lt(1e-9)]
-             .assign(method=method, seed=seed) for (method, seed), table in tables.items()]
-    data = pd.concat(parts, ignore_index=True).astype({"seed": "Int64"}).dropna(subset="value")
-    data["mean"] = data.groupby(["method", "quantile", "k"])["value"].transform("mean")
-    ks = sorted({data["k"].min(), data["k"].max()})
-    with rc_context(STYLE):
-        figure, axes = _panels(len(ks), columns, 2.3, 2, 1, sharex=True, sharey=True)
-        for ax, k in zip(axes.flat, ks, strict=True):
-            _curves(ax, data[data["k"].eq(k)].assign(low=np.nan, high=np.nan), "value", "quantile")
-            if k == 1:
-                ax.plot([0, 1], [1, 0], color="#000000", linestyle=":", lw=0.8, zorder=1)
-            ax.set_title("one reply" if k == 1 else f"one of {k:g} replies")
-            ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        for ax in [ax for ax in axes[-1] if ax.get_visible()]:
-            ax.set_xlabel("of human replies beaten")
-        for ax in axes[:, 0]:
-            ax.set_ylabel("posts" if 1 not in ks else "replies, posts")
-        finish(figure, f"{results.note}. Thin lines are runs. {PEOPLE}", columns, ordered(data["method"]))
-    return Picture("profile", figure, data[["method", "seed", "k", "quantile", "threshold", "value", "mean"]])
 
 
 def _choice(results: Results, choice: str, k: int) -> dict:
