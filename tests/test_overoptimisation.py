@@ -210,9 +210,6 @@ def test_a_figure_of_two_looks_a_run_draws_means_and_says_why():
     assert "smaller eval_every" in " ".join(picture.figure._supxlabel.get_text().split())
 
 
-# ---- where a gain comes from -------------------------------------------------------------------------------
-
-
 # ---- a whole study -----------------------------------------------------------------------------------------
 
 

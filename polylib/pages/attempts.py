@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from polylib.claims import stats
 from polylib.claims.results import Results
 from polylib.names import ordered
-from polylib.pages.style import METHOD_STYLE, STYLE, Picture, canvas, finish, line, point
+from polylib.pages.style import METHOD_STYLE, STYLE, Picture, canvas, finish, lines
 
 PEOPLE = "People: posts with at least k replies, where half of them have as many."
 BAND = 0.1  # opacity
@@ -118,16 +118,10 @@ def _panels(count: int, columns: int, height: float, across2: int, across1: int,
 
 
 def _curves(ax, data: pd.DataFrame, value: str, x: str) -> None:
-    for method in ordered(data["method"]):
-        part = data[data["method"].eq(method)]
-        for _, run in part.groupby("seed"):
-            ax.plot(run[x], run[value], **line(method, lw=0.5, alpha=0.45, linestyle="-"))
-        mean = part.groupby(x)[["mean", *(c for c in ("low", "high") if c in part)]].first()
-        if mean["low"].notna().any():
-            color = METHOD_STYLE[method]["color"]
-            ax.fill_between(mean.index, mean["low"], mean["high"], color=color, alpha=BAND, lw=0)
-        marks = point(method, markersize=3.5 if method != "human" else 6, markeredgewidth=0.4)
-        ax.plot(mean.index, mean["mean"], **marks | line(method), markevery=max(1, len(mean) // 8))
+    lines(ax, data, x, value, markersize=4.5, markers={m: METHOD_STYLE[m]["marker"] for m in set(data["method"])})
+    for method, part in data.dropna(subset="low").groupby("method"):
+        band = part.groupby(x)[["low", "high"]].first()
+        ax.fill_between(band.index, band["low"], band["high"], color=METHOD_STYLE[method]["color"], alpha=BAND, lw=0)
 
 
 def _k_axis(axes, ks: list[int]) -> None:
