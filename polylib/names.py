@@ -14,12 +14,10 @@ METRICS = {  # columns of per_prompt.csv
     "relevance": "relevance to the post", "length_words": "words", "length_tokens": "tokens",
     "truncated": "truncated", "duplicates": "duplicate pairs", "copy_rate": "copied",
     "repeated_elsewhere": "said elsewhere",
-    "ead": "EAD", "compression": "compression ratio", "self_repetition": "self-repetition", "chrf": "chrF",
-    "bertscore": "BERTScore", "distinct_k": "kinds of 4 replies", "distinct_k_t0.7": "kinds of 4, cosine .7",
-    "distinct_k_t0.8": "kinds of 4, cosine .8", "distinct_k_t0.9": "kinds of 4, cosine .9",
-    "utility_k": "utility of 4 replies", "effective_diversity": "effective diversity",
-    "effective_distance": "effective wording diversity", "pass@1_own_q0.5": "pass@1, the post's own bar",
-    "pass@5_own_q0.5": "pass@5, the post's own bar", "pass@10_own_q0.5": "pass@10, the post's own bar",
+    "bertscore": "BERTScore", "distinct_k": "kinds of 4 replies", "utility_k": "utility of 4 replies",
+    "effective_diversity": "effective diversity", "effective_distance": "effective wording diversity",
+    "pass@1_own_q0.5": "pass@1, the post's own bar", "pass@5_own_q0.5": "pass@5, the post's own bar",
+    "pass@10_own_q0.5": "pass@10, the post's own bar",
 }
 
 

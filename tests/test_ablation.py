@@ -89,4 +89,4 @@ def test_the_frame_is_around_what_was_chosen_not_around_what_the_detector_suspec
     ablation.save(prompts(123, level=2), paths.evaluation("ablation", 123))  # its best cell is suspicious
     judge = ablation_figure.heatmaps(paths, cfg).figure.axes[0]
     framed = {(patch.get_x(), patch.get_y()) for patch in judge.patches if patch.get_linewidth() > 1}
-    assert framed == {(-0.5, 0.5), (0.5, -0.5)}  # columns lam 0, 1; rows beta 0, 1
+    assert framed == {(0, 1), (1, 0)}  # columns lam 0, 1; rows beta 0, 1

@@ -14,11 +14,10 @@ from study_fixture import small_config, write_study
 
 from polylib import names
 from polylib.claims import effects, results, stats
-from polylib.pages import curves, figures, style, tables
+from polylib.pages import curves, figures, plain_tables, style, tables
 from polylib.run import UserError, atomic_write
 
-DRAW = [figures.quality_diversity, figures.pass_at_k, figures.best_of_k, figures.selection_gap, figures.profile,
-        figures.forest, figures.every_metric, figures.side_effects, figures.cost, figures.cost_benefit,
+DRAW = [figures.quality_diversity, figures.pass_at_k, figures.best_of_k, figures.forest, figures.cost_benefit,
         figures.calibration, curves.training_dynamics]
 
 
@@ -151,14 +150,21 @@ def _drop_temperature(paths):
     _edit(paths.evaluation("sft", 42) / "per_prompt.csv", lambda f: f["temperature"] != 1.0)
 
 
+def matched_mean(curve: list, x: float) -> tuple[float, str]:
+    """What the control gives at x on `curve` of (judge, diversity), by the distance of a run that has 0 diversity."""
+    xs, ys = (np.array(curve)[:, [i]][:, :, None] + np.zeros((1, 1, 3)) for i in (0, 1))
+    d, reasons = effects.matched_differences(xs, ys, np.full((1, 3), x), np.zeros((1, 3)))
+    return -d.mean(), reasons[0]
+
+
 def test_temperature_control_is_interpolated_per_run():
-    curve = np.array([[0.40, 0.75], [0.35, 0.80], [0.30, 0.85]])  # judge, diversity at rising temperature
-    assert effects.interpolate(curve, 0.36) == (pytest.approx(0.79), "")
-    assert effects.interpolate(curve, 0.30) == (pytest.approx(0.85), "")
-    value, reason = effects.interpolate(curve, 0.5)
+    curve = [[0.40, 0.75], [0.35, 0.80], [0.30, 0.85]]  # judge, diversity at rising temperature
+    assert matched_mean(curve, 0.36) == (pytest.approx(0.79), "")
+    assert matched_mean(curve, 0.30) == (pytest.approx(0.85), "")
+    value, reason = matched_mean(curve, 0.5)
     assert np.isnan(value) and reason == "0.500 is above all that temperature reaches (0.300-0.400)"
-    bent = np.array([[0.40, 0.75], [0.30, 0.80], [0.38, 0.85]])
-    assert effects.interpolate(bent, 0.35)[0] == pytest.approx(0.83125)  # the crossing that favours SFT
+    bent = [[0.40, 0.75], [0.30, 0.80], [0.38, 0.85]]
+    assert matched_mean(bent, 0.35)[0] == pytest.approx(0.83125)  # the crossing that favours SFT
 
 
 def test_at_equal_quality_the_run_is_the_unit(study):
@@ -190,11 +196,11 @@ def test_effects_hold_both_claims_and_holm(study):
 
 def test_main_table_in_all_formats_shows_the_same_numbers(study):
     table = tables.main(study)
-    assert list(table.data["label"]) == ["people", "SFT", "SFT, T=0.85", "SFT, T=1", "SFT+ (λ=0)",
+    assert list(table.numbers["label"]) == ["people", "SFT", "SFT, T=0.85", "SFT, T=1", "SFT+ (λ=0)",
                                          "polychromic", "GRPO", "hybrid"]
     values = np.array([pd.read_csv(study.paths.evaluation("grpo", s) / "per_prompt.csv")["judge_mean"]
                        for s in (42, 123, 456)])
-    grpo = table.data.set_index("method").loc["grpo"]
+    grpo = table.numbers.set_index("method").loc["grpo"]
     assert grpo["judge_mean"] == pytest.approx(values.mean())
     assert grpo["judge_mean_half"] == pytest.approx(stats.interval(values)[1].high - values.mean())
     shown = f"{values.mean():.3f}"
@@ -203,14 +209,15 @@ def test_main_table_in_all_formats_shows_the_same_numbers(study):
     assert "24 posts × 10 replies" in markdown and "simulated engagement" in markdown
     assert "$\\lambda$" in latex and latex.count("\\toprule") == 1
     assert "nan" not in (markdown + latex + page).lower()
-    people = table.data.iloc[0]
+    people = table.numbers.iloc[0]
     assert np.isnan(people["pass@10_q0.5"]) and people["pass@10_q0.5_prompts"] == 0
-    assert table.data.to_csv(index=False).startswith("label,method,temperature,judge_mean,judge_mean_half,")
+    assert table.numbers.to_csv(index=False).startswith("label,method,temperature,judge_mean,judge_mean_half,")
 
 
 def test_table_escapes_hostile_labels():
-    data = pd.DataFrame([{"label": "<script>a|b_50%", "m": 1.0, "m_half": np.nan}])
-    table = tables.Table(data, {"m": "x & <y>"}, "cap <b>")
+    numbers = pd.DataFrame([{"label": "<script>a|b_50%", "m": 1.0, "m_half": np.nan}])
+    texts, bold = tables.shown(numbers, {"m": "x & <y>"})
+    table = plain_tables.Table("t", numbers, texts, "cap <b>", bold, layout="stacked")
     assert "<script>" not in table._repr_html_() and "&lt;script&gt;" in table._repr_html_()
     assert "a\\|b" in table.to_markdown()
     assert r"b\_50\%" in table.to_latex() and r"x \& $<$y$>$" in table.to_latex()
@@ -238,20 +245,21 @@ def test_the_legend_of_one_column_has_room_for_areas_of_three_digits(study):
 def test_bold_is_what_the_method_changes_and_every_metric_has_its_row(study):
     table = tables.main(study)
     effect = effects.effects(study, ["judge_mean"]).set_index("method")
-    rows = table.data[table.data["temperature"].ne(0.85) & table.data["temperature"].ne(1.0)].set_index("method")
+    rows = table.numbers[~table.numbers["temperature"].isin([0.85, 1.0])].set_index("method")
     for method, row in effect.iterrows():
         assert rows.loc[method, "judge_mean_differs"] == (row["method_low"] > 0 or row["method_high"] < 0), method
     assert rows.loc["grpo", "judge_mean_differs"] and not rows.loc["sft", "judge_mean_differs"]
     worse = {key: frame.assign(judge_mean=frame["judge_mean"] - (key[0] == "hybrid")) for key, frame in
              study.frames.items()}
-    lost = tables.main(dataclasses.replace(study, frames=worse)).data.set_index("method")
-    assert lost.loc["hybrid", "judge_mean_differs"]  # a loss is a change, too
+    lost = tables.main(dataclasses.replace(study, frames=worse)).numbers
+    assert lost.set_index("method").loc["hybrid", "judge_mean_differs"]  # a loss is a change, too
     shown = f"{rows.loc['grpo', 'judge_mean']:.3f}"
-    assert f"**{shown} ±" in table.to_markdown() and rf"\textbf{{{shown}}}" in table.to_latex()
-    assert f"<b>{shown}</b>" in table._repr_html_()
+    assert f"**{shown} ±" in table.to_markdown() and rf"\textbf{{\shortstack{{{shown}\\" in table.to_latex()
+    assert f"<b>{shown} ±" in table._repr_html_()
     wide = tables.everything(study)
     lines = [line for line in wide.to_markdown().splitlines() if line.startswith("| ")]
-    assert len(lines) - 1 == len(study.columns) - 2  # all but temperature and n_samples
+    passes = [name for name in study.columns if name.startswith("pass@") and "own" not in name]
+    assert len(lines) - 1 == len(set(names.METRICS) & set(study.columns)) + len(passes)
     assert wide.to_latex().count("longtable") == 2 and f"**{shown} ±" in wide.to_markdown()
 
 
@@ -274,7 +282,7 @@ def test_the_note_says_which_code_made_the_cells(files):
 def test_the_reproducibility_table_holds_hashes_seeds_and_versions(study, tmp_path):
     import hashlib
     facts = tables.reproducibility(study)
-    found = facts.data.set_index("what")["value"]
+    found = facts.numbers.set_index("what")["value"]
     assert found["code"] == "commit 0123456" and found["training seeds"] == "42, 123, 456"
     assert found["torch"] == "2.13.0" and found["model"] == study.cfg.model.source
     assert found["settings"].endswith("is missing")  # the made-up study has no params/
@@ -282,7 +290,7 @@ def test_the_reproducibility_table_holds_hashes_seeds_and_versions(study, tmp_pa
     atomic_write(preset, "seeds: [1]\n")
     try:
         digest = hashlib.sha256(b"seeds: [1]\n").hexdigest()[:12]
-        assert tables.reproducibility(study).data.set_index("what")["value"]["settings"].endswith(digest)
+        assert tables.reproducibility(study).numbers.set_index("what")["value"]["settings"].endswith(digest)
     finally:
         preset.unlink()
     facts.save(tmp_path)
@@ -318,15 +326,15 @@ def test_hypervolumes_compare_methods_at_common_temperatures(study):
     assert table.loc["grpo", "gain"] == pytest.approx((low + high) / 2) and np.isnan(table.loc["sft", "gain"])
 
 
-def test_bands_and_gaps_hold_what_the_files_hold(study):
+def test_bands_and_choices_hold_what_the_files_hold(study):
     frames = {s: pd.read_csv(study.paths.evaluation("grpo", s) / "per_prompt.csv") for s in (42, 123, 456)}
     passes = figures.pass_at_k(study).data.query("method == 'grpo' and k == 5 and quantile == 0.75")
     mean, claim = stats.interval(np.array([frame["pass@5_q0.75"] for frame in frames.values()]))
     assert passes["mean"].unique() == pytest.approx([mean]) and passes["low"].unique() == pytest.approx([claim.low])
-    gaps = figures.selection_gap(study).data.query("method == 'grpo' and k == 8 and seed == 123").set_index("gap")
+    best = figures.best_of_k(study).data.query("method == 'grpo' and k == 8 and seed == 123").set_index("choice")
     one = frames[123]
-    assert gaps.loc["oracle - selected", "value"] == pytest.approx((one["max@8"] - one["best@8"]).mean())
-    assert gaps.loc["selected - random", "value"] == pytest.approx((one["best@8"] - one["judge_mean"]).mean())
+    for choice, column in (("oracle", "max@8"), ("selected", "best@8"), ("random", "judge_mean")):
+        assert best.loc[choice, "judge"] == pytest.approx(one[column].mean())
 
 
 def test_hours_of_training_include_what_a_method_starts_from(study):
@@ -336,12 +344,3 @@ def test_hours_of_training_include_what_a_method_starts_from(study):
     assert data["training_hours"].unique() == pytest.approx([sum(seconds) / 3600])
     tokens = pd.read_csv(study.paths.evaluation("grpo", 42) / "per_prompt.csv")["length_tokens"].mean()
     assert data.set_index("k").loc[8, "tokens"] == pytest.approx(8 * tokens)
-
-
-def test_a_cell_without_its_profile_is_named(files):
-    (files.evaluation("hybrid", 42) / "profile.csv").unlink()
-    with pytest.raises(UserError, match=r"profile.csv missing: hybrid/s42; run `dvc repro`"):
-        figures.profile(results.load(files, small_config()))
-    atomic_write(files.evaluation("hybrid", 42) / "profile.csv", "quantile,k\n0.5,1\n")
-    with pytest.raises(UserError, match="profile.csv: no column threshold"):
-        figures.profile(results.load(files, small_config()))

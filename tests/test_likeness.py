@@ -12,11 +12,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from polylib.claims import distance
-from polylib.config import UserError
 from polylib.evaluation import likeness
 from polylib.evaluation.metrics import Undefined
-from polylib.run import Paths, write_json
+from polylib.run import write_json
 
 WORDS = "kettle keys rain cat fridge bell bowl tuesday pan contract late warm again never always maybe".split()
 STOCK = "amazing incredible insight thanks sharing journey leverage growth".split()
@@ -133,17 +131,3 @@ def test_what_cannot_be_told_has_a_reason(tmp_path):
     with pytest.raises(Undefined, match="alike"):
         likeness.mmd2(np.ones((6, 2)), np.array([0, 0, 0, 1, 1, 1]), np.array([True, False, False] * 2),
                       np.arange(6)[None])
-
-
-def test_reading_a_study(tmp_path):
-    paths = Paths("tiny", tmp_path)
-    study = SimpleNamespace(paths=paths, frames={("human", None, None): 0, ("sft", 1, 0.7): 0, ("sft", 1, 1.0): 0})
-    with pytest.raises(UserError, match="no section likeness"):
-        distance.likeness(study)
-    posts, _ = corpus(np.random.default_rng(0), WORDS, posts=4)
-    sections = {("human", None): likeness.people(posts, 7), ("sft", 1): {"c2st_auc": 0.7, "posts": 4}}
-    for (method, seed), section in sections.items():
-        write_json(paths.evaluation(method, seed) / "metrics.json", {"likeness": section})
-    table = distance.likeness(study)
-    assert list(table["method"]) == ["human", "sft"] and table["c2st_auc"].isna().tolist() == [True, False]
-    assert "needs 10 posts" in table["reason"][0] and table["reason"][1] == ""

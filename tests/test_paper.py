@@ -10,7 +10,7 @@ import reply_rows
 from study_fixture import ROOT, small_config, write_study
 
 from polylib.claims import results, significance
-from polylib.pages import cost_table, failure_table, figures, paper, significance_table, tables
+from polylib.pages import costs, failure_table, figures, paper, significance_table, tables
 
 TEX = (ROOT / "paper" / "paper.tex").read_text(encoding="utf-8")
 
@@ -26,9 +26,9 @@ def study(tmp_path_factory):
         table.save(found.paths.figures)
     paper.write(found)
     significance_table.save(significance.table(found, None), found, found.paths.figures)
-    failure_table.save(failure_table.table(found), found.paths.figures, found.note)
-    cost_table.save(cost_table.table(found), found.paths.figures, cost_table.caption(found))
-    figures.side_effects(found).save(found.paths.figures, 40)
+    failure_table.table(failure_table.rates(found), found.note).save(found.paths.figures)
+    costs.table(found).save(found.paths.figures)
+    figures.forest(found).save(found.paths.figures, 40)
     for folder in ("paper", "tools"):
         (root / folder).mkdir()
     shutil.copy(ROOT / "paper" / "paper.tex", root / "paper")
@@ -68,4 +68,4 @@ def test_the_paper_compiles_with_a_figure_and_without_the_others(study):
     assert done.returncode == 0, done.stderr
     assert (study.paths.root / "paper" / "laptop.pdf").read_bytes().startswith(b"%PDF")
     log = (study.paths.root / "paper" / "build" / "laptop.log").read_text(errors="replace")
-    assert "side_effects.pdf" in log and "undefined" not in log
+    assert "forest.pdf" in log and "undefined" not in log

@@ -16,7 +16,7 @@ from scipy import stats
 from polylib.claims import replies, results
 from polylib.config import UserError
 from polylib.evaluation import failures
-from polylib.pages import cost_table, failure_table, plain_tables, report, tables
+from polylib.pages import costs, failure_table, plain_tables, report, tables
 
 PIXEL = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c63606060"
                       "60000000050001016db3d5a00000000049454e44ae426082")
@@ -36,7 +36,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def failed(study):
-    return failure_table.table(study)
+    return failure_table.rates(study)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def page(study, failed):
     guide = pd.DataFrame({"for": ["variety <b>now</b>"], "use": ["polychromic"], "gain": ["+0.05 [0.01, 0.09]"]})
     found = failure_table.examples(failed)
     found.attrs["collapsed"] = True
-    shown = {"Main table": tables.main(study), "Failures": failure_table.wide(failed), "Examples": found,
-             "Costs": cost_table.shown(cost_table.table(study))}
+    shown = {"Main table": tables.main(study), "Failures": failure_table.table(failed, "note"), "Examples": found,
+             "Costs": costs.table(study)}
     return report.write(study, shown, guide, study.paths.results("report"))
 
 
@@ -226,10 +226,10 @@ def test_failure_rates_are_means_over_runs_with_their_own_interval(study, failed
     assert failed.loc[failed["rate"].eq(0), ["low", "high"]].isna().all(axis=None), "no spread, no interval"
     leaks = failed[failed["failure"].eq("leakage") & failed["method"].eq("sft")].iloc[0]
     assert leaks["example_1"] == reply_rows.CONTROL.replace("\ud83d", "\ufffd") and leaks["example_2"] == ""
-    failure_table.save(failed, tmp_path, "note | with a bar")
+    failure_table.table(failed, "note | with a bar").save(tmp_path)
     names = [tmp_path / f"failures.{ending}" for ending in ("csv", "md", "tex")]
     first = [name.read_bytes() for name in names]
-    failure_table.save(failure_table.table(study), tmp_path, "note | with a bar")
+    failure_table.table(failure_table.rates(study), "note | with a bar").save(tmp_path)
     assert [name.read_bytes() for name in names] == first
     markdown = names[1].read_text(encoding="utf-8")
     assert "<|im" not in markdown and r"\<\|im\_end\|\>" in markdown and "| people |" in markdown
@@ -237,7 +237,7 @@ def test_failure_rates_are_means_over_runs_with_their_own_interval(study, failed
 
 
 def test_costs_are_hours_tokens_and_a_price_only_if_there_is_one(study, tmp_path):
-    table = cost_table.table(study).set_index("method")
+    table = costs.table(study).numbers.set_index("method")
     grpo = [study.costs.query(f"stage == '{stage}' and seed == {seed}")["seconds"].iloc[0]
             for stage in ("grpo", "sft") for seed in (42, 123, 456)]
     assert table.loc["grpo", "minutes"] == pytest.approx(np.mean(grpo[:3]) / 60)
@@ -248,23 +248,24 @@ def test_costs_are_hours_tokens_and_a_price_only_if_there_is_one(study, tmp_path
     assert table.loc["grpo", "sampled_tokens"] == pytest.approx(
         np.mean(drawn) * section.prompts_per_step * section.samples_per_prompt)
     assert table.loc["sft", "sampled_tokens"] == 0 and np.isnan(table.loc["sft", "trained_tokens"])
-    assert table["price"].isna().all() and table["reason"].eq(cost_table.NO_PRICE).all()
+    assert table["price"].isna().all() and table["reason"].eq(costs.NO_PRICE).all()
     assert table.loc["study", "minutes"] == pytest.approx(study.costs["seconds"].sum() / 60)
 
     priced = dataclasses.replace(study, cfg=dataclasses.replace(
         study.cfg, paper_figures=dataclasses.replace(study.cfg.paper_figures, price_per_hour=3.6)))
-    table = cost_table.table(priced)
-    cost_table.save(table, tmp_path, cost_table.caption(priced))
+    costs.table(priced).save(tmp_path)
+    table = costs.table(priced).numbers
     assert table.set_index("method").loc["grpo", "price"] == pytest.approx(sum(grpo) / 3 / 1000)
     assert table["reason"].eq("").all() and "at 3.6 an hour" in (tmp_path / "costs.md").read_text()
     with pytest.raises(UserError, match="no env.json"):
-        cost_table.table(dataclasses.replace(study, costs=study.costs.iloc[:0]))
+        costs.table(dataclasses.replace(study, costs=study.costs.iloc[:0]))
 
 
 def test_text_in_tables_is_no_markup():
     frame = pd.DataFrame({"a|b": ["50 % & _x_"], "c": ["1 | 2"]})
-    assert plain_tables.to_markdown(frame, "c").splitlines()[2] == r"| 50 % & _x_ | 1 \| 2 |"
-    assert r"50 \% \& \_x\_ & 1 | 2 \\" in plain_tables.to_latex(frame, "two\nlines")
-    assert plain_tables.to_latex(frame, "two\nlines").splitlines()[-1] == "% two lines"
+    table = plain_tables.Table("t", frame, frame, "two\nlines")
+    assert table.to_markdown().splitlines()[2] == r"| 50 % & _x_ | 1 \| 2 |"
+    assert r"50 \% \& \_x\_ & 1 | 2 \\" in table.to_latex() and table.to_latex().splitlines()[-1] == "% two lines"
+    assert "<b>" not in plain_tables.Table("t", frame, frame.map(lambda _: "<b>x</b>"), "c")._repr_html_()
     assert plain_tables.quoted("a\x00\u2028b `<i>`") == r"a b \`\<i\>\`"
     assert len(plain_tables.quoted("x" * 500)) == 200

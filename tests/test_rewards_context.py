@@ -8,7 +8,6 @@ import pytest
 import torch
 from reward_rows import threads
 
-from polylib.pages.context_figure import scores_and_advantages
 from polylib.rewards.context import OBJECTIVES, WithContext, objectives
 from polylib.training.advantages import gdpo, group_advantages
 
@@ -95,13 +94,3 @@ def test_unknown_posts_are_neutral_and_unknown_objectives_refused(rows):
     assert list(parts) == ["length", *OBJECTIVES] and (parts.iloc[1, 1:] == 0.5).all()
     with pytest.raises(ValueError, match="unknown objective 'fame'; use timing"):
         WithContext(Length(), rows, {"fame": 1.0})
-
-
-def test_the_figure_shows_a_shift_on_the_left_and_the_diagonal_on_the_right(rows, sampled):
-    plain = groups(Length(), sampled).numpy()
-    rich = groups(WithContext(Length(), rows, {"popularity": 2.0}), sampled).numpy()
-    left, right = scores_and_advantages(plain, rich).axes
-    gaps = [np.concatenate([c.get_offsets() for c in axis.collections]) @ [-1, 1] for axis in (left, right)]
-    assert np.abs(gaps[0]).max() > 0.2 and np.abs(gaps[1]).max() < 1e-9 and len(gaps[0]) == plain.size
-    with pytest.raises(ValueError, match="both need shape"):
-        scores_and_advantages(plain, rich[:2])

@@ -226,12 +226,12 @@ def test_figures_and_tables_take_the_rival_in_any_subset(methods, tmp_path, monk
     found = results.load(write_study(tmp_path, cfg), cfg)
     assert found.methods == ["human", *methods]
     for draw in (figures.quality_diversity, figures.pass_at_k, figures.best_of_k, figures.forest,
-                 figures.side_effects, figures.cost, curves.training_dynamics):
+                 figures.cost_benefit, curves.training_dynamics):
         picture = draw(found, 2)
         column = "stage" if "stage" in picture.data else "method"
         assert "dpo" in set(picture.data[column]), picture.name
         picture.figure.draw_without_rendering()
-    assert "DPO" in str(tables.main(found)) and "dpo" in tables.summary(found)["methods"]
+    assert "DPO" in tables.main(found).to_markdown() and "dpo" in tables.summary(found)["methods"]
     looks = [tuple(map(str, entry.values())) for entry in style.METHOD_STYLE.values()]
     for place in range(4):  # label, colour, marker, line: no two methods share one
         assert len({look[place] for look in looks}) == len(looks)

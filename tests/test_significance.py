@@ -11,7 +11,7 @@ import yaml
 from conftest import ROOT
 from study_fixture import small_config, write_study
 
-from polylib.claims import decision, effects, equivalence, exact, preregistration, results, significance, stats
+from polylib.claims import decision, effects, equivalence, preregistration, results, significance, stats
 from polylib.pages import significance_table
 from polylib.pages import variance_figure as variances
 from polylib.run import Paths, UserError
@@ -147,8 +147,8 @@ def test_whether_the_registration_came_first_is_read_from_git(study, tmp_path):
 def test_registered_questions_come_first_and_families_are_adjusted_apart(study, table):
     assert list(table["family"][:4]) == ["primary"] * 3 + ["equivalence"]
     primary, rest = (table[table["family"].eq(name)] for name in ("primary", "exploratory"))
-    assert primary["p_adjusted"].to_numpy() == pytest.approx(stats.holm(primary["method_p"]), nan_ok=True)
-    assert rest["p_adjusted"].to_numpy() == pytest.approx(stats.benjamini_hochberg(rest["method_p"]), nan_ok=True)
+    assert primary["p_adjusted"].to_numpy() == pytest.approx(stats.adjust(primary["method_p"], "holm"), nan_ok=True)
+    assert rest["p_adjusted"].to_numpy() == pytest.approx(stats.adjust(rest["method_p"], "fdr_bh"), nan_ok=True)
     assert set(primary["adjustment"]) == {"Holm"} and set(rest["adjustment"]) == {"Benjamini-Hochberg"}
     keys = ["kind", "metric", "equal", "method"]
     assert not table.duplicated(keys).any()  # a registered comparison is not tested again among the rest
@@ -204,26 +204,15 @@ def replies_of(study):
     return pd.DataFrame(rows).sample(frac=1, random_state=0)
 
 
-def test_replies_give_cliffs_delta_and_the_test_as_asked(study):
+def test_the_test_as_asked_pools_all_values(study):
     frame = replies_of(study)
-    delta = significance.cliffs(study, frame).set_index(["metric", "method"])
-    row = delta.loc[("judge_mean", "grpo")]
-    groups = frame.groupby(["method", "seed", "post_id"])["judge"]
-    per_post = [exact.cliffs_delta(*(groups.get_group((m, s, p)) for m in ("grpo", "sft")))
-                for s in study.cfg.seeds for p in study.people.index]
-    assert row["delta"] == pytest.approx(np.mean(per_post)) and row["low"] < row["delta"] < row["high"]
-    rates = pd.DataFrame([{"setting": "judge_mean", "procedure": "Mann-Whitney as asked, replies", "rate": 0.37}])
-    asked = significance.as_asked(study, rates, frame).set_index(["metric", "method", "sample"])
+    asked = significance.as_asked(study, frame).set_index(["metric", "method", "sample"])
     row = asked.loc[("judge_mean", "grpo", "replies")]
-    assert row["n"] == 2 * 3 * 24 * 3 and row["false_positives"] == 0.37 and "as if independent" in row["given"]
-    assert np.isnan(asked.loc[("judge_mean", "grpo", "means of posts and runs"), "false_positives"])
-
-
-def test_mcnemar_covers_the_columns_of_zeros_and_ones_alone(study):
-    frames = {key: frame.assign(**{"pass@10_q0.9": (frame["judge_mean"] > 0.45) * 1.0})
-              for key, frame in study.frames.items()}
-    found = significance.binary(dataclasses.replace(study, frames=frames))
-    assert set(found["metric"]) == {"pass@10_q0.9"} and len(found) == 4 and (found["p"] >= found["floor"]).all()
+    mine, other = (frame.loc[frame["method"].eq(m), "judge"].to_numpy() for m in ("grpo", "sft"))
+    assert row["n"] == 2 * 3 * 24 * 3
+    assert row["delta"] == pytest.approx(np.sign(mine[:, None] - other[None]).mean())
+    means = asked.loc[("judge_mean", "grpo", "means of posts and runs")]
+    assert means["n"] == 2 * 3 * 24 and means["p"] < 0.05 and ("diversity", "grpo", "replies") not in asked.index
 
 
 # ---- decision guide --------------------------------------------------------------------------------------------------
@@ -277,20 +266,18 @@ def test_one_run_a_method_establishes_nothing(tmp_path):
 
 # ---- variance figure -------------------------------------------------------------------------------------------------
 
-def test_variance_figure_and_planner(study):
+def test_variance_figure_and_runs_needed(study):
     for columns in (1, 2):
         picture = variances.picture(study, columns)
         picture.figure.draw_without_rendering()
     data = picture.data.set_index("metric")
     assert data.loc["judge_mean", ["seed", "prompt", "interaction"]].sum() == pytest.approx(1)
     assert data.loc["truncated", "reason"] == stats.SAME and np.isnan(data.loc["truncated", "seeds_needed"])
-    more = variances.table(study, ["judge_mean"], replies_of(study)).iloc[0]
-    assert more["generation_variance"] == pytest.approx(1.0, abs=0.1)
-    plan = variances.planner(study, "judge_mean", [0.02, 0.2], [24, 200])
-    assert plan.query("effect == 0.2")["seeds"].max() <= 5 and plan["power"].notna().all()
-    cfg = dataclasses.replace(study.cfg, seeds=(42,))
-    with pytest.raises(UserError, match="one run a method"):
-        variances.table(dataclasses.replace(study, cfg=cfg))
+    said = variances.sentence(study, "judge_mean", (0.0001, 0.2))
+    assert "0.0001 with over 50, 0.2 with" in said and "24 posts" in said
+    for cfg in (dataclasses.replace(study.cfg, seeds=(42,)), dataclasses.replace(study.cfg, methods=("sft",))):
+        with pytest.raises(UserError, match="two runs of two methods"):
+            variances.table(dataclasses.replace(study, cfg=cfg))
 
 
 def test_registered_margin_is_people_s_own_scatter():

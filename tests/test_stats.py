@@ -1,11 +1,12 @@
 """Intervals and tests against scipy, statsmodels, enumeration and, for their error rates, simulation."""
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats as ss
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 from polylib.claims import stats
@@ -158,21 +159,22 @@ def test_cells_that_do_not_match_are_refused():
         stats.matrix(c, "sft")
 
 
-def test_exact_test_is_scipy_s_and_names_its_floor():
+def test_exact_test_is_the_enumeration_and_names_its_floor():
     for d in ([0.1, 0.2, 0.3], [0.5, -0.1, 0.3, 0.2, 0.4], RNG.normal(size=6)):
         d = np.array(d)
         p, floor = stats.exact_test(d)
-        scipy = ss.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
-        assert p == pytest.approx(scipy) and p >= floor == 2 / 2 ** len(d)
+        sums = [abs(np.dot(signs, d)) for signs in itertools.product([1, -1], repeat=len(d))]
+        assert p == pytest.approx(np.mean(np.array(sums) >= abs(d.sum()) - 1e-12)) and p >= floor == 2 / 2 ** len(d)
     assert stats.exact_test(np.array([1.0, 2, 3]))[0] == 0.25  # three runs, all positive
     assert stats.exact_test(np.arange(1.0, 7))[0] == 0.03125  # six
 
 
-def test_holm_is_statsmodels_and_skips_tests_that_were_not_done():
-    assert stats.holm([0.01, 0.02, 0.03, 0.04, 0.05]) == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
+def test_holm_steps_down_and_skips_tests_that_were_not_done():
+    assert stats.adjust([0.01, 0.02, 0.03, 0.04, 0.05], "holm") == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
     p = RNG.uniform(size=12)
-    assert stats.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
-    assert stats.holm([0.01, np.nan, 0.04]) == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
+    one_by_one = [max(min(1.0, (len(p) - i) * q) for i, q in enumerate(sorted(p)) if q <= own) for own in p]
+    assert stats.adjust(p, "holm") == pytest.approx(one_by_one)
+    assert stats.adjust([0.01, np.nan, 0.04], "holm") == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
 
 
 def test_interval_of_one_method():

@@ -30,7 +30,7 @@ PURE = {  # room: what it may import besides mathematics and the other pure room
     "polylib.training.anatomy": {"torch"},
     "polylib.training.toy": {"torch"},
     "polylib.evaluation.metrics": {"numpy", "scipy"},
-    "polylib.claims.stats": {"numpy", "scipy"},
+    "polylib.claims.stats": {"numpy", "scipy", "statsmodels"},
 }
 MATHEMATICS = {"__future__", "math", "itertools", "functools", "dataclasses", "typing", "collections"}
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from polylib import config, names  # noqa: E402
 from polylib.claims import effects, preregistration, results  # noqa: E402
-from polylib.pages import figures, reward_figures, style, tables  # noqa: E402
+from polylib.pages import figures, plain_tables, reward_figures, style, tables  # noqa: E402
 from polylib.run import Paths, UserError, atomic_write  # noqa: E402
 
 STUDY, PRESETS = "laptop", ("smoke", "quick", "laptop", "gpu", "paper")  # cheapest first; others follow by name
@@ -43,7 +43,9 @@ def results_block(root: Path) -> str:
     found = results.load(paths, cfg)  # refuses a missing or a foreign cell, in one line
     headings = {c: h for c, h in tables.columns(found).items() if c.startswith(TABLE) and c != "diversity_tfidf"}
     caption = (paths.figures / "table_main.md").read_text(encoding="utf-8").strip().splitlines()[-1]
-    main = tables.Table(pd.read_csv(paths.figures / "table_main.csv"), headings, caption)
+    numbers = pd.read_csv(paths.figures / "table_main.csv")
+    texts, bold = tables.shown(numbers, headings)
+    main = plain_tables.Table("table_main", numbers, texts, caption, bold)
     forest = pd.read_csv(paths.figures / "forest.csv").query("metric in @EFFECTS")
     return "\n\n".join([
         f"![Judge score against semantic diversity](results/{STUDY}/paper_figures/quality_diversity.png)",

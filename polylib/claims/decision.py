@@ -77,7 +77,7 @@ def guide(results: Results, hacked: Iterable[str] = (), control: str = "sft") ->
 def _row(results: Results, want: Want, methods: list[str], control: str) -> dict:
     found = pd.DataFrame([_gain(results, want, method, control) for method in methods],
                          columns=["method", "gain", "low", "high", "p", "reason"])
-    found["p_holm"] = stats.holm(found["p"].to_numpy(float)) if len(found) else []
+    found["p_holm"] = stats.adjust(found["p"].to_numpy(float), "holm")
     won = found[(found["p_holm"] < ALPHA) & (found["gain"] > 0)].sort_values("gain", ascending=False)
     named = {"want": want.text, "metric": want.metric, "equal": want.equal, "versus": ""}
     if won.empty:

@@ -51,7 +51,7 @@ def effects(results: Results, metrics: list[str] | None = None, control: str = "
                 **_bootstrap(*both, results.cfg.paper_figures.bootstrap),
                 "exact_p": c.exact_p, "exact_floor": c.exact_floor, **_by_rank(*both),
                 "seeds": c.seeds, "prompts": c.prompts, "dropped": c.dropped})
-        adjusted = stats.holm([row["method_p"] for row in family])
+        adjusted = stats.adjust([row["method_p"] for row in family], "holm")
         rows += [{**row, "method_p_holm": p} for row, p in zip(family, adjusted, strict=True)]
     return pd.DataFrame(rows)
 
@@ -66,8 +66,8 @@ def pair(cells: dict, a: str, b: str) -> tuple[np.ndarray, np.ndarray]:
 def _by_rank(ya: np.ndarray, yb: np.ndarray) -> dict[str, float]:
     if ya.shape[1] < 2:
         return {"ranks_p": np.nan, "ranks_floor": np.nan, "d_z": np.nan}  # method_reason says why
-    ranks = exact.mann_whitney_runs(ya.mean(axis=1), yb.mean(axis=1))
-    return {"ranks_p": ranks.p, "ranks_floor": ranks.floor, "d_z": exact.d_z(ya - yb)}
+    p, floor = exact.mann_whitney_runs(ya.mean(axis=1), yb.mean(axis=1))
+    return {"ranks_p": p, "ranks_floor": floor, "d_z": exact.d_z(ya - yb)}
 
 
 def _bootstrap(ya: np.ndarray, yb: np.ndarray, draws: int) -> dict[str, float]:
@@ -130,10 +130,11 @@ def matched_differences(curve_x: np.ndarray, curve_y: np.ndarray, x: np.ndarray,
                         y: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """(differences (S, P), reasons): per run, y less the control's y where the control's mean x equals the run's.
 
-    curve_x, curve_y (T, S, P), x, y (S, P), finite. Each run's mean is its distance from the polyline of `interpolate`;
-    single posts are first-order (delta method): y - control y - slope (x - control x), all at the interpolated
-    temperature. All runs answer the same posts, so a t test on the runs' distances alone takes what these posts
-    happen to favour for the method's merit (simulated: `simulation.matched_rates`). NaN row where there is no match."""
+    curve_x, curve_y (T, S, P), x, y (S, P), finite. Each run's mean is its distance from the control's polyline over
+    temperature; single posts are first-order (delta method): y - control y - slope (x - control x), all at the
+    interpolated temperature. All runs answer the same posts, so a t test on the runs' distances alone takes what these
+    posts happen to favour for the method's merit (simulated in tests/test_error_rates.py). NaN row where there is no
+    match."""
     d, reasons = np.full(x.shape, np.nan), []
     for s in range(len(x)):
         curve = np.stack([curve_x[:, s].mean(axis=1), curve_y[:, s].mean(axis=1)], axis=1)
@@ -153,18 +154,9 @@ def _why(runs: pd.DataFrame) -> str:
     return "; ".join(reasons) or stats.ONE_SEED
 
 
-def interpolate(curve: np.ndarray, x: float) -> tuple[float, str]:
-    """(y at x, reason) on the polyline `curve` (T, 2) of (x, y) in order of temperature; NaN with reason
-    outside it.
-
-    Where noise makes the curve pass x twice, the higher y counts: the control gets the benefit of the
-    doubt."""
-    i, share, reason = _crossing(curve, x)
-    return (np.nan, reason) if reason else (float((1 - share) * curve[i, 1] + share * curve[i + 1, 1]), "")
-
-
 def _crossing(curve: np.ndarray, x: float) -> tuple[int, float, str]:
-    """(segment, share of its far end, reason for none)."""
+    """(segment, share of its far end, reason for none) where the polyline `curve` (T, 2) of (x, y) passes x. Where
+    noise makes it pass twice, the higher y counts: the control gets the benefit of the doubt."""
     found = []
     for i, ((x0, y0), (x1, y1)) in enumerate(zip(curve[:-1], curve[1:], strict=True)):
         if min(x0, x1) <= x <= max(x0, x1):

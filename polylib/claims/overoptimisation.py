@@ -4,8 +4,8 @@
     stop = stop_here(path)                                # per method: the best step, and what going on lost
     hacking_table(results)                                # method x seed: level, z, feature, both gains
 
-Gao et al. 2023 (arXiv 2210.10760): for RL, gain = d (alpha - beta log d) with d = sqrt(KL to the start), peak at
-d* = exp(alpha / beta - 1) when beta > 0. Reward and judge have units of their own (sd of people's replies; log-odds).
+Gao et al. 2023 (arXiv 2210.10760): for RL, gain = d (alpha - beta log d) with d = sqrt(KL to the start).
+Reward and judge have units of their own (sd of people's replies; log-odds).
 """
 from __future__ import annotations
 
@@ -22,9 +22,6 @@ from polylib.rewards.hacking import LEVELS, TRUNCATED, verdict
 
 NEEDED = ("val_reward", "val_judge", "val_kl")
 FEW = "fewer than 3 distances from the start: set a smaller eval_every"
-REACH = 1.5  # times the largest distance seen: a peak beyond that is a guess
-NO_PEAK = "no peak near the distances seen"
-BOOTSTRAP = 1000
 
 
 def trajectory(histories: Mapping[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
@@ -55,39 +52,11 @@ def fit_rl(d: np.ndarray, gain: np.ndarray) -> tuple[float, float]:
     return tuple(float(c) for c in np.linalg.lstsq(np.stack([d, -d * np.log(d)], axis=1), gain, rcond=None)[0])
 
 
-def fits(path: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """method, scorer, alpha, beta, peak (d*), peak_low, peak_high, reason: Gao's curve of each method, all runs pooled.
-
-    A peak further out than REACH times the distances seen is inf. The interval resamples runs where there are several,
-    else points of the one run; inf counts as large, so an interval that does not close is shown as such."""
-    rows, rng = [], np.random.default_rng(seed)
-    for method in ordered(path["method"]):
-        part = path[path["method"].eq(method)]
-        units = list(part.groupby("seed").indices.values())
-        if len(units) == 1:
-            units = [np.array([i]) for i in range(len(part))]
-        for scorer in ("proxy", "judge"):
-            d, gain = part["d"].to_numpy(), part[scorer].to_numpy()
-            alpha, beta = fit_rl(d, gain)
-            draws = []
-            for _ in range(BOOTSTRAP if np.isfinite(alpha) else 0):
-                drawn = np.concatenate([units[i] for i in rng.integers(len(units), size=len(units))])
-                a, b = fit_rl(d[drawn], gain[drawn])
-                draws += [_peak(a, b, d)] if np.isfinite(a) else []
-            peak = _peak(alpha, beta, d)
-            # order statistics, not interpolation: inf - inf is no number
-            low, high = np.quantile(draws, [0.025, 0.975], method="nearest") if draws else (np.nan, np.nan)
-            reason = FEW if not np.isfinite(alpha) else NO_PEAK if not np.isfinite(peak) else ""
-            rows.append({"method": method, "scorer": scorer, "alpha": alpha, "beta": beta, "peak": peak,
-                         "peak_low": low, "peak_high": high, "reason": reason})
+def fits(path: pd.DataFrame) -> pd.DataFrame:
+    """method, scorer (proxy or judge), alpha, beta: Gao's curve of each method, all runs pooled; NaN as in `fit_rl`."""
+    rows = [{"method": method, "scorer": scorer, **dict(zip(("alpha", "beta"), fit_rl(part["d"], part[scorer])))}
+            for method, part in path.groupby("method") for scorer in ("proxy", "judge")]
     return pd.DataFrame(rows)
-
-
-def _peak(alpha: float, beta: float, d: np.ndarray) -> float:
-    if not np.isfinite(alpha):
-        return np.nan
-    log_peak = alpha / beta - 1 if beta > 0 else np.inf
-    return float(np.exp(log_peak)) if log_peak <= np.log(REACH * d.max()) else np.inf
 
 
 def stop_here(path: pd.DataFrame) -> pd.DataFrame:

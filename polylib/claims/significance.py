@@ -8,8 +8,6 @@ p-values belong to the claim about the method. No stars: an effect with its inte
 """
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 
@@ -18,9 +16,8 @@ from polylib.claims import equivalence, exact, stats
 from polylib.claims.preregistration import Question, Registration
 from polylib.claims.results import UNSEEDED, Results
 
-ADJUST: dict[str, tuple[str, Callable]] = {
-    "primary": ("Holm", stats.holm), "equivalence": ("Holm", stats.holm),
-    "exploratory": ("Benjamini-Hochberg", stats.benjamini_hochberg)}
+ADJUST = {"primary": "holm", "equivalence": "holm", "exploratory": "fdr_bh"}  # as statsmodels calls them
+RULES = {"holm": "Holm", "fdr_bh": "Benjamini-Hochberg"}
 # columns of per_prompt.csv that are means over single replies: their columns in generations.jsonl
 PER_REPLY = {"judge_mean": "judge", "reward_mean": "reward", "relevance": "relevance"}
 
@@ -42,9 +39,9 @@ def table(results: Results, registered: Registration | None, metrics: list[str] 
             rows.append(row)
     frame = pd.DataFrame(rows)
     frame.insert(frame.columns.get_loc("method_df") + 1, "p_adjusted", np.nan)
-    frame.insert(frame.columns.get_loc("p_adjusted") + 1, "adjustment", frame["family"].map(lambda f: ADJUST[f][0]))
+    frame.insert(frame.columns.get_loc("p_adjusted") + 1, "adjustment", frame["family"].map(ADJUST).map(RULES))
     for family, part in frame.groupby("family"):
-        frame.loc[part.index, "p_adjusted"] = ADJUST[family][1](part["method_p"].to_numpy(float))
+        frame.loc[part.index, "p_adjusted"] = stats.adjust(part["method_p"], ADJUST[family])
     frame["verdict"] = [_verdict(row, alpha) for _, row in frame.iterrows()]
     return frame
 
@@ -112,65 +109,19 @@ def _of_match(m: compare.Matched) -> dict:
                 seeds=len(m.runs), prompts=m.prompts, dropped=m.dropped)
 
 
-def binary(results: Results, control: str = "sft") -> pd.DataFrame:
-    """metric, method, p, floor, discordant, prompts, given: exact McNemar for every column that holds only 0 and 1 (a
-    post passes or not: pass@k at k = all samples). A claim about these checkpoints."""
-    rows = []
-    for metric in (name for name in results.columns if name.startswith("pass@")):
-        cells = results.cells(metric)
-        for method in (name for name in results.methods if name not in (control, *UNSEEDED)):
-            a, b = compare.pair(cells, method, control)
-            if a.shape[1] and np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
-                test = exact.mcnemar(a, b)
-                rows.append({"metric": metric, "method": method, "p": test.p, "floor": test.floor,
-                             "discordant": test.n, "prompts": a.shape[1], "given": test.given})
-    return pd.DataFrame(rows, columns=["metric", "method", "p", "floor", "discordant", "prompts", "given"])
-
-
-def as_asked(results: Results, rates: pd.DataFrame, replies: pd.DataFrame | None = None,
+def as_asked(results: Results, replies: pd.DataFrame | None = None,
              metrics: tuple[str, ...] = ("judge_mean", "diversity"), control: str = "sft") -> pd.DataFrame:
-    """metric, method, sample, n, p, false_positives, given: the Mann-Whitney test that papers report, on means of posts
-    and runs, and on single replies where `replies` (`replies.load`) is given, with the rate at which it calls equal
-    methods different in studies like ours (`simulation.error_rates`; NaN where that was not simulated)."""
-    measured = rates.set_index(["setting", "procedure"])["rate"]
+    """metric, method, sample, n, p, delta: the Mann-Whitney test that papers report with Cliff's delta
+    (`exact.as_asked`), on means of posts and runs, and on single replies where `replies` (`replies.load`) is given."""
     rows = []
     for metric in metrics:
         for method in (name for name in results.methods if name not in (control, *UNSEEDED)):
             samples = {"means of posts and runs": compare.pair(results.cells(metric), method, control)}
             if replies is not None and metric in PER_REPLY:
-                samples["replies"] = tuple(_values(replies, name, PER_REPLY[metric]) for name in (method, control))
+                samples["replies"] = tuple(replies.loc[replies["method"].eq(name), PER_REPLY[metric]].to_numpy(float)
+                                           for name in (method, control))
             for sample, (a, b) in samples.items():
-                test = exact.as_asked(a, b)
-                rate = measured.get((metric, f"Mann-Whitney as asked, {sample}"), np.nan)
-                rows.append({"metric": metric, "method": method, "sample": sample, "n": test.n, "p": test.p,
-                             "false_positives": rate, "given": test.given})
+                p, delta = exact.as_asked(a, b)
+                rows.append({"metric": metric, "method": method, "sample": sample, "n": a.size + b.size, "p": p,
+                             "delta": delta})
     return pd.DataFrame(rows)
-
-
-def cliffs(results: Results, replies: pd.DataFrame, control: str = "sft") -> pd.DataFrame:
-    """metric, method, delta, low, high, prompts: Cliff's delta of single replies within a run and post, averaged, with
-    the hierarchical bootstrap's interval (runs and posts resampled; NaN at one run). Chance that a reply beats SFT's:
-    (delta + 1) / 2."""
-    rows = []
-    for metric, column in PER_REPLY.items():
-        theirs = _block(replies, control, column)
-        for method in (name for name in results.methods if name not in (control, *UNSEEDED)):
-            delta = exact.delta_by_prompt(_block(replies, method, column), theirs)
-            low = high = np.nan
-            if len(delta) > 1:
-                _, low, high = stats.hierarchical_bootstrap(delta, np.zeros_like(delta),
-                                                            lambda y: y.mean(axis=(-2, -1)),
-                                                            results.cfg.paper_figures.bootstrap)
-            rows.append({"metric": metric, "method": method, "delta": delta.mean(), "low": low, "high": high,
-                         "prompts": delta.shape[1]})
-    return pd.DataFrame(rows)
-
-
-def _values(replies: pd.DataFrame, method: str, column: str) -> np.ndarray:
-    return replies.loc[replies["method"].eq(method), column].to_numpy(float)
-
-
-def _block(replies: pd.DataFrame, method: str, column: str) -> np.ndarray:
-    """(S, P, G) of one method, seeds and posts in ascending order."""
-    part = replies[replies["method"].eq(method)].sort_values(["seed", "post_id", "sample"])
-    return part[column].to_numpy(float).reshape(part["seed"].nunique(), part["post_id"].nunique(), -1)

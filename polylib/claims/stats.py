@@ -1,4 +1,4 @@
-"""Two labelled claims from seeds x prompts matrices. numpy and scipy only.
+"""Two labelled claims from seeds x prompts matrices. numpy, scipy and statsmodels only.
 
 "These checkpoints differ" conditions on the trained runs: only prompts are a sample. "The method is better"
 takes runs as a sample too, and with three seeds it is a far harder claim. Pooling generations in one
@@ -9,12 +9,12 @@ Left out on purpose: stars, and p-values without an effect.
 """
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 ONE_SEED = "one training run: nothing can be said about the method"
 SAME = "no variation: the values differ by the same amount everywhere"
@@ -170,31 +170,20 @@ def exact_test(by_run: np.ndarray) -> tuple[float, float]:
     """(p, smallest reachable p) of the sign-flip test on the S paired differences of runs; 2 / 2^S is the
     floor, so three runs cannot reach .05 whatever they show."""
     d = np.asarray(by_run, dtype=float)
-    flips = np.array(list(itertools.product([1, -1], repeat=len(d))))
-    as_extreme = abs(flips @ d) >= abs(d.sum()) - 1e-12
-    return float(as_extreme.mean()), 2.0 / 2 ** len(d)
+    if len(d) < 2:
+        return 1.0, 1.0
+    flips = stats.permutation_test((d,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    return float(flips.pvalue), 2.0 / 2 ** len(d)
 
 
-def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's step-down adjustment; NaN (a test that could not be done) stays NaN and is not counted."""
-    p = np.asarray(p, dtype=float)
-    adjusted = np.full(p.shape, np.nan)
-    done = np.flatnonzero(np.isfinite(p))
-    order = done[np.argsort(p[done])]
-    steps = p[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted
-
-
-def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """Step-up adjustment that bounds the share of false discoveries (Benjamini and Hochberg 1995); NaN (a test
-    that could not be done) stays NaN and is not counted."""
-    p = np.asarray(p, dtype=float)
-    adjusted = np.full(p.shape, np.nan)
-    done = np.flatnonzero(np.isfinite(p))
-    order = done[np.argsort(p[done])][::-1]
-    steps = p[order] * len(order) / np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.minimum.accumulate(steps), 1.0)
+def adjust(p: Sequence[float], method: str) -> np.ndarray:
+    """p-values adjusted for their number, by statsmodels: "holm" bounds the chance of any false claim, "fdr_bh"
+    (Benjamini and Hochberg 1995) the share of false ones. NaN, a test that could not be done, stays and does not
+    count."""
+    adjusted = np.array(p, dtype=float)
+    done = np.isfinite(adjusted)
+    if done.any():
+        adjusted[done] = multipletests(adjusted[done], method=method)[1]
     return adjusted
 
 

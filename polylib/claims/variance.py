@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
 
@@ -90,48 +89,7 @@ def power(d: Design, effect: float, seeds: int, prompts: int, alpha: float = 0.0
     return float((stats.norm.sf((reach - effect) / true) + stats.norm.cdf((-reach - effect) / true)).mean())
 
 
-def plan(d: Design, effects: list[float], prompts: list[int], target: float = 0.8, most: int = 50) -> pd.DataFrame:
-    """effect, prompts, seeds, power: the fewest runs a method that find `effect` at `target` power. seeds is NaN where
-    `most` do not: then posts are what is missing, and `power` is what `most` runs give."""
-    rows = []
-    for effect in effects:
-        for posts in prompts:
-            found = next((s for s in range(2, most + 1) if power(d, effect, s, posts) >= target), None)
-            rows.append({"effect": effect, "prompts": posts, "seeds": found if found else np.nan,
-                         "power": power(d, effect, found or most, posts)})
-    return pd.DataFrame(rows)
-
-
-def prompts_for(effect: float, target: float = 0.8, alpha: float = 0.05) -> int:
-    """Posts that a paired t test over posts (these checkpoints) needs for an effect of `effect` SDs (d_z)."""
-    def reached(n: int) -> bool:
-        return _t_power(effect * np.sqrt(n), n - 1, alpha) >= target
-
-    high = 2
-    while not reached(high):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if middle > 1 and reached(middle) else (middle, high)
-    return high
-
-
-def detectable(seeds: int, target: float = 0.8, alpha: float = 0.05) -> float:
-    """Smallest difference, in SDs between runs, that `seeds` runs a method find with endless posts (t test, 2 (S - 1)
-    degrees of freedom)."""
-    def reached(d: float) -> bool:
-        return _t_power(d * np.sqrt(seeds / 2), 2 * (seeds - 1), alpha) >= target
-
-    low, high = 0.0, 0.1
-    while not reached(high):
-        low, high = high, 2 * high
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return high
-
-
-def _t_power(ncp: float, df: float, alpha: float) -> float:
-    cut = stats.t.ppf(1 - alpha / 2, df)
-    return float(stats.nct.sf(cut, df, ncp) + stats.nct.cdf(-cut, df, ncp))
+def runs_needed(d: Design, effect: float, prompts: int, target: float = 0.8, most: int = 50) -> float:
+    """The fewest runs a method, 2 to `most`, that find `effect` at `prompts` posts with `target` power; NaN where
+    `most` do not: then posts are what is missing."""
+    return next((float(s) for s in range(2, most + 1) if power(d, effect, s, prompts) >= target), np.nan)

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps, rc_context
-from matplotlib.colors import Normalize, TwoSlopeNorm
+import seaborn
+from matplotlib import rc_context
 from matplotlib.patches import Rectangle
 
 from polylib import run
@@ -66,44 +66,35 @@ def heatmaps(paths: run.Paths, cfg: Config, columns: int = 2) -> Picture:
     data, chosen = table(prompts), {choose(part) for _, part in prompts.groupby("seed")}
     keys = [name for name in NAMES if name in data][:2]
     keys = [*([] if len(keys) > 1 else [None]), *keys]  # (rows, columns)
-    ys = sorted(set(data[keys[0]])) if keys[0] else [None]
-    xs = sorted(set(data[keys[1]]))
+    rows = data[keys[0]].nunique() if keys[0] else 1
     shape = (1, 3) if columns == 2 else (3, 1)
     with rc_context(STYLE):
-        figure, axes = canvas(*shape, (0.95 + 0.42 * len(ys)) * (1 if columns == 2 else 2.4) + 0.7, columns)
+        figure, axes = canvas(*shape, (0.95 + 0.42 * rows) * (1 if columns == 2 else 2.4) + 0.7, columns)
         for ax, (metric, title) in zip(axes.flat, PANELS.items(), strict=True):
-            part = data[data["metric"].eq(metric)]
-            reach = max(part["difference"].abs().max(), 1e-9) if metric != "level" else 3
-            norm = TwoSlopeNorm(0, -reach, reach) if metric != "level" else Normalize(0, 3)
-            colours = colormaps["PuOr" if metric != "level" else "Greys"]
-            for row in part.itertuples():
-                at = xs.index(getattr(row, keys[1])), ys.index(getattr(row, keys[0])) if keys[0] else 0
-                _cell(ax, at, row, metric, colours, norm)
-                if metric == "judge" and row.cell in chosen:
-                    corner = at[0] - 0.5, at[1] - 0.5
-                    ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="#000000", lw=1.6, zorder=4))
-            ax.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
-            ax.set_yticks(range(len(ys)), [f"{y:g}" if y is not None else "" for y in ys])
-            ax.set(xlim=(-0.5, len(xs) - 0.5), ylim=(-0.5, len(ys) - 0.5), title=title, xlabel=NAMES[keys[1]])
+            part, level = data[data["metric"].eq(metric)], metric == "level"
+            reach = max(part["difference"].abs().max(), 1e-9)
+            wide = part.assign(text=[LEVELS[int(row.mean)] if level else f"{row.mean:.2f}\n±{row.se:.2f}"
+                                     for row in part.itertuples()], row=part[keys[0]] if keys[0] else 0)
+            grid = {name: wide.pivot(index="row", columns=keys[1], values=name) for name in
+                    ("mean", "difference", "low", "high", "text", "cell")}
+            ends = {"vmin": 0, "vmax": 5, "cmap": "Greys"} if level else {"vmin": -reach, "vmax": reach, "cmap": "PuOr"}
+            seaborn.heatmap(grid["mean" if level else "difference"], annot=grid["text"], fmt="", cbar=False, ax=ax,
+                            linewidths=0.6, annot_kws={"fontsize": 5.5}, **ends)
+            unsure = ~(grid["low"].gt(0) | grid["high"].lt(0)) & (not level)
+            framed = grid["cell"].isin(chosen) & (metric == "judge")
+            hatch, frame = {"ec": "#888888", "lw": 0, "hatch": "///", "alpha": 0.35}, {"ec": "#000000", "lw": 1.6}
+            for marks, style in ((unsure, hatch), (framed, frame)):
+                for y, x in np.argwhere(marks.to_numpy()):
+                    ax.add_patch(Rectangle((x, y), 1, 1, fill=False, zorder=2.5, **style))
+            ax.invert_yaxis()
+            ax.set(title=title, xlabel=NAMES[keys[1]], ylabel="")
+            ax.tick_params(length=0, labelleft=bool(keys[0]))
+            ax.tick_params(axis="y", rotation=0)
             ax.grid(visible=False)
-            ax.tick_params(length=0)
         for ax in axes[:, 0]:
             ax.set_ylabel(NAMES[keys[0]] if keys[0] else "")
         finish(figure, _note(data, paths, cfg), columns)
     return Picture("ablation", figure, data)
-
-
-def _cell(ax, at: tuple[int, int], row, metric: str, colours, norm) -> None:
-    value = row.mean if metric == "level" else row.difference
-    colour = colours(norm(value) * (0.6 if metric == "level" else 1.0))
-    unsure = metric != "level" and not (row.low > 0 or row.high < 0)
-    ax.add_patch(Rectangle((at[0] - 0.5, at[1] - 0.5), 1, 1, fc=colour, ec="#FFFFFF", lw=0.6))
-    if unsure:
-        ax.add_patch(Rectangle((at[0] - 0.5, at[1] - 0.5), 1, 1, fill=False, ec="#BBBBBB", lw=0, hatch="////"))
-    text = LEVELS[int(row.mean)] if metric == "level" else f"{row.mean:.2f}\n±{row.se:.2f}"
-    dark = np.dot(colour[:3], (0.299, 0.587, 0.114)) < 0.5
-    ax.text(*at, text, ha="center", va="center", fontsize=5.5, color="#FFFFFF" if dark else "#000000",
-            bbox=None if not unsure else {"boxstyle": "round,pad=0.1", "fc": colour, "ec": "none"})
 
 
 def _note(data: pd.DataFrame, paths: run.Paths, cfg: Config) -> str:

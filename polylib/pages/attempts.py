@@ -14,14 +14,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from polylib.claims import stats
-from polylib.claims.results import Results, beside
+from polylib.claims.results import Results
 from polylib.names import ordered
-from polylib.pages.style import METHOD_STYLE, STYLE, Picture, canvas, finish, line, point
+from polylib.pages.style import METHOD_STYLE, STYLE, Picture, canvas, finish, lines
 
 PEOPLE = "People: posts with at least k replies, where half of them have as many."
 BAND = 0.1  # opacity
-GAPS = {"oracle - random": "best − random:\nwhat there is to win", "selected - random": "picked − random:\nwhat is won",
-        "oracle - selected": "best − picked:\nworth of a better ranker"}
 CHOICES = {"oracle": ("-", "best of k (oracle)"), "selected": ("--", "picked by the reward"), "random": (":", "random")}
 
 
@@ -92,62 +90,6 @@ def best_of_k(results: Results, columns: int = 2) -> Picture:
     return Picture("best_of_k", figure, data)
 
 
-def selection_gap(results: Results, columns: int = 2) -> Picture:
-    """Differences between the three ways to choose one reply out of k, in units of the judge, taken post by post.
-
-    oracle - random is what there is to win, selected - random what the trained reward wins of it (below 0: it picks
-    worse than chance), oracle - selected what a better ranker is worth."""
-    ks = _ks(results, "max@", "")
-    level = {(choice, k): _choice(results, choice, k) for choice in CHOICES for k in ks}
-    frames = []
-    for gap in GAPS:
-        one, other = gap.split(" - ")
-        frames += [spread({cell: level[one, k][cell] - level[other, k][cell] for cell in level[one, k]})
-                   .assign(gap=gap, k=k) for k in ks]
-    data = pd.concat(frames, ignore_index=True).dropna(subset="value")
-    with rc_context(STYLE):
-        figure, axes = _panels(len(GAPS), columns, 1.9, 3, 1, sharex=True, sharey=columns == 2)
-        for ax, (gap, label) in zip(axes.flat, GAPS.items(), strict=True):
-            _curves(ax, data[data["gap"].eq(gap)], "value", "k")
-            ax.axhline(0, color="#000000", lw=0.7, zorder=1)
-            ax.set_title(label)
-        _k_axis(axes, ks)
-        for ax in axes[:, 0]:
-            ax.set_ylabel("judge score")
-        finish(figure, f"{results.note}. {_bands(results)} {PEOPLE}", columns, ordered(data["method"]))
-    return Picture("selection_gap", figure, data)
-
-
-def profile(results: Results, columns: int = 2) -> Picture:
-    """Share of posts with one of k replies above each quantile of people's own judge scores, at the fewest and the
-    most replies k: no threshold has to be chosen (a performance profile; Agarwal et al. 2021, arXiv 2108.13264).
-
-    From profile.csv of every cell. At k = 1 people who answer as the validation posts' people lie on the dotted line;
-    UserError where a cell has no such file."""
-    tables = beside(results, "profile.csv", ["quantile", "threshold", "temperature", "k", "value"])
-    wanted = results.cfg.sampling.temperature
-    parts = [table[table["temperature"].isna() | (table["temperature"] - wanted).abs().lt(1e-9)]
-             .assign(method=method, seed=seed) for (method, seed), table in tables.items()]
-    data = pd.concat(parts, ignore_index=True).astype({"seed": "Int64"}).dropna(subset="value")
-    data["mean"] = data.groupby(["method", "quantile", "k"])["value"].transform("mean")
-    ks = sorted({data["k"].min(), data["k"].max()})
-    with rc_context(STYLE):
-        figure, axes = _panels(len(ks), columns, 2.3, 2, 1, sharex=True, sharey=True)
-        for ax, k in zip(axes.flat, ks, strict=True):
-            _curves(ax, data[data["k"].eq(k)].assign(low=np.nan, high=np.nan), "value", "quantile")
-            if k == 1:
-                ax.plot([0, 1], [1, 0], color="#000000", linestyle=":", lw=0.8, zorder=1)
-            ax.set_title("one reply" if k == 1 else f"one of {k:g} replies")
-            ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        for ax in [ax for ax in axes[-1] if ax.get_visible()]:
-            ax.set_xlabel("of human replies beaten")
-        for ax in axes[:, 0]:
-            ax.set_ylabel("posts" if 1 not in ks else "replies, posts")
-        finish(figure, f"{results.note}. Thin lines are runs. {PEOPLE}", columns, ordered(data["method"]))
-    return Picture("profile", figure, data[["method", "seed", "k", "quantile", "threshold", "value", "mean"]])
-
-
 def _choice(results: Results, choice: str, k: int) -> dict:
     """Judge score by prompt of one reply out of k; a random one exists only where there are k to choose from."""
     oracle = results.cells(f"max@{k}")
@@ -176,16 +118,10 @@ def _panels(count: int, columns: int, height: float, across2: int, across1: int,
 
 
 def _curves(ax, data: pd.DataFrame, value: str, x: str) -> None:
-    for method in ordered(data["method"]):
-        part = data[data["method"].eq(method)]
-        for _, run in part.groupby("seed"):
-            ax.plot(run[x], run[value], **line(method, lw=0.5, alpha=0.45, linestyle="-"))
-        mean = part.groupby(x)[["mean", *(c for c in ("low", "high") if c in part)]].first()
-        if mean["low"].notna().any():
-            color = METHOD_STYLE[method]["color"]
-            ax.fill_between(mean.index, mean["low"], mean["high"], color=color, alpha=BAND, lw=0)
-        marks = point(method, markersize=3.5 if method != "human" else 6, markeredgewidth=0.4)
-        ax.plot(mean.index, mean["mean"], **marks | line(method), markevery=max(1, len(mean) // 8))
+    lines(ax, data, x, value, markersize=4.5, markers={m: METHOD_STYLE[m]["marker"] for m in set(data["method"])})
+    for method, part in data.dropna(subset="low").groupby("method"):
+        band = part.groupby(x)[["low", "high"]].first()
+        ax.fill_between(band.index, band["low"], band["high"], color=METHOD_STYLE[method]["color"], alpha=BAND, lw=0)
 
 
 def _k_axis(axes, ks: list[int]) -> None:

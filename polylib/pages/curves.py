@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from polylib.names import ordered
-from polylib.pages.style import METHOD_STYLE, STYLE, Picture, canvas, finish, line
+from polylib.pages.style import METHOD_STYLE, STYLE, Picture, canvas, finish, lines
 
 # (column of every step, its held-out counterpart, label)
 PANELS = [("ce", "val_ce", "cross-entropy, nats/token"), ("reward", "val_reward", "reward"),
@@ -67,15 +67,11 @@ def training_dynamics(results, columns: int = 2) -> Picture:
     with rc_context(STYLE):
         figure, axes = canvas(down, across, 0.9 + 1.6 * down, columns, sharex=True)
         for ax, (name, label) in zip(axes.flat, panels, strict=False):
-            for method in ordered(data["method"]):
-                part = data.loc[data["method"].eq(method), ["seed", "step", name]].dropna()
-                if name in OF_BATCHES:
-                    part[name] = part.groupby("seed")[name].transform(
-                        lambda run: run.rolling(5, min_periods=1).mean())
-                for _, run in part.groupby("seed"):
-                    ax.plot(run["step"], run[name], **line(method, lw=0.5, alpha=0.35, linestyle="-"))
-                mean = part.groupby("step")[name].mean()
-                ax.plot(mean.index, mean, **line(method))
+            part = data.dropna(subset=name)
+            if name in OF_BATCHES:
+                runs = part.groupby(["method", "seed"])[name]
+                part = part.assign(**{name: runs.transform(lambda run: run.rolling(5, min_periods=1).mean())})
+            lines(ax, part, "step", name)
             ax.set_title(f"{label} (5 batches)" if name in OF_BATCHES else label)
         _trim(axes, len(panels), "step")
         finish(figure, f"{results.note}. Held-out posts; thin lines are runs.", columns, ordered(data["method"]),

@@ -1,26 +1,23 @@
 """How often each method fails in each way of `failures.RULES`, people beside it, with examples (table T3).
 
-    table = failure_table.table(results)
-    failure_table.save(table, paths.figures, results.note)        # failures.csv, .md, .tex
+    rates = failure_table.rates(results)
+    failure_table.table(rates, results.note).save(paths.figures)        # failures.csv, .md, .tex
 """
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from polylib.claims import replies
+from polylib.claims import replies, stats
 from polylib.claims.results import UNSEEDED, Results
 from polylib.evaluation import failures
-from polylib.pages import plain_tables
+from polylib.pages.plain_tables import Table, number, quoted
 from polylib.pages.style import METHOD_STYLE
 
 EXAMPLES = ["example_1", "example_2", "example_3"]
 
 
-def table(results: Results, frame: pd.DataFrame | None = None) -> pd.DataFrame:
+def rates(results: Results, frame: pd.DataFrame | None = None) -> pd.DataFrame:
     """Long: failure, rule, method, runs, rate, low, high, people, example_1 to 3, in the order of RULES and methods.
 
     rate: share of replies, mean over runs. low, high: 95 % t interval over runs (the run is the unit), NaN with one run
@@ -34,20 +31,14 @@ def table(results: Results, frame: pd.DataFrame | None = None) -> pd.DataFrame:
         people = hit[frame["method"].eq("human")].mean() if name != "truncated" else np.nan
         for method in results.methods:
             mine = frame["method"].eq(method)
-            rates = [hit[mine & frame["seed"].eq(seed)].mean() for seed in results.cfg.seeds] \
+            shares = [hit[mine & frame["seed"].eq(seed)].mean() for seed in results.cfg.seeds] \
                 if method not in UNSEEDED else [people if method == "human" else hit[mine].mean()]
-            low, high = _interval(np.array(rates))
-            rows.append({"failure": name, "rule": rule, "method": method, "runs": len(rates),
-                         "rate": float(np.mean(rates)), "low": low, "high": high, "people": people,
+            rate, *ends = stats.t_interval(np.array(shares))
+            low, high = np.clip(ends, 0, 1) if np.ptp(shares) > 1e-12 else (np.nan, np.nan)
+            rows.append({"failure": name, "rule": rule, "method": method, "runs": len(shares),
+                         "rate": rate, "low": low, "high": high, "people": people,
                          **dict(zip(EXAMPLES, _examples(frame[mine & hit]), strict=True))})
     return pd.DataFrame(rows)
-
-
-def _interval(rates: np.ndarray) -> tuple[float, float]:
-    if len(rates) < 2 or np.ptp(rates) < 1e-12:
-        return np.nan, np.nan
-    low, high = stats.t.interval(0.95, len(rates) - 1, rates.mean(), stats.sem(rates))
-    return max(float(low), 0.0), min(float(high), 1.0)
 
 
 def _examples(hits: pd.DataFrame) -> list[str]:
@@ -57,14 +48,24 @@ def _examples(hits: pd.DataFrame) -> list[str]:
     return [*picked, *[""] * (len(EXAMPLES) - len(picked))]
 
 
-def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """As printed: a row a failure, a column a method, cells like "3.1 % [1.0, 5.2]"; failures nobody shows are kept, as
-    a rate of 0 is a finding."""
-    cells = table.assign(cell=[_cell(row) for row in table.itertuples()])
-    order = list(dict.fromkeys(table["method"]))
-    out = cells.pivot(index="failure", columns="method", values="cell")[order].reindex(list(failures.RULES))
-    out.columns = [METHOD_STYLE[method]["label"] for method in order]
-    return out.reset_index().assign(failure=lambda f: f["failure"].str.replace("_", " "))
+def table(rates: pd.DataFrame, note: str) -> Table:
+    """`rates` as printed: a row a failure, a column a method, cells like "3.1 % [1.0, 5.2]"; failures nobody shows are
+    kept, as a rate of 0 is a finding. The Markdown holds rules and examples, too."""
+    cells = rates.assign(cell=[
+        number(100 * row.rate, ".1f") + (" %" if np.isfinite(row.rate) else "")
+        + (f" [{100 * row.low:.1f}, {100 * row.high:.1f}]" if np.isfinite(row.low) else "")
+        for row in rates.itertuples()])
+    order = list(dict.fromkeys(rates["method"]))
+    wide = cells.pivot(index="failure", columns="method", values="cell")[order].reindex(list(failures.RULES))
+    wide = wide.set_axis([METHOD_STYLE[method]["label"] for method in order], axis=1).reset_index()
+    lines = ["", "| failure | rule |", "|---|---|",
+             *(f"| {name.replace('_', ' ')} | {rule} |" for name, rule in failures.RULES.items()), "",
+             "| failure | method | example |", "|---|---|---|",
+             *(f"| {row.failure} | {row.method} | {quoted(row.reply) or '*(empty)*'} |"
+               for row in examples(rates).itertuples())]
+    return Table("failures", rates, wide.assign(failure=wide["failure"].str.replace("_", " ")),
+                 "Share of replies, mean over runs and its 95 % t interval over runs, where there are several and they "
+                 f"differ. People by the same rules; they have no token limit. {note}.", below="\n".join([*lines, ""]))
 
 
 def examples(table: pd.DataFrame) -> pd.DataFrame:
@@ -73,25 +74,3 @@ def examples(table: pd.DataFrame) -> pd.DataFrame:
             for text in (row.example_1, row.example_2, row.example_3)
             if text or row.failure == "empty" and row.rate > 0]
     return pd.DataFrame(rows, columns=["failure", "method", "reply"]).drop_duplicates(ignore_index=True)
-
-
-def caption(note: str) -> str:
-    return (f"Share of replies, mean over runs and its 95 % t interval over runs, where there are several and they "
-            f"differ. People by the same rules; they have no token limit. {note}.")
-
-
-def save(table: pd.DataFrame, folder: Path, note: str) -> None:
-    """failures.csv (long), failures.md (with rules and examples), failures.tex (rates) in `folder`."""
-    lines = ["", "| failure | rule |", "|---|---|",
-             *(f"| {name.replace('_', ' ')} | {rule} |" for name, rule in failures.RULES.items()), "",
-             "| failure | method | example |", "|---|---|---|"]
-    lines += [f"| {row.failure} | {row.method} | {plain_tables.quoted(row.reply) or '*(empty)*'} |"
-              for row in examples(table).itertuples()]
-    plain_tables.save("failures", table, wide(table), folder, caption(note), "\n".join([*lines, ""]))
-
-
-def _cell(row) -> str:
-    if not np.isfinite(row.rate):
-        return plain_tables.DASH
-    interval = f" [{100 * row.low:.1f}, {100 * row.high:.1f}]" if np.isfinite(row.low) else ""
-    return f"{100 * row.rate:.1f} %{interval}"

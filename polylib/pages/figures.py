@@ -11,11 +11,11 @@ This is the list; the code lies by theme: `attempts` (k replies to a post), `tra
 from __future__ import annotations
 
 from polylib.claims.results import means
-from polylib.pages.attempts import best_of_k, pass_at_k, profile, selection_gap
+from polylib.pages.attempts import best_of_k, pass_at_k
 from polylib.pages.calibration_figure import calibration
-from polylib.pages.costs import cost, cost_benefit
-from polylib.pages.forest import every_metric, forest
-from polylib.pages.tradeoffs import hypervolumes, quality_diversity, side_effects
+from polylib.pages.costs import cost_benefit
+from polylib.pages.forest import forest
+from polylib.pages.tradeoffs import hypervolumes, quality_diversity
 
-__all__ = ["best_of_k", "calibration", "cost", "cost_benefit", "every_metric", "forest", "hypervolumes", "means",
-           "pass_at_k", "profile", "quality_diversity", "selection_gap", "side_effects"]
+__all__ = ["best_of_k", "calibration", "cost_benefit", "forest", "hypervolumes", "means", "pass_at_k",
+           "quality_diversity"]

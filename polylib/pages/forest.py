@@ -3,7 +3,6 @@ method (runs are a sample too; absent at one seed).
 """
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.lines import Line2D
@@ -11,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from polylib.claims import effects as compare
 from polylib.claims import stats
-from polylib.claims.results import UNSEEDED, Results
+from polylib.claims.results import Results
 from polylib.names import METRICS, ordered
 from polylib.pages.style import METHOD_STYLE, STYLE, Picture, canvas, finish, point
 
@@ -43,49 +42,6 @@ def forest(results: Results, columns: int = 2, metrics: list[str] | None = None)
         axes[0, 0].set_yticks(range(len(methods)), [METHOD_STYLE[m]["label"] for m in methods])
         finish(figure, f"Difference to SFT, 95 % intervals. {_missing(results)}.", columns, extra=_legend(results))
     return Picture("forest", figure, data)
-
-
-def every_metric(results: Results, columns: int = 2, metrics: list[str] | None = None,
-                 control: str = "sft") -> Picture:
-    """All metrics in one picture: a row a metric, a panel a method, effects in standard deviations of SFT over posts.
-
-    metrics: default all with a label that every cell has. A metric that does not vary or that too few posts define has
-    no mark; the CSV has the reason. Bars that leave the axis are cut at its end."""
-    metrics = metrics or [name for name in METRICS if name in results.columns]
-    methods = [name for name in ordered(results.methods) if name not in (control, *UNSEEDED)]
-    data = pd.DataFrame([_standardised(results, metric, method, control) for metric in metrics for method in methods])
-    reach = data[["checkpoints_low", "checkpoints_high"]].abs().max(axis=None)
-    reach = 1.25 * reach if np.isfinite(reach) else 1.0
-    with rc_context(STYLE):
-        figure, axes = canvas(1, len(methods), 1.1 + 0.165 * len(metrics), columns, sharey=True, sharex=True)
-        for ax, method in zip(axes.flat, methods, strict=True):
-            part = data[data["method"].eq(method)].set_index("metric")
-            for i, metric in enumerate(metrics):
-                _bars(ax, part.loc[metric], i, METHOD_STYLE[method]["color"], 2.6)
-                ax.plot(part.loc[metric, "effect"], i, **point(method, markersize=4, markeredgewidth=0.4))
-            ax.axvline(0, color="#000000", lw=0.8)
-            ax.set_title(METHOD_STYLE[method]["label"], fontsize=8 if columns == 2 else 6)
-            ax.set(ylim=(len(metrics) - 0.5, -0.5), xlim=(-reach, reach))
-            ax.xaxis.set_major_locator(MaxNLocator(3 if columns == 2 else 2, symmetric=True, integer=reach > 1))
-            ax.tick_params(axis="x", labelsize=7 if columns == 2 else 5.5)
-        axes[0, 0].set_yticks(range(len(metrics)), [METRICS.get(name, name) for name in metrics],
-                              fontsize=7 if columns == 2 else 5.5)
-        finish(figure, "Difference to SFT in standard deviations of SFT over posts, 95 % intervals, not adjusted for "
-               f"the number of metrics; long bars are cut. {_missing(results)}.", columns, extra=_legend(results))
-    return Picture("forest_all", figure, data)
-
-
-def _standardised(results: Results, metric: str, method: str, control: str) -> dict:
-    cells = results.cells(metric)
-    found = stats.compare(cells, method, control)
-    sd = float(pd.DataFrame(stats.matrix(cells, control)[2]).std(axis=1).mean())  # posts without a value left out
-    unit = sd if sd > 1e-12 else np.nan
-    row = {"metric": metric, "method": method, "unit": unit, "effect": found.effect / unit}
-    for name, claim in (("checkpoints", found.these_checkpoints), ("method", found.method)):
-        row |= {f"{name}_low": claim.low / unit, f"{name}_high": claim.high / unit, f"{name}_reason": claim.reason}
-    if not np.isfinite(unit):
-        row["checkpoints_reason"] = row["checkpoints_reason"] or "SFT does not vary over posts"
-    return row | {"seeds": found.seeds, "prompts": found.prompts}
 
 
 def _bars(ax, row: pd.Series, y: int, color: str, width: float) -> None:

@@ -6,8 +6,8 @@ the text is typed by hand.
 from __future__ import annotations
 
 from polylib.claims.results import Results
+from polylib.pages.plain_tables import escape
 from polylib.pages.style import METHOD_STYLE
-from polylib.pages.tables import escape
 from polylib.run import atomic_write
 
 

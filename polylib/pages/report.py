@@ -1,6 +1,6 @@
 """The whole study on one page that needs nothing but a browser: no network, no server, no other file.
 
-    report.write(results, {"Main table": tables.main(results), "Costs": frame}, guide, paths.results("report"))
+    report.write(results, {"Main table": tables.main(results), "Costs": table}, guide, paths.results("report"))
 
 Posts and replies are hostile: in tables they are escaped by the template, in the browser of replies they are JSON in
 which no tag can end or begin, and are put on the page as text. The page's own policy (CSP) forbids every script but
@@ -24,8 +24,8 @@ from jinja2 import Environment, StrictUndefined
 from polylib.claims import replies
 from polylib.claims.results import Results
 from polylib.evaluation import failures
+from polylib.pages.plain_tables import DASH, Table
 from polylib.pages.style import METHOD_STYLE
-from polylib.pages.tables import Table
 from polylib.run import atomic_write
 
 HERE = Path(__file__).parent
@@ -65,9 +65,9 @@ def write(results: Results, tables: dict[str, pd.DataFrame | Table], guide: pd.D
     """`folder`/index.html of a study, byte-stable; returns its path.
 
     tables: {heading: table}; the first stands above the figures, the others below. guide: the decision guide, at the
-    top, or None. A frame's attrs "caption" (text below) and "collapsed" (true: folded) are heeded. Figures are the .png
-    of `results.paths.figures`, so write them first. limit: bytes of replies. frame: what `replies.load` gave, if at
-    hand. UserError as there."""
+    top, or None. The caption of a `Table` stands below it; a frame whose attrs say "collapsed" is folded. Figures are
+    the .png of `results.paths.figures`, so write them first. limit: bytes of replies. frame: what `replies.load` gave,
+    if at hand. UserError as there."""
     parts = [_part(name, table) for name, table in tables.items()]
     first = ([_part("What to use", guide)] if guide is not None else []) + parts[:1]
     figures = _figures(results.paths.figures, Path(folder))
@@ -129,29 +129,18 @@ def _short(value: float) -> float | None:
 
 
 def _part(name: str, table: pd.DataFrame | Table) -> Part:
-    frame = _printed(table) if isinstance(table, Table) else table
+    frame, caption = (table.shown, table.caption) if isinstance(table, Table) else (table, "")
     columns = [_column(frame.iloc[:, i]) for i in range(frame.shape[1])]
     heads = [(_plain(str(head)), any(cell.kind == "number" for cell in column), KNOWN.get(str(head)))
              for head, column in zip(frame.columns, columns, strict=True)]
-    caption = frame.attrs.get("caption", "")
     return Part("table-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"), name, heads,
                 [list(row) for row in zip(*columns, strict=True)], _plain(caption), bool(frame.attrs.get("collapsed")))
-
-
-def _printed(table: Table) -> pd.DataFrame:
-    """The main table as it is printed: mean ± half of the interval."""
-    rows = [{"method": row["label"]} | {
-        heading: " ± ".join(table.cell(row, metric)) if np.isfinite(row[metric]) else "–"
-        for metric, heading in table.headings.items()} for _, row in table.data.iterrows()]
-    frame = pd.DataFrame(rows)
-    frame.attrs["caption"] = table.caption
-    return frame
 
 
 def _column(values: pd.Series) -> list[Cell]:
     texts = [_shown(value) for value in values]
     numbers = [_number(value) for value in values]
-    numeric = sum(n is not None for n in numbers) * 2 > sum(text not in ("–", "") for text in texts)
+    numeric = sum(n is not None for n in numbers) * 2 > sum(text not in (DASH, "") for text in texts)
     kind = "number" if numeric else "text" if max(map(len, texts), default=0) > LONG else "word"
     return [Cell(METHOD_STYLE[text]["label"] if text in METHOD_STYLE else text, number if numeric else None,
                  KNOWN.get(text.split(", T=")[0]), kind)
@@ -160,7 +149,7 @@ def _column(values: pd.Series) -> list[Cell]:
 
 def _shown(value: object) -> str:
     if value is None or isinstance(value, float) and math.isnan(value):
-        return "–"
+        return DASH
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if isinstance(value, (float, np.floating)):

@@ -8,7 +8,7 @@ import pandas as pd
 
 from polylib.claims.results import Results
 from polylib.names import METHODS, METRICS
-from polylib.pages import plain_tables
+from polylib.pages.plain_tables import DASH, Table, number
 from polylib.run import atomic_write
 
 
@@ -21,43 +21,43 @@ def shown(frame: pd.DataFrame, families: tuple[str, ...] = ("primary", "equivale
         kept = f", kept within {row['margin']:g}" if row["kind"] == "equivalence" else ""
         rows.append({
             "comparison with SFT": f"{METHODS[row['method']]}: {metric}{at}{kept}",
-            "family": row["family"], "effect": _number(row["effect"], "+.3f"),
+            "family": row["family"], "effect": number(row["effect"], "+.3f"),
             "these checkpoints": _interval(row, "checkpoints"),
-            "p": _number(row["checkpoints_p"]), "the method": _interval(row, "method"),
-            "p (method)": _number(row["method_p"]), "adjusted": _number(row["p_adjusted"]),
+            "p": _p(row["checkpoints_p"]), "the method": _interval(row, "method"),
+            "p (method)": _p(row["method_p"]), "adjusted": _p(row["p_adjusted"]),
             "signs p (floor)": _floored(row, "signs"), "ranks p (floor)": _floored(row, "ranks"),
             "posts (dropped)": f"{row['prompts']} ({row['dropped']})", "verdict": row["verdict"]})
     return pd.DataFrame(rows)
 
 
-def _number(value: float, form: str = ".3f") -> str:
-    if not np.isfinite(value):
-        return plain_tables.DASH
-    return "<.001" if form == ".3f" and value < 0.001 else f"{value:{form}}"
+def _p(value: float) -> str:
+    return "<.001" if value < 0.001 else number(value)
 
 
 def _interval(row: pd.Series, claim: str) -> str:
     low, high = row[f"{claim}_low"], row[f"{claim}_high"]
-    return f"[{low:+.3f}, {high:+.3f}]" if np.isfinite(low) else plain_tables.DASH
+    return f"[{low:+.3f}, {high:+.3f}]" if np.isfinite(low) else DASH
 
 
 def _floored(row: pd.Series, test: str) -> str:
     p, floor = row[f"{test}_p"], row[f"{test}_floor"]
-    return f"{p:.2f} ({floor:.2f})" if np.isfinite(p) else plain_tables.DASH
+    return f"{p:.2f} ({floor:.2f})" if np.isfinite(p) else DASH
 
 
-def caption(frame: pd.DataFrame, results: Results) -> str:
+def table(frame: pd.DataFrame, results: Results) -> Table:
+    """table_significance: every column in the CSV, `shown` in the other forms."""
     floors = frame[["signs_floor", "ranks_floor"]].min()
     cannot = " Neither can reach .05 here." if floors.min() >= 0.05 else ""
-    return ("Differences to SFT. These checkpoints: posts are the sample. The method: runs and posts are. Adjusted: "
-            "Holm in the registered families, Benjamini-Hochberg in the exploratory one. Signs and ranks: exact tests "
-            f"on runs with the smallest p they can give.{cannot} Intervals 95 %, of equivalence 90 %. {results.note}.")
+    caption = ("Differences to SFT. These checkpoints: posts are the sample. The method: runs and posts are. Adjusted: "
+               "Holm in the registered families, Benjamini-Hochberg in the exploratory one. Signs and ranks: exact "
+               f"tests on runs with the smallest p they can give.{cannot} Intervals 95 %, of equivalence 90 %. "
+               f"{results.note}.")
+    return Table("table_significance", frame, shown(frame), caption)
 
 
 def save(frame: pd.DataFrame, results: Results, folder: Path) -> None:
-    """table_significance.csv (every column) and .md (as `shown`); .tex holds the registered families alone where there
-    are any: what fits a page."""
-    below, registered = caption(frame, results), frame[frame["family"].ne("exploratory")]
-    plain_tables.save("table_significance", frame, shown(frame), folder, below)
-    page = plain_tables.to_latex(shown(registered if len(registered) else frame), below)
-    atomic_write(Path(folder) / "table_significance.tex", page)
+    """The forms of `table`; .tex holds the registered families alone where there are any: what fits a page."""
+    table(frame, results).save(folder)
+    registered = frame[frame["family"].ne("exploratory")]
+    page = table(registered if len(registered) else frame, results)
+    atomic_write(Path(folder) / "table_significance.tex", page.to_latex())

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
+import seaborn
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from polylib.names import METHODS
+from polylib.names import METHODS, ordered
 from polylib.run import atomic_write, write_csv
 
 WIDTH = {1: 3.25, 2: 6.75}  # inches of one and two columns
@@ -39,6 +40,7 @@ LOOKS = {
     "dpo": {"color": "#56B4E9", "marker": "P", "linestyle": (0, (1, 2))},
     "ppo": {"color": "#D55E00", "marker": "X", "linestyle": (0, (4, 2, 1, 2))},
 }
+DASHES = {"-": "", "--": (3.7, 1.6), "-.": (6.4, 1.6, 1, 1.6)}  # as matplotlib draws them, for seaborn
 METHOD_STYLE = {method: {"label": METHODS[method]} | look for method, look in LOOKS.items()}
 
 
@@ -86,6 +88,19 @@ def point(method: str, **changes) -> dict:
     size = 10 if style["marker"] == "*" else 6.5
     return {"color": style["color"], "marker": style["marker"], "linestyle": "none", "markersize": size,
             "markeredgecolor": rim, "markeredgewidth": 1.4 if rim != "white" else 0.6} | changes
+
+
+def lines(ax, data: pd.DataFrame, x: str, y: str, **mean) -> None:
+    """A line a method from `data` (method, seed, x, y): its runs thin, their mean bold. mean: how that one is drawn
+    besides, the same for all methods."""
+    shown = ordered(data["method"])
+    same = {"data": data, "x": x, "y": y, "hue": "method", "hue_order": shown, "legend": False, "ax": ax,
+            "palette": {method: METHOD_STYLE[method]["color"] for method in shown}}
+    seaborn.lineplot(**same, units="seed", estimator=None, linewidth=0.5, alpha=0.4)
+    seaborn.lineplot(**same, style="method", style_order=shown, errorbar=None, markeredgewidth=0.4,
+                     dashes={method: DASHES.get(look := METHOD_STYLE[method]["linestyle"], look[-1])
+                             for method in shown}, **mean)
+    ax.set(xlabel="", ylabel="")
 
 
 def finish(figure: Figure, note: str, columns: int, methods: Iterable[str] = (), extra: Iterable[Line2D] = (),

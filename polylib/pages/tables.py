@@ -1,5 +1,4 @@
-"""The main table and the study's summary, from files alone. LaTeX, Markdown, CSV and HTML show the same
-DataFrame.
+"""The main table and the study's summary, from files alone.
 
     table = tables.main(results)
     table.save(paths.figures)                       # table_main.tex, .md, .csv: what a page holds
@@ -11,9 +10,7 @@ method (runs are a sample too); people, and every row of a study with one seed, 
 what the method changes: the interval of its difference to SFT, over runs and posts, excludes 0. """
 from __future__ import annotations
 
-import html
-from dataclasses import dataclass
-from pathlib import Path
+import re
 
 import numpy as np
 import pandas as pd
@@ -22,13 +19,13 @@ from polylib.claims import stats
 from polylib.claims.results import UNSEEDED, Results
 from polylib.evaluation import provenance
 from polylib.names import METRICS
-from polylib.pages.plain_tables import escape
+from polylib.pages.plain_tables import DASH, Table, number
 from polylib.pages.style import METHOD_STYLE
-from polylib.run import atomic_write, write_csv, write_json
+from polylib.run import write_json
 
 DIGITS = {"self_bleu": 1, "length_words": 1, "length_tokens": 1}  # all others: 3
 # What the printed table shows beside the judge and pass@k, as far as a study has it; the others fill up to WIDE.
-PRINTED = ("reward_mean", "diversity", "effective_diversity", "distinct_k", "self_bleu", "chrf", "bertscore",
+PRINTED = ("reward_mean", "diversity", "effective_diversity", "distinct_k", "self_bleu", "bertscore",
            "relevance", "length_words", "truncated")
 FILL = ("diversity_tfidf", "distinct_2", "rouge_l")
 WIDE = 9
@@ -47,98 +44,33 @@ def columns(results: Results) -> dict[str, str]:
 
 
 def all_columns(results: Results) -> dict[str, str]:
-    """Every metric that all files of the study have: those with a label first, then pass@k by quantile and the rest."""
-    numbers = [name for name in results.columns if name not in ("temperature", "n_samples")
-               and pd.api.types.is_numeric_dtype(results.people[name])]
-    labelled = [name for name in METRICS if name in numbers]
-    return {name: METRICS.get(name, name.replace("_q", ", q")) for name in dict.fromkeys([*labelled, *numbers])}
+    """Every metric of `names.METRICS` that all files of the study have, and pass@k at each quantile."""
+    rates = {name: name.replace("_q", ", q") for name in results.columns if re.fullmatch(r"pass@\d+_q[\d.]+", name)}
+    return {name: text for name, text in METRICS.items() if name in results.columns} | rates
 
 
-@dataclass(frozen=True)
-class Table:
-    """data: label, method, temperature, and per metric the mean, `_half` (half the interval), `_prompts`
-    (posts that define it), `_differs` (from SFT). `turned`: metrics are rows, as in a table of many. `_repr_html_`
-    escapes, as labels and captions may hold anything."""
-
-    data: pd.DataFrame
-    headings: dict[str, str]
-    caption: str
-    name: str = "table_main"
-    turned: bool = False
-
-    def cell(self, row: pd.Series, metric: str) -> tuple[str, str]:
-        """(mean, half-width) as printed; an en dash where it is undefined."""
-        digits = DIGITS.get(metric, 3)
-        return tuple(f"{row[name]:.{digits}f}" if np.isfinite(row[name]) else "–"
-                     for name in (metric, f"{metric}_half"))
-
-    def grid(self) -> tuple[list[str], list[list]]:
-        """(headings, rows of [label, (mean, half-width, bold), ...]) as printed."""
-        cells = {(i, m): (*self.cell(row, m), bool(row.get(f"{m}_differs", False)))
-                 for i, (_, row) in enumerate(self.data.iterrows()) for m in self.headings}
-        labels = list(self.data["label"])
-        if self.turned:
-            return labels, [[h, *(cells[i, m] for i in range(len(labels)))] for m, h in self.headings.items()]
-        return list(self.headings.values()), [[label, *(cells[i, m] for m in self.headings)]
-                                              for i, label in enumerate(labels)]
-
-    def to_markdown(self) -> str:
-        head, rows = self.grid()
-        lines = ["| " + " | ".join(["", *head]) + " |", "|---|" + "---:|" * len(head)]
-        for label, *cells in rows:
-            shown = [mean if half == "–" and mean == "–" else f"{mean} ± {half}" for mean, half, _ in cells]
-            shown = [f"**{text}**" if bold else text for text, (*_, bold) in zip(shown, cells, strict=True)]
-            lines.append("| " + " | ".join([label.replace("|", "\\|"), *shown]) + " |")
-        return "\n".join([*lines, "", self.caption, ""])
-
-    def to_latex(self) -> str:
-        """booktabs; the half-width stands under its mean, so that twelve columns fit the width of two. A turned table
-        has it beside the mean and breaks over pages (longtable)."""
-        head, rows = self.grid()
-        form = "longtable" if self.turned else "tabular"
-        heads = " & ".join(rf"\rotatebox{{60}}{{{escape(h)}}}" for h in head)
-        lines = [rf"\begin{{{form}}}{{l{'r' * len(head)}}}", r"\toprule", rf" & {heads} \\", r"\midrule"]
-        lines += [r"\endhead"] if self.turned else []
-        for label, *cells in rows:
-            size = r"\tiny" if self.turned else r"\scriptsize"
-            halves = [rf"{{{size} $\pm${half}}}" if half != "–" else "" for _, half, _ in cells]
-            means = [rf"\textbf{{{escape(mean)}}}" if bold else escape(mean) for mean, _, bold in cells]
-            if self.turned:
-                both = [f"{mean} {half}".strip() for mean, half in zip(means, halves, strict=True)]
-                lines.append(" & ".join([escape(label), *both]) + r" \\")
-            else:
-                lines.append(" & ".join([escape(label), *means]) + r" \\[-2pt]")
-                lines.append(" & ".join(["", *halves]) + r" \\")
-        return "\n".join([*lines, r"\bottomrule", rf"\end{{{form}}}", f"% {self.caption}", ""])
-
-    def _repr_html_(self) -> str:
-        head, rows = self.grid()
-        titles = "".join(f"<th>{html.escape(h)}</th>" for h in ("", *head))
-        body = ""
-        for label, *cells in rows:
-            tds = "".join(f"<td>{f'<b>{mean}</b>' if bold else mean}<br><small>{'' if half == '–' else '±' + half}"
-                          "</small></td>" for mean, half, bold in cells)
-            body += f"<tr><th style='text-align:left'>{html.escape(label)}</th>{tds}</tr>"
-        return (f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
-                f"<p><small>{html.escape(self.caption)}</small></p>")
-
-    def save(self, folder: Path) -> None:
-        write_csv(Path(folder) / f"{self.name}.csv", self.data)
-        for ending, content in (("tex", self.to_latex()), ("md", self.to_markdown())):
-            atomic_write(Path(folder) / f"{self.name}.{ending}", content)
+def shown(numbers: pd.DataFrame, headings: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(texts, bold): label, then per metric "mean ± half", a dash where it is undefined; bold where `_differs`."""
+    texts, bold = pd.DataFrame({"": numbers["label"]}), pd.DataFrame({"": np.zeros(len(numbers), dtype=bool)})
+    for metric, heading in headings.items():
+        form = f".{DIGITS.get(metric, 3)}f"
+        texts[heading] = [f"{number(mean, form)} ± {number(half, form)}" if np.isfinite(mean) else DASH
+                          for mean, half in zip(numbers[metric], numbers[f"{metric}_half"], strict=True)]
+        bold[heading] = numbers.get(f"{metric}_differs", pd.Series(False, numbers.index)).astype(bool)
+    return texts, bold
 
 
 def main(results: Results) -> Table:
     """People, the base model if evaluated, SFT at its own and the control temperatures, all other methods."""
-    return _table(results, columns(results), "table_main", turned=False)
+    return _table(results, columns(results), "table_main", "stacked")
 
 
 def everything(results: Results) -> Table:
     """The rows of `main` as columns, a row for every metric."""
-    return _table(results, all_columns(results), "table_all", turned=True)
+    return _table(results, all_columns(results), "table_all", "long")
 
 
-def _table(results: Results, headings: dict[str, str], name: str, turned: bool) -> Table:
+def _table(results: Results, headings: dict[str, str], name: str, layout: str) -> Table:
     rows = []
     for temperature in results.temperatures:
         at_training = temperature == results.cfg.sampling.temperature
@@ -166,7 +98,12 @@ def _table(results: Results, headings: dict[str, str], name: str, turned: bool) 
                f"People: {replies:.1f} replies a post; their pass@k covers posts with at least k. "
                f"pass@k: one of k replies reaches the judge's {q:g}-quantile of human replies to validation "
                "posts.")
-    return Table(pd.DataFrame(rows), headings, caption, name, turned)
+    numbers = pd.DataFrame(rows)
+    texts, bold = shown(numbers, headings)
+    if layout == "long":  # metrics are rows, as in a table of many
+        texts, bold = (frame.set_index("").T.reset_index(names="") for frame in (texts, bold.assign(**{"": texts[""]})))
+        bold[""] = False
+    return Table(name, numbers, texts, caption, bold, layout=layout)
 
 
 def _differs(cells: dict, method: str) -> bool:
@@ -179,57 +116,24 @@ def _differs(cells: dict, method: str) -> bool:
     return bool(claim.low > 0 or claim.high < 0)
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Two columns of text, what and value, in all formats of `Table`."""
-
-    data: pd.DataFrame
-    caption: str
-    name: str
-
-    def to_markdown(self) -> str:
-        rows = (f"| {row.what} | {str(row.value).replace('|', chr(92) + '|')} |" for row in self.data.itertuples())
-        return "\n".join(["| | |", "|---|---|", *rows, "", self.caption, ""])
-
-    def to_latex(self) -> str:
-        """booktabs; long values break inside their column."""
-        rows = (rf"{escape(row.what)} & {breakable(str(row.value))} \\" for row in self.data.itertuples())
-        return "\n".join([r"\begin{tabular}{l>{\raggedright\arraybackslash}p{0.7\linewidth}}", r"\toprule", *rows,
-                          r"\bottomrule", r"\end{tabular}", f"% {self.caption}", ""])
-
-    def _repr_html_(self) -> str:
-        return self.data.to_html(index=False, header=False) + f"<p><small>{html.escape(self.caption)}</small></p>"
-
-    def save(self, folder: Path) -> None:
-        content = self.data.to_csv(index=False, lineterminator="\n")
-        for ending, text in (("tex", self.to_latex()), ("md", self.to_markdown()), ("csv", content)):
-            atomic_write(Path(folder) / f"{self.name}.{ending}", text)
-
-
-def reproducibility(results: Results) -> Facts:
+def reproducibility(results: Results) -> Table:
     """Code, settings, data, models, seeds, machine and versions (T4), from env.json, the manifest and the preset."""
-    return Facts(provenance.facts(results), f"{results.note}.", "reproducibility")
+    facts = provenance.facts(results)
+    return Table("reproducibility", facts, facts, f"{results.note}.", layout="facts")
 
 
 def summary(results: Results) -> dict:
     """Means per method for `dvc metrics show`, with n; a number that does not exist carries its reason."""
-    table = main(results)
-    methods = {}
-    for _, row in table.data.iterrows():
+    metrics, methods = columns(results), {}
+    for _, row in main(results).numbers.iterrows():
         control = row["method"] == "sft" and row["temperature"] != results.cfg.sampling.temperature
         name = f"{row['method']}_T{row['temperature']:g}" if control else row["method"]
         methods[name] = {metric: float(row[metric]) if np.isfinite(row[metric]) else
                          {"value": None, "reason": f"defined at {row[f'{metric}_prompts']} posts"}
-                         for metric in table.headings}
+                         for metric in metrics}
     return {"methods": methods, "engagement": results.engagement, "seeds": len(results.cfg.seeds),
             "prompts": len(results.people), "preset": results.cfg.preset}
 
 
 def write_summary(results: Results) -> None:
     write_json(results.paths.summary, summary(results))
-
-
-
-def breakable(text: str) -> str:
-    """`escape`, and a line may end after the slashes of a path."""
-    return escape(text).replace("/", r"/\allowbreak{}")

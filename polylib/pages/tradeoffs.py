@@ -1,4 +1,4 @@
-"""Quality against diversity, the area a method commands there, and what a gain may have cost elsewhere.
+"""Quality against diversity, and the area a method commands there.
 
 Small marks are single runs, large ones their mean; people are black.
 """
@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import ttest_ind
 
 from polylib.claims import stats
@@ -121,34 +121,3 @@ def _area(row: pd.Series) -> str:
     digits = 0 if 1000 * row["hypervolume"] >= 10 else 1
     low, high = (f"{1000 * row[name]:.{digits}f}" for name in ("low", "high"))
     return f"{1000 * row['hypervolume']:.{digits}f}" + (f" [{low}, {high}]" if np.isfinite(row["low"]) else "")
-
-
-def side_effects(results: Results, columns: int = 2) -> Picture:
-    """Length, relevance, truncation and repetition: what a gain elsewhere may have cost. The line is
-    people."""
-    metrics = ["length_words", "relevance", "truncated", "repeated_elsewhere"]
-    data = means(results, metrics)
-    methods = [m for m in ordered(data["method"]) if m != "human"]
-    with rc_context(STYLE):
-        rows, height = (2, 3.4) if columns == 2 else (4, 5.6)
-        figure, axes = canvas(rows, columns, height, columns, sharey=True)
-        for ax, metric in zip(axes.flat, metrics, strict=True):
-            for i, method in enumerate(methods):
-                values = data.loc[data["method"].eq(method), metric]
-                runs = point(method, markersize=3.2, alpha=0.6, markeredgewidth=0, clip_on=False)
-                ax.plot(values, [i] * len(values), **runs)
-                ax.plot(values.mean(), i, **point(method, clip_on=False))
-            human = data.loc[data["method"].eq("human"), metric]
-            if human.notna().all():
-                ax.axvline(human.iloc[0], **line("human", lw=1.2))
-            if metric in ("truncated", "repeated_elsewhere"):
-                ax.xaxis.set_major_formatter(PercentFormatter(1))
-                ax.set_xlim(0, max(0.05, 1.1 * data[metric].max(skipna=True)))
-            ax.xaxis.set_major_locator(MaxNLocator(5))
-            ax.set_xlabel({"repeated_elsewhere": "replies also given to another post",
-                           "truncated": "cut off at the token limit"}.get(metric, METRICS[metric]))
-            ax.set_ylim(len(methods) - 0.5, -0.5)
-        axes[0, 0].set_yticks(range(len(methods)), [METHOD_STYLE[m]["label"] for m in methods])
-        finish(figure, results.note, columns, ["human"], [RUNS] if len(results.cfg.seeds) > 1 else [],
-               kind="line")
-    return Picture("side_effects", figure, data)

@@ -1,15 +1,14 @@
-"""Where the scores of our own runs vary, and how many runs a claim about a method would have needed: table and figure.
+"""Where the scores of our own runs vary, and how many runs a claim about a method would have needed.
 
-    table(results)                       # metric x (pooled over methods): shares of variance, design, needed runs
-    picture(results, columns)            # stacked bars and required runs
-    planner(results, "judge_mean")       # effects x posts -> runs
+    table(results)                       # a row a metric: shares of variance, runs needed
+    picture(results, columns)            # the shares as bars
+    sentence(results, "judge_mean")      # how many runs find which effect
 """
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
-from matplotlib.patches import Patch
 
 from polylib.claims import stats, variance
 from polylib.claims.effects import compared
@@ -19,96 +18,79 @@ from polylib.names import METRICS
 from polylib.pages.style import STYLE, Picture, canvas, finish
 
 # Sequential and distinct in grey print; methods' colours would say the wrong thing here.
-PARTS = {"seed": ("runs", "#00224E"), "prompt": ("posts", "#575C6D"), "interaction": ("runs × posts", "#A59C74"),
-         "generation": ("replies", "#E8D96B")}
-PER_REPLY = {"judge_mean": "judge", "reward_mean": "reward", "relevance": "relevance"}
+PARTS = {"seed": ("runs", "#00224E"), "prompt": ("posts", "#575C6D"), "interaction": ("runs × posts", "#A59C74")}
 MOST = 50  # runs; more is "over"
 TARGET = 0.5  # SDs of SFT over posts: the effect that required runs are given for
 
 
-def table(results: Results, metrics: list[str] | None = None, replies: pd.DataFrame | None = None,
-          effect: float = TARGET) -> pd.DataFrame:
-    """metric, seed, prompt, interaction, generation (shares of variance, means over methods), {..}_variance, by_prompt,
-    effect (in the metric's unit: `effect` SDs of SFT's posts), seeds_needed (runs a method at 80 % power with this
-    study's posts; NaN: over MOST), prompts_needed (posts for these checkpoints), methods, prompts, reason.
+def table(results: Results, metrics: list[str] | None = None) -> pd.DataFrame:
+    """metric, seed, prompt, interaction (shares of variance, means over methods; the replies' scatter is inside
+    interaction), effect (TARGET SDs of SFT's posts, in the metric's unit), seeds_needed (runs a method that find it at
+    80 % power with this study's posts; NaN: over MOST), prompts, reason (why there are no numbers).
 
-    Without `replies` (`replies.load`) the replies' scatter is inside runs x posts. UserError at one run: nothing varies
-    between runs that are one."""
-    if len(results.cfg.seeds) < 2:
-        raise UserError(f"study {results.paths.study}: one run a method has no variance between runs; add seeds to the "
-                        "preset")
-    methods = [name for name in results.methods if name not in UNSEEDED]
+    UserError at one run: nothing varies between runs that are one."""
     rows = []
     for metric in metrics or compared(results):
-        values = {name: stats.matrix(results.cells(metric), name)[2] for name in methods}
-        keep = np.isfinite(np.concatenate(list(values.values()))).all(axis=0)
-        row = {"metric": metric, "methods": len(methods), "prompts": int(keep.sum())}
-        if keep.sum() < 2 or max(np.ptp(y[:, keep]) for y in values.values()) < 1e-12:
-            rows.append(row | {"reason": f"defined at {keep.sum()} posts" if keep.sum() < 2 else stats.SAME})
+        values = _values(results, metric)
+        prompts = values["sft"].shape[1]
+        if prompts < 2 or max(np.ptp(y) for y in values.values()) < 1e-12:
+            reason = f"defined at {prompts} posts" if prompts < 2 else stats.SAME
+            rows.append({"metric": metric, "prompts": prompts, "reason": reason, "seeds_needed": np.nan})
             continue
-        found = [variance.components(_of_replies(replies, name, PER_REPLY[metric])
-                                     if replies is not None and metric in PER_REPLY else y[:, keep])
-                 for name, y in values.items()]
-        pooled = variance.Components(*(float(np.mean([getattr(c, part) for c in found])) for part in PARTS))
-        row |= pooled.shares() | {f"{part}_variance": value for part, value in vars(pooled).items()}
-        row |= _needed(values["sft"][:, keep], [y[:, keep] for name, y in values.items() if name != "sft"], effect)
-        rows.append(row | {"reason": ""})
-    return pd.DataFrame(rows)
+        found = [variance.components(y) for y in values.values()]
+        pooled = variance.Components(*(float(np.mean([getattr(c, part) for c in found]))
+                                       for part in (*PARTS, "generation")))
+        effect = TARGET * values["sft"].mean(axis=0).std(ddof=1)
+        rows.append({"metric": metric, **pooled.shares(), "effect": effect, "prompts": prompts, "reason": "",
+                     "seeds_needed": variance.runs_needed(_design(values), effect, prompts, most=MOST)})
+    return pd.DataFrame(rows).drop(columns="generation", errors="ignore")
 
 
-def _of_replies(replies: pd.DataFrame, method: str, column: str) -> np.ndarray:
-    part = replies[replies["method"].eq(method)].sort_values(["seed", "post_id", "sample"])
-    return part[column].to_numpy(float).reshape(part["seed"].nunique(), part["post_id"].nunique(), -1)
+def sentence(results: Results, metric: str, effects: tuple[float, ...] = (0.05, 0.1, 0.2)) -> str:
+    """How many runs a method find each of `effects`, in the metric's unit, at 80 % power with this study's posts."""
+    values = _values(results, metric)
+    needed = [variance.runs_needed(_design(values), effect, values["sft"].shape[1], most=MOST) for effect in effects]
+    said = ", ".join(f"{effect:g} with {'over ' + str(MOST) if np.isnan(n) else f'{n:g}'}"
+                     for effect, n in zip(effects, needed, strict=True))
+    return (f"At 80 % power and {values['sft'].shape[1]} posts a difference in {METRICS[metric]} is found: {said} "
+            "runs a method")
 
 
-def _needed(sft: np.ndarray, others: list[np.ndarray], effect: float) -> dict:
-    if not others:
-        return {}
-    sd, design = sft.mean(axis=0).std(ddof=1), mean_design(sft, others)
-    plan = variance.plan(design, [effect * sd], [sft.shape[1]], most=MOST).iloc[0]
-    d_z = effect * sd / np.mean([(y - sft).mean(axis=0).std(ddof=1) for y in others]) if sd > 1e-12 else np.nan
-    return {"by_prompt": design.by_prompt, "effect": effect * sd, "seeds_needed": plan["seeds"],
-            "prompts_needed": variance.prompts_for(d_z) if np.isfinite(d_z) else np.nan}
+def _values(results: Results, metric: str) -> dict[str, np.ndarray]:
+    """{method: (S, P)} at the posts that every cell defines."""
+    if min(len(results.cfg.seeds), len(results.cfg.methods)) < 2:
+        raise UserError(f"study {results.paths.study}: variances between runs need two runs of two methods; add them "
+                        "to the preset")
+    values = {name: stats.matrix(results.cells(metric), name)[2] for name in results.methods if name not in UNSEEDED}
+    keep = np.isfinite(np.concatenate(list(values.values()))).all(axis=0)
+    return {name: y[:, keep] for name, y in values.items()}
 
 
-def mean_design(sft: np.ndarray, others: list[np.ndarray]) -> variance.Design:
-    """The design of a comparison with SFT, averaged over methods: each (S, P)."""
-    designs = [variance.design(y, sft) for y in others]
+def _design(values: dict[str, np.ndarray]) -> variance.Design:
+    """The design of a comparison with SFT, averaged over methods."""
+    designs = [variance.design(y, values["sft"]) for name, y in values.items() if name != "sft"]
     return variance.Design(*(float(np.mean([getattr(d, name) for d in designs]))
                              for name in ("seed", "by_prompt", "residual")))
 
 
-def planner(results: Results, metric: str, effects: list[float], prompts: list[int]) -> pd.DataFrame:
-    """effect, prompts, seeds, power: runs a method that find `effect` (in the metric's unit) at 80 %, from this study's
-    variances. seeds NaN: not with MOST runs."""
-    values = {name: stats.matrix(results.cells(metric), name)[2] for name in results.methods if name not in UNSEEDED}
-    keep = np.isfinite(np.concatenate(list(values.values()))).all(axis=0)
-    design = mean_design(values["sft"][:, keep], [y[:, keep] for name, y in values.items() if name != "sft"])
-    return variance.plan(design, effects, prompts, most=MOST)
-
-
-def picture(results: Results, columns: int = 2, replies: pd.DataFrame | None = None) -> Picture:
+def picture(results: Results, columns: int = 2) -> Picture:
     """Shares of variance per metric; on the right the runs a method that an effect of half an SD over posts needs."""
-    data = table(results, replies=replies)
+    data = table(results)
     drawn = data[data["reason"].eq("")].reset_index(drop=True)
+    bars = drawn[list(PARTS)].set_axis([label for label, _ in PARTS.values()], axis=1)
     with rc_context(STYLE):
-        figure, axes = canvas(1, 1, 1.0 + 0.22 * len(drawn), columns)
-        ax, left = axes[0, 0], np.zeros(len(drawn))
-        parts = {name: style for name, style in PARTS.items() if drawn[name].gt(0).any()}
-        for name, (_, color) in parts.items():
-            ax.barh(range(len(drawn)), drawn[name], left=left, color=color, height=0.66, edgecolor="white", lw=0.5)
-            left += drawn[name].to_numpy()
-        for i, row in drawn.iterrows():
-            needs = f"over {MOST}" if np.isnan(row["seeds_needed"]) else f"{row['seeds_needed']:g}"
-            ax.annotate(f"{needs} runs", (1.0, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
+        figure, axes = canvas(1, 1, 1.2 + 0.22 * len(drawn), columns)
+        ax = axes[0, 0]
+        bars.plot.barh(ax=ax, stacked=True, color=[color for _, color in PARTS.values()], width=0.7, legend=False)
+        for i, runs in enumerate(drawn["seeds_needed"]):
+            ax.annotate(f"{f'over {MOST}' if np.isnan(runs) else f'{runs:g}'} runs", (1.0, i), xytext=(4, 0),
+                        textcoords="offset points", va="center", fontsize=7)
         ax.set_yticks(range(len(drawn)), [METRICS.get(name, name) for name in drawn["metric"]])
         ax.set(xlim=(0, 1.0), ylim=(len(drawn) - 0.5, -0.5), xlabel="share of variance")
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         ax.grid(axis="y", visible=False)
-        ax.spines["right"].set_visible(False)
-        merged = "" if "generation" in parts else " Runs × posts holds the scatter of replies."
         finish(figure, f"{results.note}. Variance of one run's value at a post, means over methods; negative estimates "
-               f"count as 0.{merged} Right: runs a method that find a difference of {TARGET:g} SD of SFT's posts at "
-               "80 % power with these posts.", columns,
-               extra=[Patch(color=color, label=label) for label, color in parts.values()])
+               f"count as 0. Runs × posts holds the scatter of replies. Right: runs a method that find a difference of "
+               f"{TARGET:g} SD of SFT's posts at 80 % power with these posts.", columns,
+               extra=ax.get_legend_handles_labels()[0])
     return Picture("variance", figure, data)
