@@ -2,17 +2,20 @@
 
     cfg = config.load("laptop")                          # params/laptop.yaml
     cfg = dataclasses.replace(cfg, grpo=dataclasses.replace(cfg.grpo, steps=5))
+    python -m polylib.config quick results/quick/settings.yaml   # every setting of a preset, spelled out
 
-Left out on purpose: inheritance between presets, environment overrides, command-line flags. A preset is a
-complete flat file, so two runs differ by the diff of two files. What each key means: see params/laptop.yaml.
+params/laptop.yaml holds every value and explains it; another preset is `extends: laptop` and its departures. Left
+out on purpose: environment overrides, command-line flags.
 """
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import itertools
 import math
 import os
+import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -39,11 +42,12 @@ from polylib.settings import (
 
 __all__ = ["METHODS", "RIVALS", "AblationConfig", "Config", "DataConfig", "EvaluationConfig", "LLMJudgeConfig",
            "ModelConfig", "PaperFiguresConfig", "RewardModelConfig", "RivalConfig", "SamplingConfig", "TrainConfig",
-           "UserError", "load", "read_yaml", "write_yaml"]
+           "UserError", "departures", "load", "read_yaml", "resolved", "write_yaml"]
 
 
 PATHWISE = ("entropy", "token_gini", "embedding_rao")  # kinds of diversity_gradient that need no samples
 CHORD = {"warmup", "decay", "peak", "valley"}
+TRAINED = ("sft", "polychromic", "grpo", "hybrid")  # sections that depart from `training`
 WEIGHTS = ("alpha", "beta", "lam", "kappa")  # of the loss: what an ablation may vary
 
 
@@ -57,27 +61,87 @@ class UserError(Exception):
 
 def load(preset: str, root: Path | None = None) -> Config:
     """Read `params/<preset>.yaml` below `root` (default: working directory), or file `preset` if it
-    ends in .yaml. UserError names file and key: missing file, unknown or missing key, value out of place."""
-    path = Path(preset) if str(preset).endswith(".yaml") else Path(root or ".") / "params" / f"{preset}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"{path}: no such preset; presets there: {known}")
-    cfg = _build(Config, {"preset": path.stem, **read_yaml(path)}, path, "")
+    ends in .yaml, with what it extends. UserError names file and key: missing file, unknown or missing key, value
+    out of place."""
+    path = _file(preset, Path(root or ".") / "params")
+    values, _ = _resolve(path, Path(root or ".") / "params")
+    cfg = _build(Config, {"preset": path.stem, **values}, path, "")
     _check(cfg, path)
     return cfg
 
 
-def _build(cls: type, values: object, path: Path, prefix: str):
-    """A dataclass from a mapping; every key present, none unknown, every value of its declared type."""
-    hints = typing.get_type_hints(cls)
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: {prefix.rstrip('.')} must be a section of `key: value`, not {values!r}")
+def resolved(preset: str, root: Path | None = None) -> dict:
+    """Every setting of a preset as a plain mapping, sections complete and in the order of `Config`. Written to a file
+    it loads as an equal preset of that file's name, so two studies differ by the diff of two such files."""
+    plain = dataclasses.asdict(load(preset, root))
+    del plain["preset"]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+
+
+def departures(preset: str, method: str, root: Path | None = None) -> dict:
+    """The settings of section `method` that differ from the preset's common `training` values: {key: value}."""
+    _, common = _resolve(_file(preset, Path(root or ".") / "params"), Path(root or ".") / "params")
+    section = dataclasses.asdict(getattr(load(preset, root), method))
+    return {key: value for key, value in section.items() if key not in common or common[key] != value}
+
+
+def _file(preset: str, folder: Path) -> Path:
+    path = Path(preset) if str(preset).endswith(".yaml") else folder / f"{preset}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+        raise UserError(f"{path}: no such preset; presets there: {known}")
+    return path
+
+
+def _resolve(path: Path, folder: Path, below: tuple[Path, ...] = ()) -> tuple[dict, dict]:
+    """The settings of a file with what it extends, and the common training values among them.
+
+    Within a file a method's section departs from `training`; a file as a whole comes after the one it extends, so
+    `training` of a preset goes to all four methods, over their sections in laptop.yaml. Sections are merged key by
+    key; lists and mappings that are values (data.columns, reward_model.heuristic, chord, ablation.grid) are replaced.
+    """
+    if path in below:
+        raise UserError(f"{path}: extends itself, by way of {' and '.join(p.name for p in below)}")
+    own = read_yaml(path)
+    _known(own, path)
+    values, common = {}, {}
+    if "extends" in own:
+        parent = str(own.pop("extends"))
+        near = path.parent / f"{parent}.yaml"
+        values, common = _resolve(near if near.is_file() else _file(parent, folder), folder, (*below, path))
+    shared = own.pop("training", {})
+    for name in TRAINED if shared else ():
+        own[name] = {**shared, **own.get(name, {})}
+    for key, value in own.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    return values, {**common, **shared}
+
+
+def _known(own: dict, path: Path) -> None:
+    """Every key of one file as it is written there: a section or setting that exists, a section a mapping."""
+    hints = typing.get_type_hints(Config)
+    hints = {key: hint for key, hint in hints.items() if key != "preset"} | {"extends": str, "training": TrainConfig}
+    _spelled(own, hints, path, "")
+    for name, values in own.items():
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(values, dict):
+                raise UserError(f"{path}: {name} must be a section of `key: value`, not {values!r}")
+            _spelled(values, typing.get_type_hints(hints[name]), path, f"{name}.")
+
+
+def _spelled(values: dict, hints: dict, path: Path, prefix: str) -> None:
     for key in values:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)[0]
             raise UserError(f"{path}: unknown setting {prefix}{key}; did you mean {prefix}{near}?")
+
+
+def _build(cls: type, values: object, path: Path, prefix: str):
+    """A dataclass from a mapping of known keys: every key present, every value of its declared type."""
+    hints = typing.get_type_hints(cls)
     for key in sorted(set(hints) - set(values)):
-        raise UserError(f"{path}: setting {prefix}{key} is missing; params/laptop.yaml explains it")
+        raise UserError(f"{path}: setting {prefix}{key} is missing; `extends: laptop` gives it, "
+                        "and params/laptop.yaml explains it")
     return cls(**{key: _value(hint, values[key], path, prefix + key) for key, hint in hints.items()})
 
 
@@ -116,6 +180,11 @@ def _check(cfg: Config, path: Path) -> None:
     require(bool(cfg.seeds) and len(set(cfg.seeds)) == len(cfg.seeds), "seeds must be a list without repeats")
     require(len(set(cfg.methods)) == len(cfg.methods) and set(cfg.methods) <= set(METHODS),
             f"methods must be names out of {', '.join(METHODS)}, each once; found {list(cfg.methods)}")
+    require("sft" in cfg.methods, "methods must hold sft: every other method starts from its model")
+    for name in cfg.methods:
+        init = vars(cfg)["polychromic" if name == "lambda0" else name].init
+        require(init in ("base", *cfg.methods), f"{name}.init is {init}, which methods does not list: "
+                f"{list(cfg.methods)}")
     require(set(cfg.swept) <= set(cfg.methods) and ("sft" in cfg.swept or "sft" not in cfg.methods),
             f"swept must be names out of methods, sft among them: it is the control; found {list(cfg.swept)}")
     require(bool(e.ks) and max(e.ks) <= e.samples, f"evaluation.ks {e.ks} exceed samples {e.samples}")
@@ -129,7 +198,7 @@ def _check(cfg: Config, path: Path) -> None:
     require(all(0 < q < 1 for q in e.judge_quantiles), "evaluation.judge_quantiles must lie between 0 and 1")
     require(cfg.reward_model.preflight_posts >= 2 and cfg.reward_model.preflight_samples >= 2,
             "reward_model.preflight_posts and preflight_samples must be at least 2")
-    for name in ("sft", "polychromic", "grpo", "hybrid"):
+    for name in TRAINED:
         _check_training(name, vars(cfg)[name], cfg.sampling.max_new_tokens, require)
     require(cfg.grpo.reward == cfg.hybrid.reward, f"grpo.reward {cfg.grpo.reward} and hybrid.reward "
             f"{cfg.hybrid.reward} differ: the evaluation scores all methods with one trained reward; use two presets")
@@ -248,3 +317,23 @@ def write_yaml(path: Path, values: dict, comment: str) -> None:
         yaml = YAML()
         yaml.dump(values, stream)
     os.replace(partial, path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write every setting of a preset to a file. Exit status 2 and one line for a mistake in it."""
+    parser = argparse.ArgumentParser(prog="python -m polylib.config", description="Write a preset's resolved settings.")
+    parser.add_argument("preset", help="name of a file in params/, without .yaml")
+    parser.add_argument("out", type=Path, help="YAML file to write")
+    args = parser.parse_args(argv)
+    try:
+        values = resolved(args.preset)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_yaml(args.out, values, f"Every setting of preset {args.preset}; params/laptop.yaml explains them.")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
