@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import yaml
@@ -255,18 +254,34 @@ def test_a_missing_file_is_one_line_and_changes_nothing(project, capsys, monkeyp
     assert error.count("\n") == 1 and "nowhere.csv" in error and not (project / "params.yaml").exists()
 
 
-@pytest.mark.parametrize("settings", [dict(top_p=0.0), dict(top_p=1.5), dict(top_k=-1)])
-def test_truncated_sampling_out_of_range_is_one_line(settings):
-    cfg = config.load("smoke", ROOT)
-    bad = dataclasses.replace(cfg, sampling=dataclasses.replace(cfg.sampling, **settings))
-    with pytest.raises(config.UserError, match=rf"mine.yaml: sampling.{next(iter(settings))} must be"):
-        config._check(bad, Path("mine.yaml"))
+@pytest.mark.parametrize("section, key, value, says", [
+    ("sampling", "top_p", 0.0, "above 0 and at most 1, found 0.0"), ("sampling", "top_p", 1.5, "at most 1, found 1.5"),
+    ("sampling", "top_k", -1, "0 or more (0 is off), found -1"), ("dpo", "beta", 0, "above 0 (at 0 every pair"),
+    ("grpo", "steps", 0, "at least 1, found 0"), ("grpo", "curriculum", 1.0, "0 or more and below 1, found 1.0"),
+    ("grpo", "steps", "5", "int, found '5'"), ("grpo", "lam", True, "float, found True"),
+    ("model", "source", 3, "str"), ("grpo", "mask_truncated", 1, "bool, found 1"),
+    ("evaluation", "ks", 3, "list, found 3"), ("grpo", "phase", "rll", "sft | rl | all, found 'rll'")])
+def test_a_value_out_of_place_is_one_line_with_its_range(tmp_path, section, key, value, says):
+    values = config.resolved("smoke", ROOT)
+    values[section][key] = value
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError) as caught:
+        config.load(str(tmp_path / "mine.yaml"))
+    message = str(caught.value)
+    assert f"mine.yaml: {section}.{key} must be " in message and says in message and "\n" not in message
+    with pytest.raises(ValueError, match=key):  # in Python too, where a section is made
+        dataclasses.replace(getattr(config.load("smoke", ROOT), section), **{key: value})
+
+
+def test_an_unknown_setting_is_not_dropped_in_python():
+    with pytest.raises((TypeError, ValueError), match="kapa"):
+        dataclasses.replace(config.load("smoke", ROOT).grpo, kapa=1.0)
 
 
 @pytest.mark.parametrize("grid, message", [
     ("{gamma: [1.0]}", "one or two of alpha, beta, lam, kappa"), ("{lam: []}", "one or two of alpha"),
     ("{lam: [1.0], beta: [1.0], kappa: [0.1]}", "one or two of alpha"), ("{lam: [1.0, 1.0]}", "repeats a value"),
-    ("{lam: [-1.0]}", "ablation.grid: hybrid.lam must be 0 or more")])
+    ("{lam: [-1.0]}", r"ablation.grid.lam\[0\] must be 0 or more")])
 def test_an_ablation_that_cannot_run_is_one_line(laptop, grid, message):
     with pytest.raises(config.UserError, match=rf"mine.yaml: .*{message}"):
         config.load(laptop("grid: {}", f"grid: {grid}"))
