@@ -2,22 +2,26 @@
 
     cfg = config.load("laptop")                          # params/laptop.yaml
     cfg = dataclasses.replace(cfg, grpo=dataclasses.replace(cfg.grpo, steps=5))
+    python -m polylib.config quick results/quick/settings.yaml   # every setting of a preset, spelled out
 
-Left out on purpose: inheritance between presets, environment overrides, command-line flags. A preset is a
-complete flat file, so two runs differ by the diff of two files. What each key means: see params/laptop.yaml.
+params/laptop.yaml holds every value and explains it; another preset is `extends: laptop` and its departures. Left
+out on purpose: environment overrides, command-line flags.
 """
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import itertools
 import math
 import os
+import re
+import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
+from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -39,11 +43,12 @@ from polylib.settings import (
 
 __all__ = ["METHODS", "RIVALS", "AblationConfig", "Config", "DataConfig", "EvaluationConfig", "LLMJudgeConfig",
            "ModelConfig", "PaperFiguresConfig", "RewardModelConfig", "RivalConfig", "SamplingConfig", "TrainConfig",
-           "UserError", "load", "read_yaml", "write_yaml"]
+           "UserError", "departures", "load", "read_yaml", "resolved", "write_yaml"]
 
 
 PATHWISE = ("entropy", "token_gini", "embedding_rao")  # kinds of diversity_gradient that need no samples
 CHORD = {"warmup", "decay", "peak", "valley"}
+TRAINED = ("sft", "polychromic", "grpo", "hybrid")  # sections that depart from `training`
 WEIGHTS = ("alpha", "beta", "lam", "kappa")  # of the loss: what an ablation may vary
 
 
@@ -57,51 +62,115 @@ class UserError(Exception):
 
 def load(preset: str, root: Path | None = None) -> Config:
     """Read `params/<preset>.yaml` below `root` (default: working directory), or file `preset` if it
-    ends in .yaml. UserError names file and key: missing file, unknown or missing key, value out of place."""
-    path = Path(preset) if str(preset).endswith(".yaml") else Path(root or ".") / "params" / f"{preset}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"{path}: no such preset; presets there: {known}")
-    cfg = _build(Config, {"preset": path.stem, **read_yaml(path)}, path, "")
+    ends in .yaml, with what it extends. UserError names file and key: missing file, unknown or missing key, value
+    out of place."""
+    path = _file(preset, Path(root or ".") / "params")
+    values, _ = _resolve(path, Path(root or ".") / "params")
+    cfg = _build({"preset": path.stem, **values}, path)
     _check(cfg, path)
     return cfg
 
 
-def _build(cls: type, values: object, path: Path, prefix: str):
-    """A dataclass from a mapping; every key present, none unknown, every value of its declared type."""
-    hints = typing.get_type_hints(cls)
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: {prefix.rstrip('.')} must be a section of `key: value`, not {values!r}")
+def resolved(preset: str, root: Path | None = None) -> dict:
+    """Every setting of a preset as a plain mapping, sections complete and in the order of `Config`. Written to a file
+    it loads as an equal preset of that file's name, so two studies differ by the diff of two such files."""
+    plain = dataclasses.asdict(load(preset, root))
+    del plain["preset"]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+
+
+def departures(preset: str, method: str, root: Path | None = None) -> dict:
+    """The settings of section `method` that differ from the preset's common `training` values: {key: value}."""
+    _, common = _resolve(_file(preset, Path(root or ".") / "params"), Path(root or ".") / "params")
+    section = dataclasses.asdict(getattr(load(preset, root), method))
+    return {key: value for key, value in section.items() if key not in common or common[key] != value}
+
+
+def _file(preset: str, folder: Path) -> Path:
+    path = Path(preset) if str(preset).endswith(".yaml") else folder / f"{preset}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+        raise UserError(f"{path}: no such preset; presets there: {known}")
+    return path
+
+
+def _resolve(path: Path, folder: Path, below: tuple[Path, ...] = ()) -> tuple[dict, dict]:
+    """The settings of a file with what it extends, and the common training values among them.
+
+    Within a file a method's section departs from `training`; a file as a whole comes after the one it extends, so
+    `training` of a preset goes to all four methods, over their sections in laptop.yaml. Sections are merged key by
+    key; lists and mappings that are values (data.columns, reward_model.heuristic, chord, ablation.grid) are replaced.
+    """
+    if path in below:
+        raise UserError(f"{path}: extends itself, by way of {' and '.join(p.name for p in below)}")
+    own = read_yaml(path)
+    _known(own, path)
+    values, common = {}, {}
+    if "extends" in own:
+        parent = str(own.pop("extends"))
+        near = path.parent / f"{parent}.yaml"
+        values, common = _resolve(near if near.is_file() else _file(parent, folder), folder, (*below, path))
+    shared = own.pop("training", {})
+    for name in TRAINED if shared else ():
+        own[name] = {**shared, **own.get(name, {})}
+    for key, value in own.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    return values, {**common, **shared}
+
+
+def _known(own: dict, path: Path) -> None:
+    """Every key of one file as it is written there: a section or setting that exists, a section a mapping."""
+    hints = typing.get_type_hints(Config)
+    hints = {key: hint for key, hint in hints.items() if key != "preset"} | {"extends": str, "training": TrainConfig}
+    _spelled(own, hints, path, "")
+    for name, values in own.items():
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(values, dict):
+                raise UserError(f"{path}: {name} must be a section of `key: value`, not {values!r}")
+            _spelled(values, typing.get_type_hints(hints[name]), path, f"{name}.")
+
+
+def _spelled(values: dict, hints: dict, path: Path, prefix: str) -> None:
     for key in values:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)[0]
             raise UserError(f"{path}: unknown setting {prefix}{key}; did you mean {prefix}{near}?")
-    for key in sorted(set(hints) - set(values)):
-        raise UserError(f"{path}: setting {prefix}{key} is missing; params/laptop.yaml explains it")
-    return cls(**{key: _value(hint, values[key], path, prefix + key) for key, hint in hints.items()})
 
 
-def _value(hint: object, value: object, path: Path, key: str):
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, path, key + ".")
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal and value in args:
-        return value
-    if origin in (list, tuple) and isinstance(value, list):
-        return origin(_value(args[0], v, path, f"{key}[{i}]") for i, v in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {_value(str, k, path, key): _value(args[1], v, path, f"{key}.{k}") for k, v in value.items()}
-    if hint in (int, str, bool) and type(value) is hint:  # not isinstance: True is no number of steps
-        return value
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:  # 1.0e-5 arrives as a string through YAML 1.1 readers
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number):
-            return number
-    want = " | ".join(args) if origin is Literal else hint.__name__ if isinstance(hint, type) else str(hint)
-    raise UserError(f"{path}: {key} must be {want}, found {value!r}")
+def _build(values: dict, path: Path) -> Config:
+    """Typed settings from a mapping of known keys; UserError for the first missing, mistyped or out of range."""
+    try:
+        return TypeAdapter(Config).validate_python(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error.errors()[0])}") from error
+
+
+CHOICE = re.compile("'([^']*)'")  # in pydantic's list of what was expected
+RANGES = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+def _explain(error: dict) -> str:
+    """One line for one finding of pydantic: key, range or type, and the value."""
+    section, *rest = error["loc"]
+    field = Config.__pydantic_fields__[section]
+    if rest and dataclasses.is_dataclass(field.annotation):
+        field = field.annotation.__pydantic_fields__[rest[0]]
+        key = f"{section}.{rest[0]}" + "".join(f"[{i}]" if isinstance(i, int) else f".{i}" for i in rest[1:])
+    else:
+        key = str(section) + "".join(f"[{i}]" for i in rest)
+    if error["type"] == "missing":
+        return f"setting {key} is missing; `extends: laptop` gives it, and params/laptop.yaml explains it"
+    kind, context = error["type"], error.get("ctx", {})
+    found = f"found {error['input']!r}"
+    if set(context) & set(RANGES):  # both ends of the range, where the field itself has them
+        ends = [(name, getattr(m, name)) for m in field.metadata for name in RANGES if hasattr(m, name)]
+        words = " and ".join(f"{RANGES[name]} {end:g}" if (name, end) != ("ge", 0) else "0 or more"
+                             for name, end in ends or [(n, c) for n, c in context.items() if n in RANGES])
+        return f"{key} must be {words}{f' ({field.description})' if field.description else ''}, {found}"
+    if kind == "literal_error":
+        return f"{key} must be {' | '.join(CHOICE.findall(context['expected']))}, {found}"
+    want = {"finite": "float", "dict": "mapping", "dataclass": "section of `key: value`"}
+    return f"{key} must be {want.get(kind.split('_')[0], kind.split('_')[0])}, {found}"
 
 
 def _check(cfg: Config, path: Path) -> None:
@@ -111,37 +180,29 @@ def _check(cfg: Config, path: Path) -> None:
             raise UserError(f"{path}: {message}")
 
     e, parts = cfg.evaluation, (cfg.data.train, cfg.data.validation, cfg.data.test, cfg.data.judge)
-    require(min(parts) > 0 and math.isclose(sum(parts), 1.0, abs_tol=1e-9),
-            f"data.train + validation + test + judge must be positive and sum to 1, found {sum(parts):.4g}")
+    require(math.isclose(sum(parts), 1.0, abs_tol=1e-9),
+            f"data.train + validation + test + judge must sum to 1, found {sum(parts):.4g}")
     require(bool(cfg.seeds) and len(set(cfg.seeds)) == len(cfg.seeds), "seeds must be a list without repeats")
     require(len(set(cfg.methods)) == len(cfg.methods) and set(cfg.methods) <= set(METHODS),
             f"methods must be names out of {', '.join(METHODS)}, each once; found {list(cfg.methods)}")
+    require("sft" in cfg.methods, "methods must hold sft: every other method starts from its model")
+    for name in cfg.methods:
+        init = vars(cfg)["polychromic" if name == "lambda0" else name].init
+        require(init in ("base", *cfg.methods), f"{name}.init is {init}, which methods does not list: "
+                f"{list(cfg.methods)}")
     require(set(cfg.swept) <= set(cfg.methods) and ("sft" in cfg.swept or "sft" not in cfg.methods),
             f"swept must be names out of methods, sft among them: it is the control; found {list(cfg.swept)}")
     require(bool(e.ks) and max(e.ks) <= e.samples, f"evaluation.ks {e.ks} exceed samples {e.samples}")
-    require(2 <= e.sweep_samples <= e.samples, f"evaluation.sweep_samples {e.sweep_samples} is not 2 to samples")
-    require(e.likelihood_prompts >= 0 and 1 <= e.likelihood_samples <= e.samples,
-            "evaluation.likelihood_prompts must be 0 (all) or more, likelihood_samples between 1 and samples")
-    require(min(cfg.sampling.temperature, *e.temperatures) > 0, "temperatures must be above 0")
-    require(cfg.paper_figures.price_per_hour >= 0, "paper_figures.price_per_hour must be 0 (none given) or more")
-    require(0 < cfg.sampling.top_p <= 1, f"sampling.top_p must be above 0 and at most 1, found {cfg.sampling.top_p:g}")
-    require(cfg.sampling.top_k >= 0, f"sampling.top_k must be 0 (off) or more, found {cfg.sampling.top_k}")
-    require(all(0 < q < 1 for q in e.judge_quantiles), "evaluation.judge_quantiles must lie between 0 and 1")
-    require(cfg.reward_model.preflight_posts >= 2 and cfg.reward_model.preflight_samples >= 2,
-            "reward_model.preflight_posts and preflight_samples must be at least 2")
-    for name in ("sft", "polychromic", "grpo", "hybrid"):
+    require(e.sweep_samples <= e.samples, f"evaluation.sweep_samples {e.sweep_samples} is not 2 to samples")
+    require(e.likelihood_samples <= e.samples, f"evaluation.likelihood_samples {e.likelihood_samples} exceeds samples")
+    for name in TRAINED:
         _check_training(name, vars(cfg)[name], cfg.sampling.max_new_tokens, require)
     require(cfg.grpo.reward == cfg.hybrid.reward, f"grpo.reward {cfg.grpo.reward} and hybrid.reward "
             f"{cfg.hybrid.reward} differ: the evaluation scores all methods with one trained reward; use two presets")
     j = cfg.llm_judge
-    require(j.compare_posts >= 0 and bool(j.criteria) and len(set(j.criteria)) == len(j.criteria),
-            f"llm_judge: compare_posts must be 0 or more and criteria names, each once; found {j.compare_posts} and "
-            f"{j.criteria}")
+    require(bool(j.criteria) and len(set(j.criteria)) == len(j.criteria),
+            f"llm_judge.criteria must be names, each once; found {j.criteria}")
     _check_ablation(cfg, require)
-    d = cfg.dpo
-    require(d.beta > 0, f"dpo.beta must be above 0 (at 0 every pair weighs nothing), found {d.beta:g}")
-    require(min(d.steps, d.prompts_per_step, d.eval_every) >= 1,
-            "dpo: steps, prompts_per_step, eval_every must be at least 1")
 
 
 def _check_ablation(cfg: Config, require: Callable[[bool, str], None]) -> None:
@@ -151,7 +212,6 @@ def _check_ablation(cfg: Config, require: Callable[[bool, str], None]) -> None:
             f"ablation.grid holds one or two of {', '.join(WEIGHTS)}, each with a list of values, or nothing; "
             f"found {a.grid}")
     require(all(len(set(values)) == len(values) for values in a.grid.values()), "ablation.grid repeats a value")
-    require(a.steps >= 1 and a.posts >= 2 and a.samples >= 2, "ablation needs steps >= 1, posts >= 2, samples >= 2")
     require(not a.grid or 0 < cfg.hybrid.eval_prompts <= a.posts and cfg.hybrid.eval_samples <= a.samples,
             "ablation.posts and samples must be at least hybrid.eval_prompts (not 0) and eval_samples: the detector "
             "knows no smaller set")
@@ -164,15 +224,7 @@ def _check_training(name: str, t: TrainConfig, max_tokens: int, require: Callabl
     """Choices out of the training menu that cannot work, alone or together."""
     k, kind = t.samples_per_prompt, t.diversity_gradient
     spread, sampled = bool(t.lam) and kind in PATHWISE, bool(t.lam) and kind not in PATHWISE
-    require(min(t.steps, t.prompts_per_step, t.rollout_every, t.updates_per_rollout, t.eval_every, t.save_every) >= 1,
-            f"{name}: steps, prompts_per_step, rollout_every, updates_per_rollout, eval_every, save_every must be at "
-            "least 1")
-    for key in ("lr", "max_grad_norm"):
-        require(vars(t)[key] > 0, f"{name}.{key} must be above 0 (at 0 nothing is learned), found {vars(t)[key]:g}")
     require(any((t.alpha, t.beta, t.lam, t.kappa, t.entropy, t.chord)), f"{name}: every weight of the loss is 0")
-    for key in ("alpha", "beta", "lam", "kappa", "entropy", "advantage_clip", "kl_target", "subset_size",
-                "anatomy_every", "micro_prompts", "weight_decay", "warmup_steps"):
-        require(vars(t)[key] >= 0, f"{name}.{key} must be 0 or more, found {vars(t)[key]:g}")
     require(not sampled or k >= 3, f"{name}.lam needs samples_per_prompt >= 3: leaving one of K out must leave a pair")
     require(t.beta == 0 or k >= 2, f"{name}.beta needs samples_per_prompt >= 2: {t.reward_gradient} compares replies")
     for key in ("kappa", "entropy"):
@@ -215,8 +267,7 @@ def _check_training(name: str, t: TrainConfig, max_tokens: int, require: Callabl
         require(t.kappa > 0, f"{name}.kl_target {t.kl_target:g} moves kappa: kappa must be above 0 to start with")
         require(len(t.kl_bounds) == 2 and 0 < t.kl_bounds[0] <= t.kappa <= t.kl_bounds[1],
                 f"{name}.kl_bounds must be [low, high] with 0 < low <= kappa <= high, found {t.kl_bounds}")
-    require(0 <= t.curriculum < 1, f"{name}.curriculum is a quantile, 0 <= q < 1, found {t.curriculum:g}")
-    require(t.eval_samples >= 1, f"{name}.eval_samples must be at least 1: looks and notebooks show sampled replies")
+    require(t.eval_samples >= 1, f"{name}.eval_samples must be at least 1: notebooks show sampled replies")
     require(t.on_hacked != "stop" or name in ("grpo", "hybrid"),
             f"{name}.on_hacked stop: nothing is watched without a reward; it goes with grpo and hybrid")
     if t.chord:
@@ -248,3 +299,23 @@ def write_yaml(path: Path, values: dict, comment: str) -> None:
         yaml = YAML()
         yaml.dump(values, stream)
     os.replace(partial, path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write every setting of a preset to a file. Exit status 2 and one line for a mistake in it."""
+    parser = argparse.ArgumentParser(prog="python -m polylib.config", description="Write a preset's resolved settings.")
+    parser.add_argument("preset", help="name of a file in params/, without .yaml")
+    parser.add_argument("out", type=Path, help="YAML file to write")
+    args = parser.parse_args(argv)
+    try:
+        values = resolved(args.preset)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_yaml(args.out, values, f"Every setting of preset {args.preset}; params/laptop.yaml explains them.")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,194 +1,214 @@
-"""The settings of a preset, one class a section: names and types. What each means is written in
-params/laptop.yaml; polylib.config reads the files and is where to import these classes from.
+"""The settings of a preset, one class a section: names, types and ranges, no values. What each means is written in
+params/laptop.yaml; polylib.config reads the files, checks what ties settings together, and is where to import from.
+A value out of its range is refused wherever a section is made, by `dataclasses.replace` too.
 """
 from __future__ import annotations
 
 import dataclasses
 import html
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, Strict
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticKnownError
 
 METHODS = ("sft", "lambda0", "polychromic", "grpo", "hybrid", "dpo")
 RIVALS = ("dpo",)  # trained by another library; a study has their stages only where it lists them
 
 
-@dataclass(frozen=True)
+def _no_bool(value: object) -> object:
+    """True is no number; a string is one: 1.0e-5 arrives as a string through YAML 1.1 readers."""
+    if isinstance(value, bool):
+        raise PydanticKnownError("float_type")
+    return value
+
+
+KNOWN = ConfigDict(extra="forbid")  # an unknown key is an error, not dropped
+Str, Bool, Int = Annotated[str, Strict()], Annotated[bool, Strict()], Annotated[int, Strict()]
+Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Count, AtLeastOne, AtLeastTwo = Annotated[Int, Field(ge=0)], Annotated[Int, Field(ge=1)], Annotated[Int, Field(ge=2)]
+NotNegative, Positive = Annotated[Float, Field(ge=0)], Annotated[Float, Field(gt=0)]
+Share, Quantile = Annotated[Float, Field(ge=0, le=1)], Annotated[Float, Field(ge=0, lt=1)]
+Learning = Annotated[Float, Field(gt=0, description="at 0 nothing is learned")]
+
+
+@dataclass(frozen=True, config=KNOWN)
 class ModelConfig:
-    source: str
-    encoder: str
+    source: Str
+    encoder: Str
     dtype: Literal["auto", "float32", "bfloat16"]
-    device: str
-    lora_rank: int
-    lora_alpha: int
-    lora_dropout: float
+    device: Str
+    lora_rank: AtLeastOne
+    lora_alpha: AtLeastOne
+    lora_dropout: Quantile
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=KNOWN)
 class SamplingConfig:
-    temperature: float
-    top_p: float
-    top_k: int
-    max_new_tokens: int
-    max_prompt_tokens: int
+    temperature: Positive
+    top_p: Annotated[Float, Field(gt=0, le=1)]
+    top_k: Annotated[Int, Field(ge=0, description="0 is off")]
+    max_new_tokens: AtLeastOne
+    max_prompt_tokens: AtLeastOne
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=KNOWN)
 class DataConfig:
-    max_posts: int
-    min_replies: int
-    min_chars: int
-    max_chars: int
-    language: str
-    max_links: int
-    max_hashtags: int
-    max_emoji: int
-    spam_words: list[str]
-    near_duplicate: float
-    bot_repetition: int
-    split_seed: int
-    train: float
-    validation: float
-    test: float
-    judge: float
-    simulator_seed: int
-    pairs_per_post: int
-    pair_min_ratio: float
-    columns: dict[str, str]
+    max_posts: Count
+    min_replies: Count
+    min_chars: Count
+    max_chars: AtLeastOne
+    language: Str
+    max_links: Count
+    max_hashtags: Count
+    max_emoji: Count
+    spam_words: list[Str]
+    near_duplicate: Share
+    bot_repetition: Int
+    split_seed: Int
+    train: Positive
+    validation: Positive
+    test: Positive
+    judge: Positive
+    simulator_seed: Int
+    pairs_per_post: Count
+    pair_min_ratio: Float
+    columns: dict[Str, Str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=KNOWN)
 class RewardModelConfig:
-    epochs: int
+    epochs: AtLeastOne
     objective: Literal["conditional", "pairs", "nmse"]
-    negatives: int
-    lr: float
-    hidden: int
-    weight_decay: float
-    members: int
-    uncertainty_penalty: float
-    learned_weight: float
-    heuristic_weight: float
-    coherence_weight: float
-    relevance_floor: float
-    preflight_posts: int
-    preflight_samples: int
-    heuristic: dict[str, float]
+    negatives: Count
+    lr: Learning
+    hidden: AtLeastOne
+    weight_decay: NotNegative
+    members: AtLeastOne
+    uncertainty_penalty: Float
+    learned_weight: Float
+    heuristic_weight: Float
+    coherence_weight: Float
+    relevance_floor: Quantile
+    preflight_posts: AtLeastTwo
+    preflight_samples: AtLeastTwo
+    heuristic: dict[Str, Float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=KNOWN)
 class TrainConfig:
     init: Literal["base", "sft", "polychromic"]
     phase: Literal["sft", "rl", "all"]
-    alpha: float
-    beta: float
-    lam: float
-    kappa: float
-    steps: int
-    prompts_per_step: int
-    samples_per_prompt: int
-    gold_per_prompt: int
-    rollout_every: int
-    updates_per_rollout: int
-    micro_prompts: int
-    lr: float
-    warmup_steps: int
-    weight_decay: float
-    max_grad_norm: float
-    clip_low: float
-    clip_high: float
+    alpha: NotNegative
+    beta: NotNegative
+    lam: NotNegative
+    kappa: NotNegative
+    steps: AtLeastOne
+    prompts_per_step: AtLeastOne
+    samples_per_prompt: Count
+    gold_per_prompt: Count
+    rollout_every: AtLeastOne
+    updates_per_rollout: AtLeastOne
+    micro_prompts: Count
+    lr: Learning
+    warmup_steps: Count
+    weight_decay: NotNegative
+    max_grad_norm: Learning
+    clip_low: Share
+    clip_high: NotNegative
     loss_normalizer: Literal["dr_grpo", "grpo", "dapo", "token", "sequence"]
     scale_advantages: Literal["running", "group", "batch", "none"]
     kl_estimator: Literal["k1_in_reward", "k1", "k2", "k3", "k3+"]
     kl_level: Literal["token", "sequence", "togo"]
-    kl_target: float
+    kl_target: NotNegative
     kl_rule: Literal["steps", "proportional"]
-    kl_bounds: list[float]
-    entropy: float
-    advantage_clip: float
-    mask_truncated: bool
+    kl_bounds: list[Float]
+    entropy: NotNegative
+    advantage_clip: NotNegative
+    mask_truncated: Bool
     reward_gradient: Literal["mean", "max_at_k", "pass_at_k", "pass_at_k_training"]
     diversity: Literal["semantic", "logdet", "vendi", "distinct_1", "distinct_2", "self_bleu"]
     diversity_gradient: Literal["jackknife", "leave_one_out", "shared", "set_level", "f_poly", "darling", "detached",
                                 "entropy", "token_gini", "embedding_rao"]
-    subset_size: int
+    subset_size: Count
     gold_loss: Literal["ce", "gem", "chord_phi"]
-    chord: dict[str, float]
-    curriculum: float
-    min_relevance: float
+    chord: dict[Str, Float]
+    curriculum: Quantile
+    min_relevance: Float
     reward: Literal["combined", "learned", "heuristic", "coherence", "llm"]
-    eval_every: int
-    eval_prompts: int
-    eval_samples: int
-    save_every: int
-    anatomy_every: int
+    eval_every: AtLeastOne
+    eval_prompts: Count
+    eval_samples: Count
+    save_every: AtLeastOne
+    anatomy_every: Count
     on_hacked: Literal["warn", "stop"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=KNOWN)
 class RivalConfig:
     init: Literal["base", "sft", "polychromic"]
     phase: Literal["sft", "rl", "all"]
-    beta: float
-    steps: int
-    prompts_per_step: int
-    lr: float
-    warmup_steps: int
-    max_grad_norm: float
+    beta: Annotated[Float, Field(gt=0, description="at 0 every pair weighs nothing")]
+    steps: AtLeastOne
+    prompts_per_step: AtLeastOne
+    lr: Learning
+    warmup_steps: Count
+    max_grad_norm: Learning
     reward: Literal["combined", "learned", "heuristic", "coherence", "llm"]
-    eval_every: int
-    eval_prompts: int
-    eval_samples: int
+    eval_every: AtLeastOne
+    eval_prompts: Count
+    eval_samples: Count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=KNOWN)
 class EvaluationConfig:
-    prompts: int
-    samples: int
-    temperatures: list[float]
-    sweep_samples: int
-    judge_quantiles: list[float]
-    ks: list[int]
-    seed: int
-    likelihood_prompts: int
-    likelihood_samples: int
+    prompts: Count
+    samples: AtLeastOne
+    temperatures: list[Positive]
+    sweep_samples: AtLeastTwo
+    judge_quantiles: list[Annotated[Float, Field(gt=0, lt=1)]]
+    ks: list[AtLeastOne]
+    seed: Int
+    likelihood_prompts: Count
+    likelihood_samples: AtLeastOne
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=KNOWN)
 class AblationConfig:
-    grid: dict[str, list[float]]
-    steps: int
-    posts: int
-    samples: int
+    grid: dict[Str, list[NotNegative]]
+    steps: AtLeastOne
+    posts: AtLeastTwo
+    samples: AtLeastTwo
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=KNOWN)
 class LLMJudgeConfig:
-    url: str
-    model: str
+    url: Str
+    model: Str
     cache: Literal["live", "record", "replay", "off"]
-    max_calls: int
-    max_cost: float
-    price_in: float
-    price_out: float
-    concurrency: int
-    compare_posts: int
+    max_calls: Count
+    max_cost: NotNegative
+    price_in: NotNegative
+    price_out: NotNegative
+    concurrency: AtLeastOne
+    compare_posts: Count
     criteria: list[Literal["engaging", "on_topic", "human"]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=KNOWN)
 class PaperFiguresConfig:
-    columns: int
-    dpi: int
-    bootstrap: int
-    price_per_hour: float
+    columns: Annotated[Int, Field(ge=1, le=2)]
+    dpi: AtLeastOne
+    bootstrap: AtLeastOne
+    price_per_hour: NotNegative
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=KNOWN)
 class Config:
-    preset: str
-    seeds: tuple[int, ...]
-    methods: tuple[str, ...]
-    swept: tuple[str, ...]
+    preset: Str
+    seeds: tuple[Int, ...]
+    methods: tuple[Str, ...]
+    swept: tuple[Str, ...]
     model: ModelConfig
     sampling: SamplingConfig
     data: DataConfig

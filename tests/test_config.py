@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from pathlib import Path
+import shutil
 
 import pytest
 import yaml
@@ -15,13 +15,6 @@ from polylib import config, study
 from polylib.config import UserError
 
 PRESETS = sorted(p.stem for p in (ROOT / "params").glob("*.yaml"))
-
-
-def shape(value, path=""):
-    """{dotted key: type}, from PyYAML: an independent reader. Ints and floats differ."""
-    if isinstance(value, dict) and path not in (".data.columns", ".reward_model.heuristic", ".ablation.grid"):
-        return {k: t for key, item in value.items() for k, t in shape(item, f"{path}.{key}").items()}
-    return {path: type(value)}
 
 
 @pytest.fixture
@@ -41,22 +34,75 @@ def test_these_presets_exist():
     assert {"gpu", "laptop", "paper", "quick", "smoke"} <= set(PRESETS)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_have_equal_keys_and_types(preset):
-    one, other = (
-        shape(yaml.safe_load((ROOT / "params" / f"{p}.yaml").read_text())) for p in (preset, "laptop")
-    )
-    assert one == other
+def values_by_hand(preset):
+    """The settings of a preset by the rule written in laptop.yaml's head; PyYAML reads the files."""
+    own = yaml.safe_load((ROOT / "params" / f"{preset}.yaml").read_text())
+    values = values_by_hand(own["extends"]) if "extends" in own else {}
+    for name in ("sft", "polychromic", "grpo", "hybrid"):
+        for section in (own.get("training", {}), own.get(name, {})):
+            values.setdefault(name, {}).update(section)
+    for name, item in own.items():
+        if name in ("extends", "training", "sft", "polychromic", "grpo", "hybrid"):
+            continue
+        values[name] = values.get(name, {}) | item if isinstance(item, dict) else item
+    return values
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_say_the_same_to_another_yaml_reader(preset):
-    """Every value in the dataclass is the file's value; PyYAML reads the file."""
-    cfg = dataclasses.asdict(config.load(preset, ROOT))
-    for key, value in yaml.safe_load((ROOT / "params" / f"{preset}.yaml").read_text()).items():
+    """Every value in the dataclass is the file's value or the extended file's, and none is missing or left over."""
+    cfg, wanted = dataclasses.asdict(config.load(preset, ROOT)), values_by_hand(preset)
+    assert set(cfg) == {"preset", *wanted}
+    for key, value in wanted.items():
+        assert not isinstance(value, dict) or set(cfg[key]) == set(value)
         for name, item in value.items() if isinstance(value, dict) else [(None, value)]:
             mine = cfg[key][name] if name else list(cfg[key])
             assert mine == (float(item) if isinstance(mine, float) else item), (key, name)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_resolved_file_loads_as_the_same_settings_and_keeps_its_bytes(preset, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    out = tmp_path / "new" / "settings.yaml"
+    assert config.main([preset, str(out)]) == 0
+    text = out.read_text()
+    assert text.count("#") == 1 and "extends" not in yaml.safe_load(text)
+    assert dataclasses.replace(config.load(str(out)), preset=preset) == config.load(preset)
+    out.unlink()
+    assert config.main([preset, str(out)]) == 0 and out.read_text() == text
+
+
+def test_a_preset_departs_from_the_one_it_extends(tmp_path):
+    """training of a preset beats the extended file's method section, its own method section beats that; mappings
+    that are values are replaced."""
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    (tmp_path / "params" / "base.yaml").write_text(
+        "extends: laptop\ngrpo: {steps: 7}\ndata: {columns: {text: reply}}\n")
+    (tmp_path / "params" / "mine.yaml").write_text(
+        "extends: base\ntraining: {steps: 5, warmup_steps: 2}\nsft: {steps: 6}\ndata: {columns: {likes: n}}\n")
+    base, mine = config.load("base", tmp_path), config.load("mine", tmp_path)
+    assert (base.grpo.steps, base.hybrid.steps) == (7, 10)
+    assert (mine.grpo.steps, mine.hybrid.steps, mine.sft.steps, mine.sft.warmup_steps) == (5, 5, 6, 2)
+    assert mine.data.columns == {"likes": "n"} and mine.data.max_chars == 280 and mine.grpo.kappa == 0.1
+    assert config.departures("mine", "sft", tmp_path)["steps"] == 6
+    assert "steps" not in config.departures("mine", "grpo", tmp_path)
+
+
+@pytest.mark.parametrize("text, says", [
+    ("extends: mine\n", ["mine.yaml", "extends itself"]),
+    ("extends: laptpo\n", ["laptpo.yaml", "presets there", "laptop"]),
+    ("extends: laptop\ntraining: {stesp: 3}\n", ["mine.yaml", "training.stesp", "training.steps"]),
+    ("extends: laptop\npreset: other\n", ["mine.yaml", "unknown setting preset"]),
+    ("extends: laptop\ntraining: 3\n", ["mine.yaml", "training must be a section"]),
+    ("extends: laptop\nmethods: [grpo]\nswept: [grpo]\n", ["mine.yaml", "methods must hold sft"]),
+    ("extends: laptop\ngrpo: {init: polychromic}\nmethods: [sft, grpo]\nswept: [sft]\n", ["grpo.init is polychromic"]),
+])
+def test_a_departure_that_cannot_be_is_one_line(tmp_path, text, says):
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    (tmp_path / "params" / "mine.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        config.load("mine", tmp_path)
+    assert all(word in str(caught.value) for word in says) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("written, number", [("1e-5", 1e-5), ("1.0e-5", 1e-5), ("'1e-5'", 1e-5), ("3", 3.0)])
@@ -69,7 +115,7 @@ def test_floats_are_floats_however_they_are_written(laptop, written, number):
     "old, new, says",
     [
         ("  kappa: 0.1", "  kapa: 0.1", ["grpo.kapa", "grpo.kappa"]),
-        ("  kappa: 0.1\n", "", ["grpo.kappa", "missing"]),
+        ("  max_grad_norm: 1.0\n", "", ["sft.max_grad_norm", "missing"]),
         ("grpo:  #", "grop:  #", ["grop", "grpo"]),
         ("  epochs: 200", "  epochs: many", ["reward_model.epochs", "int", "many"]),
         ("  epochs: 200", "  epochs: true", ["reward_model.epochs", "int", "True"]),
@@ -138,6 +184,15 @@ def test_the_committed_choice_is_the_laptop_study_on_the_bundled_corpus(project)
     assert (project / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
 
 
+def test_a_study_trains_what_it_lists_and_nothing_else(project):
+    (project / "params" / "mine.yaml").write_text("extends: smoke\nmethods: [sft]\nswept: [sft]\n")
+    chosen = study.select("mine", root=project)
+    others = ("lambda0", "polychromic", "grpo", "hybrid", "dpo")
+    assert chosen["trained"] == {"sft": [42], **{name: [] for name in others}}
+    assert chosen["ablation"] == [] and chosen["rivals"] == {"dpo": []}
+    assert study.select("smoke", root=project)["ablation"] == [42]
+
+
 def test_selecting_twice_leaves_the_file_alone(project):
     study.select("smoke", root=project)
     before = (project / "params.yaml").stat()
@@ -199,18 +254,34 @@ def test_a_missing_file_is_one_line_and_changes_nothing(project, capsys, monkeyp
     assert error.count("\n") == 1 and "nowhere.csv" in error and not (project / "params.yaml").exists()
 
 
-@pytest.mark.parametrize("settings", [dict(top_p=0.0), dict(top_p=1.5), dict(top_k=-1)])
-def test_truncated_sampling_out_of_range_is_one_line(settings):
-    cfg = config.load("smoke", ROOT)
-    bad = dataclasses.replace(cfg, sampling=dataclasses.replace(cfg.sampling, **settings))
-    with pytest.raises(config.UserError, match=rf"mine.yaml: sampling.{next(iter(settings))} must be"):
-        config._check(bad, Path("mine.yaml"))
+@pytest.mark.parametrize("section, key, value, says", [
+    ("sampling", "top_p", 0.0, "above 0 and at most 1, found 0.0"), ("sampling", "top_p", 1.5, "at most 1, found 1.5"),
+    ("sampling", "top_k", -1, "0 or more (0 is off), found -1"), ("dpo", "beta", 0, "above 0 (at 0 every pair"),
+    ("grpo", "steps", 0, "at least 1, found 0"), ("grpo", "curriculum", 1.0, "0 or more and below 1, found 1.0"),
+    ("grpo", "steps", "5", "int, found '5'"), ("grpo", "lam", True, "float, found True"),
+    ("model", "source", 3, "str"), ("grpo", "mask_truncated", 1, "bool, found 1"),
+    ("evaluation", "ks", 3, "list, found 3"), ("grpo", "phase", "rll", "sft | rl | all, found 'rll'")])
+def test_a_value_out_of_place_is_one_line_with_its_range(tmp_path, section, key, value, says):
+    values = config.resolved("smoke", ROOT)
+    values[section][key] = value
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError) as caught:
+        config.load(str(tmp_path / "mine.yaml"))
+    message = str(caught.value)
+    assert f"mine.yaml: {section}.{key} must be " in message and says in message and "\n" not in message
+    with pytest.raises(ValueError, match=key):  # in Python too, where a section is made
+        dataclasses.replace(getattr(config.load("smoke", ROOT), section), **{key: value})
+
+
+def test_an_unknown_setting_is_not_dropped_in_python():
+    with pytest.raises((TypeError, ValueError), match="kapa"):
+        dataclasses.replace(config.load("smoke", ROOT).grpo, kapa=1.0)
 
 
 @pytest.mark.parametrize("grid, message", [
     ("{gamma: [1.0]}", "one or two of alpha, beta, lam, kappa"), ("{lam: []}", "one or two of alpha"),
     ("{lam: [1.0], beta: [1.0], kappa: [0.1]}", "one or two of alpha"), ("{lam: [1.0, 1.0]}", "repeats a value"),
-    ("{lam: [-1.0]}", "ablation.grid: hybrid.lam must be 0 or more")])
+    ("{lam: [-1.0]}", r"ablation.grid.lam\[0\] must be 0 or more")])
 def test_an_ablation_that_cannot_run_is_one_line(laptop, grid, message):
     with pytest.raises(config.UserError, match=rf"mine.yaml: .*{message}"):
         config.load(laptop("grid: {}", f"grid: {grid}"))

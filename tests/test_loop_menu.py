@@ -705,11 +705,14 @@ CHORD = dict(warmup=10, decay=50, peak=0.5, valley=0.02)
     ("grpo", dict(kappa=0.1, kl_estimator="k1_in_reward", kl_target=1.0, updates_per_rollout=2), "once a rollout"),
     ("grpo", dict(reward="heuristic"), "hybrid.reward"),
 ])
-def test_a_choice_that_cannot_work_is_one_line(section, settings, says):
+def test_a_choice_that_cannot_work_is_one_line(tmp_path, section, settings, says):
     config._check(CFG, Path("mine.yaml"))
-    bad = dataclasses.replace(CFG, **{section: dataclasses.replace(vars(CFG)[section], **settings)})
+    values = dataclasses.asdict(CFG)
+    del values["preset"]
+    values[section].update(settings)
+    (tmp_path / "mine.yaml").write_text(json.dumps(values))  # JSON is YAML
     with pytest.raises(config.UserError) as caught:
-        config._check(bad, Path("mine.yaml"))
+        config.load(str(tmp_path / "mine.yaml"))
     message = str(caught.value)
     assert says in message and section in message and "mine.yaml" in message and "\n" not in message
 
