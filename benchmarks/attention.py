@@ -12,8 +12,8 @@ import common
 import torch
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from polylib.attention import additive_mask, grouped_attention
-from polylib.training.logprobs import block_mask
+from polylib.models.attention import additive_mask, grouped_attention
+from polylib.models.packing import block_mask
 
 
 def repeated(module, query, key, value, mask, scaling):

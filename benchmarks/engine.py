@@ -15,7 +15,8 @@ from unittest import mock
 import common
 import torch
 
-from polylib import models, sampling
+from polylib import models
+from polylib.models import sampling
 
 PROMPTS, K = 8, 4
 

@@ -12,7 +12,7 @@ import common
 import torch
 
 from polylib import models
-from polylib.training.logprobs import pack
+from polylib.models.packing import pack
 from polylib.training.policy import Policy
 
 PROMPTS, K = 4, 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import common
 import torch
 
-from polylib.sampling import inverse_cdf
+from polylib.models.sampling import inverse_cdf
 
 TOP_P = 0.95
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from polylib import models, sampling
+from polylib import models
+from polylib.models import sampling
 from polylib.training.loop import backward
 from polylib.training.policy import Policy
 from polylib.training.rollouts import score

@@ -86,17 +86,18 @@ def _has_code(path: Path) -> bool:
     )
 
 
-def needs(path: Path) -> set[str]:
-    """Project paths of every polylib module that running `path` can import, directly or through another, and of the
-    files that lie beside a module under its name (the template of report.py)."""
+def needs(path: Path, without: tuple[str, ...] = ()) -> set[str]:
+    """Project paths of every polylib module that running `path` can import, directly or through another; what lies in
+    the packages `without` (figures, say) is left out, with what only they import."""
+    def inside(files):
+        return {f for f in files if f.relative_to(ROOT).parts[1] not in without}
+
     seen: set[Path] = set()
-    todo = module_files(imported(path))
+    todo = inside(module_files(imported(path)))
     while todo:
         seen |= todo
-        todo = set().union(*(module_files(imported(f)) for f in todo)) - seen
-    ends = (".html", ".css", ".js")
-    beside = {f for module in seen for f in module.parent.glob(f"{module.stem}.*") if f.suffix in ends}
-    return {f.relative_to(ROOT).as_posix() for f in seen | beside}
+        todo = inside(set().union(*(module_files(imported(f)) for f in todo))) - seen
+    return {f.relative_to(ROOT).as_posix() for f in seen}
 
 
 def pytest_collection_modifyitems(items):

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from polylib.rewards.hacking_features import NAMES
+from polylib.hacking.features import NAMES
 from polylib.run import Paths, atomic_write, write_json
 
 PEOPLE = dict(zip(NAMES, (4.5, .7, .07, 0., .005, .01, .01, .003, .15, .05, .04, 2.1, .28), strict=True))

@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats as ss
 
-from polylib.claims import effects, exact, stats
-from polylib.claims.results import UNSEEDED, Results
-from polylib.claims.variance import components, design
+from polylib import stats
+from polylib.analysis import effects, exact
+from polylib.analysis.results import UNSEEDED, Results
+from polylib.analysis.variance import components, design
 from polylib.config import UserError
 
 REPORTED = ("method claim", "Holm over methods", "Benjamini-Hochberg over methods", "TOST at the margin",

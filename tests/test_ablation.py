@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 from study_fixture import ROOT
 
-from polylib import config
-from polylib.claims import stats
-from polylib.evaluation import ablation
-from polylib.pages import ablation_figure
+from polylib import config, stats
+from polylib.experiments import ablation
+from polylib.figures import ablation_figure
 from polylib.run import Paths, UserError
 
 CFG = config.load("smoke", ROOT)

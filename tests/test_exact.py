@@ -11,7 +11,8 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.weightstats import ttost_paired
 
-from polylib.claims import equivalence, exact, stats, variance
+from polylib import stats
+from polylib.analysis import equivalence, exact, variance
 
 RNG = np.random.default_rng(4)
 

@@ -21,7 +21,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from tiny import CFG, POSTS, letters, talkative, tokenizer
 
-from polylib import models, run, sampling
+from polylib import models, run
+from polylib.models import sampling
 from polylib.training import loop
 
 SECTION = dataclasses.replace(

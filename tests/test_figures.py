@@ -12,13 +12,13 @@ import pytest
 from statsmodels.stats.weightstats import CompareMeans
 from study_fixture import small_config, write_study
 
-from polylib import names
-from polylib.claims import effects, results, stats
-from polylib.pages import curves, figures, plain_tables, style, tables
+from polylib import names, stats
+from polylib.analysis import effects, results
+from polylib.figures import all_figures, curves, plain_tables, style, tables
 from polylib.run import UserError, atomic_write
 
-DRAW = [figures.quality_diversity, figures.pass_at_k, figures.best_of_k, figures.forest, figures.cost_benefit,
-        figures.calibration, curves.training_dynamics]
+DRAW = [all_figures.quality_diversity, all_figures.pass_at_k, all_figures.best_of_k, all_figures.forest,
+        all_figures.cost_benefit, all_figures.calibration, curves.training_dynamics]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_every_figure_says_what_it_rests_on_and_fits_its_page(study, draw):
 
 def test_files_are_the_same_bytes_every_time(study, tmp_path):
     for folder in ("a", "b"):
-        figures.quality_diversity(study, 1).save(tmp_path / folder, dpi=80)
+        all_figures.quality_diversity(study, 1).save(tmp_path / folder, dpi=80)
         tables.main(study).save(tmp_path / folder)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["quality_diversity.csv", "quality_diversity.pdf", "quality_diversity.png",
@@ -73,17 +73,17 @@ def test_files_are_the_same_bytes_every_time(study, tmp_path):
 
 def test_the_csv_of_a_figure_holds_what_the_files_hold(study):
     frame = pd.read_csv(study.paths.evaluation("grpo", 123) / "per_prompt.csv")
-    data = figures.quality_diversity(study).data
+    data = all_figures.quality_diversity(study).data
     row = data[data["method"].eq("grpo") & data["seed"].eq(123)].iloc[0]
     assert row["judge_mean"] == pytest.approx(frame["judge_mean"].mean())
     assert row["diversity"] == pytest.approx(frame["diversity"].mean())
-    passes = figures.pass_at_k(study).data.query("seed == 123 and k == 5 and quantile == 0.75")
+    passes = all_figures.pass_at_k(study).data.query("seed == 123 and k == 5 and quantile == 0.75")
     assert passes.set_index("method").loc["grpo", "pass_at_k"] == pytest.approx(frame["pass@5_q0.75"].mean())
 
 
 def test_one_seed_draws_and_says_so(tmp_path):
     one = single(tmp_path)
-    picture = figures.forest(one)
+    picture = all_figures.forest(one)
     assert "nothing can be said about the method" in picture.figure.get_supxlabel()
     assert picture.data["method_p"].isna().all() and picture.data["checkpoints_p"].notna().all()
     assert set(picture.data["method_reason"]) == {stats.ONE_SEED}
@@ -235,8 +235,8 @@ def test_summary_is_what_dvc_shows(study):
 def test_the_legend_of_one_column_has_room_for_areas_of_three_digits(study):
     frames = {key: frame.assign(judge_mean=12 * frame["judge_mean"]) for key, frame in study.frames.items()}
     large = dataclasses.replace(study, frames=frames)
-    assert 1000 * figures.hypervolumes(large)["hypervolume"].max() > 100
-    picture = figures.quality_diversity(large, 1)
+    assert 1000 * all_figures.hypervolumes(large)["hypervolume"].max() > 100
+    picture = all_figures.quality_diversity(large, 1)
     picture.figure.draw_without_rendering()
     box = picture.figure.get_tightbbox()
     assert box.x0 > -0.01 and box.x1 < picture.figure.get_figwidth() + 0.01
@@ -299,7 +299,7 @@ def test_the_reproducibility_table_holds_hashes_seeds_and_versions(study, tmp_pa
 
 def test_the_dominated_area_is_that_of_a_grid():
     """Against counting the cells of a fine grid that some point dominates."""
-    from polylib.pages.tradeoffs import hypervolume
+    from polylib.figures.tradeoffs import hypervolume
     points, corner = np.array([[.2, .9], [.5, .6], [.45, .5], [.8, .1], [.95, .05]]), np.array([.1, .05])
     x, y = np.meshgrid((np.arange(2000) + .5) / 2000, (np.arange(2000) + .5) / 2000)
     inside = np.zeros_like(x, dtype=bool)
@@ -311,15 +311,15 @@ def test_the_dominated_area_is_that_of_a_grid():
 
 
 def test_hypervolumes_compare_methods_at_common_temperatures(study):
-    table = figures.hypervolumes(study).set_index("method")
+    table = all_figures.hypervolumes(study).set_index("method")
     assert table.loc["sft", "temperatures"] == 3 and table.loc["grpo", "temperatures"] == 1
     assert table.loc["sft", "all_temperatures"] > table.loc["sft", "hypervolume"]
     assert table.loc["grpo", "all_temperatures"] == pytest.approx(table.loc["grpo", "hypervolume"])
-    runs = figures.means(study, ["diversity", "judge_mean"]).query("method == 'grpo'")
+    runs = all_figures.means(study, ["diversity", "judge_mean"]).query("method == 'grpo'")
     corner = table.loc["grpo", ["reference_x", "reference_y"]].to_numpy(float)
     areas = (runs["diversity"] - corner[0]) * (runs["judge_mean"] - corner[1])
     assert table.loc["grpo", "hypervolume"] == pytest.approx(areas.mean())
-    start = figures.means(study, ["diversity", "judge_mean"]).query("method == 'sft'")
+    start = all_figures.means(study, ["diversity", "judge_mean"]).query("method == 'sft'")
     start = (start["diversity"] - corner[0]) * (start["judge_mean"] - corner[1])
     low, high = CompareMeans.from_data(areas, start).tconfint_diff(usevar="unequal")
     assert table.loc["grpo", ["gain_low", "gain_high"]].tolist() == pytest.approx([low, high])
@@ -328,17 +328,17 @@ def test_hypervolumes_compare_methods_at_common_temperatures(study):
 
 def test_bands_and_choices_hold_what_the_files_hold(study):
     frames = {s: pd.read_csv(study.paths.evaluation("grpo", s) / "per_prompt.csv") for s in (42, 123, 456)}
-    passes = figures.pass_at_k(study).data.query("method == 'grpo' and k == 5 and quantile == 0.75")
+    passes = all_figures.pass_at_k(study).data.query("method == 'grpo' and k == 5 and quantile == 0.75")
     mean, claim = stats.interval(np.array([frame["pass@5_q0.75"] for frame in frames.values()]))
     assert passes["mean"].unique() == pytest.approx([mean]) and passes["low"].unique() == pytest.approx([claim.low])
-    best = figures.best_of_k(study).data.query("method == 'grpo' and k == 8 and seed == 123").set_index("choice")
+    best = all_figures.best_of_k(study).data.query("method == 'grpo' and k == 8 and seed == 123").set_index("choice")
     one = frames[123]
     for choice, column in (("oracle", "max@8"), ("selected", "best@8"), ("random", "judge_mean")):
         assert best.loc[choice, "judge"] == pytest.approx(one[column].mean())
 
 
 def test_hours_of_training_include_what_a_method_starts_from(study):
-    data = figures.cost_benefit(study).data.query("method == 'grpo' and seed == 42")
+    data = all_figures.cost_benefit(study).data.query("method == 'grpo' and seed == 42")
     seconds = [json.loads((study.paths.results(name, 42) / "env.json").read_text())["wall_seconds"]
                for name in ("grpo", "sft")]
     assert data["training_hours"].unique() == pytest.approx([sum(seconds) / 3600])

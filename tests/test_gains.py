@@ -10,7 +10,8 @@ import pytest
 import reward_rows
 from study_fixture import small_config, write_study
 
-from polylib.claims import results, reward_parts, stats
+from polylib import stats
+from polylib.analysis import results, reward_parts
 from polylib.config import UserError
 from polylib.evaluation import components
 from polylib.rewards import CombinedReward, HeuristicReward

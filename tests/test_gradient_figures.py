@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from polylib.pages import gradients
+from polylib.figures import gradients
 from polylib.run import UserError
 from polylib.training import toy
 from polylib.training.anatomy import COLUMNS

@@ -12,12 +12,12 @@ import pytest
 from conftest import ROOT
 from reward_rows import BagOfWords, threads
 
-from polylib import config, run
+from polylib import config, hacking, run
 from polylib.config import UserError
-from polylib.encoder import Encoder
-from polylib.rewards import hacking, hacking_null, planted
-from polylib.rewards import hacking_features as shape
-from polylib.rewards.hacking import Detector, watch
+from polylib.hacking import Detector, null, watch
+from polylib.hacking import features as shape
+from polylib.models.encoder import Encoder
+from polylib.reward_checks import planted
 
 CORPUS = ROOT / "polylib" / "data" / "corpus.jsonl"
 PHEME = ROOT.parent / "shared" / "data" / "pheme_root_en.jsonl.gz"
@@ -142,7 +142,7 @@ def test_power_at_the_size_of_a_look_while_training(detector, halves):
 def test_a_design_is_cut_to_what_people_wrote_and_larger_sets_are_sliced(detector, halves):
     assert [(d.posts, d.replies) for d in detector.designs] == [(36, 6), (12, 4)]
     members = [np.arange(i * 10, i * 10 + 10) for i in range(40)]
-    parts = hacking_null.slices(members, detector.designs[0])
+    parts = null.slices(members, detector.designs[0])
     assert all(len(part) == len(set(part)) == 36 * 6 for part in parts)
     assert set(np.concatenate(parts)) == set(range(400))
 

@@ -9,11 +9,11 @@ import pytest
 from hacking_fixture import THRESHOLD, write_verdicts
 from study_fixture import small_config, write_study
 
-from polylib.claims import results
+from polylib.analysis import results
 from polylib.config import UserError
-from polylib.pages import hacking_figures
-from polylib.pages.style import METHOD_STYLE
-from polylib.rewards.hacking_features import NAMES
+from polylib.figures import hacking_figures
+from polylib.figures.style import METHOD_STYLE
+from polylib.hacking.features import NAMES
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ from study_fixture import small_config, write_study
 from transformers import AutoModelForCausalLM
 
 from polylib import models
-from polylib.claims import distance, results
+from polylib.analysis import distance, results
 from polylib.config import UserError
-from polylib.evaluation import generate, likelihood, token_kl
-from polylib.evaluation.metrics import Undefined
+from polylib.evaluation import likelihood, token_kl
+from polylib.metrics import Undefined
+from polylib.models import generate
 from polylib.run import Paths, write_json
 
 SAMPLING = dataclasses.replace(tiny.CFG.sampling, temperature=0.7, max_new_tokens=8)

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from polylib.evaluation import likeness
-from polylib.evaluation.metrics import Undefined
+from polylib.metrics import Undefined
 from polylib.run import write_json
 
 WORDS = "kettle keys rain cat fridge bell bowl tuesday pan contract late warm again never always maybe".split()

@@ -7,9 +7,9 @@ import torch
 from tiny import CFG, POSTS, talkative, tokenizer
 
 from polylib import models
-from polylib.attention import additive_mask
-from polylib.training.logprobs import completion_logprobs, pack
-from polylib.truncation import pack_bits
+from polylib.models.attention import additive_mask
+from polylib.models.packing import completion_logprobs, pack
+from polylib.models.truncation import pack_bits
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import CFG, POSTS, letters, talkative, weighted, weights
 
-from polylib import models, run, sampling
+from polylib import models, run
+from polylib.models import sampling
 from polylib.training import loop, policy, rollouts, scoring, step
 
 SECTION = dataclasses.replace(
@@ -123,7 +124,8 @@ TWO = """
 import sys; sys.path[:0] = [{tests!r}, {repo!r}]
 import dataclasses, pathlib
 import test_loop
-from polylib import models, run, sampling
+from polylib import models, run
+from polylib.models import sampling
 from polylib.training import loop
 from tiny import CFG, POSTS
 folder = pathlib.Path.cwd()

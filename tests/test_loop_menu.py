@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from scipy.stats import percentileofscore
 from tiny import CFG, POSTS, letters, talkative, weighted, weights
 
-from polylib import config, models, run, sampling
-from polylib.attention import additive_mask
+from polylib import config, models, run
+from polylib.models import sampling
+from polylib.models.attention import additive_mask
 from polylib.training import loop, measures, pathwise, rollouts, schedules, scoring, step
 from polylib.training.advantages import RunningScale
 from polylib.training.anatomy import Anatomy

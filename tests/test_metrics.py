@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from polylib.evaluation import metrics, text
+from polylib import metrics
+from polylib.evaluation import text
 
 RNG = np.random.default_rng(0)
 # The three sentences of fast-bleu's README, whose self-BLEU values are published there.

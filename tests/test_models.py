@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny import CFG
 
-from polylib import models, sources
+from polylib import models
+from polylib.models import sources
 from polylib.run import UserError
 
 IDS = torch.tensor([[5, 6, 7, 8]])

@@ -9,7 +9,7 @@ import pytest
 from sacrebleu import sentence_chrf
 
 from polylib.evaluation import novelty, overlap, repetition, text
-from polylib.evaluation.metrics import Undefined
+from polylib.metrics import Undefined
 
 RNG = np.random.default_rng(0)
 

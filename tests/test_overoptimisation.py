@@ -11,9 +11,10 @@ import pytest
 from scipy import stats as ss
 from study_fixture import small_config, write_study
 
-from polylib.claims import overoptimisation, preflight, results
+from polylib.analysis import overoptimisation, results
 from polylib.config import UserError
-from polylib.pages import overoptimisation_figure, preflight_figure
+from polylib.figures import overoptimisation_figure, preflight_figure
+from polylib.hacking import preflight
 from polylib.run import write_json
 
 RNG = np.random.default_rng(0)

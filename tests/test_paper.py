@@ -9,8 +9,8 @@ import pytest
 import reply_rows
 from study_fixture import ROOT, small_config, write_study
 
-from polylib.claims import results, significance
-from polylib.pages import costs, failure_table, figures, paper, significance_table, tables
+from polylib.analysis import results, significance
+from polylib.figures import all_figures, costs, failure_table, paper, significance_table, tables
 
 TEX = (ROOT / "paper" / "paper.tex").read_text(encoding="utf-8")
 
@@ -28,7 +28,7 @@ def study(tmp_path_factory):
     significance_table.save(significance.table(found, None), found, found.paths.figures)
     failure_table.table(failure_table.rates(found), found.note).save(found.paths.figures)
     costs.table(found).save(found.paths.figures)
-    figures.forest(found).save(found.paths.figures, 40)
+    all_figures.forest(found).save(found.paths.figures, 40)
     for folder in ("paper", "tools"):
         (root / folder).mkdir()
     shutil.copy(ROOT / "paper" / "paper.tex", root / "paper")

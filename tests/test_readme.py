@@ -15,9 +15,9 @@ from conftest import ROOT, shell
 from study_fixture import write_study
 
 from polylib import config
-from polylib.claims import results
+from polylib.analysis import results
 from polylib.config import UserError
-from polylib.pages import figures, tables
+from polylib.figures import all_figures, tables
 from polylib.run import Paths, write_json
 
 _SPEC = importlib.util.spec_from_file_location("readme_results", ROOT / "tools" / "readme_results.py")
@@ -62,8 +62,8 @@ def study(tmp_path_factory):
     paths = write_study(root, cfg, prompts=8)
     found = results.load(paths, cfg)
     tables.main(found).save(paths.figures)
-    figures.forest(found).save(paths.figures, dpi=40)
-    figures.quality_diversity(found).save(paths.figures, dpi=40)
+    all_figures.forest(found).save(paths.figures, dpi=40)
+    all_figures.quality_diversity(found).save(paths.figures, dpi=40)
     (paths.figures / "table_significance.csv").write_text(
         "family,question,kind,effect,method_low,method_high,p_adjusted,margin,verdict\n"
         "primary,is it better?,difference,.1234,.02,.22,.041,,above\n"
@@ -91,7 +91,7 @@ def test_results_say_simulated_n_and_what_the_files_hold(study):
     last = np.mean([found.histories["grpo", s]["val_reward"].dropna().iloc[-1] for s in cfg.seeds])
     assert f"{first:.4g} → {last:.4g}" in block
     assert "nan" not in block.lower().replace("nann", "")
-    volume = figures.hypervolumes(found).set_index("method")["hypervolume"]
+    volume = all_figures.hypervolumes(found).set_index("method")["hypervolume"]
     assert f"GRPO {1000 * (volume['grpo'] - volume['sft']):+.1f} [" in block
     assert "| is it better? | +0.123 | [+0.020, +0.220] | 0.041 | above |" in block
     asked = block.split("**What was asked")[1].split("**Which")[0]

@@ -13,10 +13,10 @@ import reply_rows
 import study_fixture
 from scipy import stats
 
-from polylib.claims import replies, results
+from polylib.analysis import replies, results
 from polylib.config import UserError
 from polylib.evaluation import failures
-from polylib.pages import costs, failure_table, plain_tables, report, tables
+from polylib.figures import costs, failure_table, plain_tables, report, tables
 
 PIXEL = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c63606060"
                       "60000000050001016db3d5a00000000049454e44ae426082")

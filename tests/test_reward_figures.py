@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from polylib.pages import reward_figures
+from polylib.figures import reward_figures
 from polylib.run import UserError
 
 

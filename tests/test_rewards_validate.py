@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from reward_rows import FAST, BagOfWords, threads
 
-from polylib.rewards import calibration, ranking, validate
+from polylib.reward_checks import ranking, validate
+from polylib.rewards import calibration
 
 ENCODER = BagOfWords()
 KEYS = ["dataset", "model", "metric", "value", "lo", "hi", "n"]

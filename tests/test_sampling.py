@@ -10,7 +10,8 @@ import torch
 from scipy import stats
 from tiny import CFG, POSTS, talkative, tokenizer
 
-from polylib import models, sampling
+from polylib import models
+from polylib.models import sampling
 
 TEXTS = [post.text for post in POSTS]
 SAMPLING = dataclasses.replace(CFG.sampling, temperature=0.7, max_new_tokens=10)

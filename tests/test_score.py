@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from polylib import config
+from polylib import config, metrics
 from polylib.config import EvaluationConfig
-from polylib.evaluation import failures, generate, metrics, novelty, overlap, record, repetition, score, text, yardstick
+from polylib.evaluation import failures, novelty, overlap, record, repetition, score, text, yardstick
+from polylib.models import generate
 from polylib.run import UserError
 
 SETTINGS = EvaluationConfig(prompts=2, samples=6, temperatures=[1.0], sweep_samples=3, judge_quantiles=[0.5], ks=[1, 5],

@@ -11,9 +11,10 @@ import yaml
 from conftest import ROOT
 from study_fixture import small_config, write_study
 
-from polylib.claims import decision, effects, equivalence, preregistration, results, significance, stats
-from polylib.pages import significance_table
-from polylib.pages import variance_figure as variances
+from polylib import stats
+from polylib.analysis import decision, effects, equivalence, preregistration, results, significance
+from polylib.figures import significance_table
+from polylib.figures import variance_figure as variances
 from polylib.run import Paths, UserError
 
 KEY = ["judge_mean"]

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats as ss
 from statsmodels.stats.weightstats import DescrStatsW
 
-from polylib.claims import stats
+from polylib import stats
 
 RNG = np.random.default_rng(1)
 

@@ -18,9 +18,9 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head, nanstd
 
 from polylib import models
+from polylib.models.packing import pack
 from polylib.training import advantages as adv
 from polylib.training import objective as ob
-from polylib.training.logprobs import pack
 from polylib.training.policy import Policy
 
 N, T, MAX = 8, 6, 10

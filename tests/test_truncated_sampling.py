@@ -13,12 +13,13 @@ from scipy import stats
 from tiny import CFG, POSTS, talkative, tokenizer
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
-from polylib import models, sampling, truncation
-from polylib.attention import additive_mask
-from polylib.training.logprobs import completion_logprobs, pack, replayed
+from polylib import models
+from polylib.models import sampling, truncation
+from polylib.models.attention import additive_mask
+from polylib.models.packing import completion_logprobs, pack, replayed
+from polylib.models.truncation import at_or_after, kept_tokens, pack_bits, unpack_bits
 from polylib.training.policy import Policy
 from polylib.training.rollouts import sampled_ids
-from polylib.truncation import at_or_after, kept_tokens, pack_bits, unpack_bits
 
 TEXTS = [post.text for post in POSTS]
 SETTINGS = {"off": (0.7, 1.0, 0), "top_p": (0.8, 0.9, 0), "top_k": (0.7, 1.0, 5), "both": (0.8, 0.9, 20)}

@@ -12,11 +12,12 @@ from scipy.special import expit
 from study_fixture import small_config, write_study
 from test_rewards_llm import server  # noqa: F401  (a fixture)
 
-from polylib.claims import agreement, judging, replies, results, verdicts, winrate
-from polylib.claims.length_control import overlap, win_rate
-from polylib.claims.verdicts import ScoreJudge
+from polylib.analysis import judging, replies, results, winrate
+from polylib.analysis.length_control import overlap, win_rate
 from polylib.config import UserError
-from polylib.pages import winrate_figure
+from polylib.figures import winrate_figure
+from polylib.reward_checks import agreement, verdicts
+from polylib.reward_checks.verdicts import ScoreJudge
 from polylib.rewards import llm_controls
 from polylib.run import atomic_write
 

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from polylib import config, names  # noqa: E402
-from polylib.claims import effects, preregistration, results  # noqa: E402
-from polylib.pages import figures, plain_tables, reward_figures, style, tables  # noqa: E402
+from polylib.analysis import effects, preregistration, results  # noqa: E402
+from polylib.figures import all_figures, plain_tables, reward_figures, style, tables  # noqa: E402
 from polylib.run import Paths, UserError, atomic_write  # noqa: E402
 
 STUDY, PRESETS = "laptop", ("smoke", "quick", "laptop", "gpu", "paper")  # cheapest first; others follow by name
@@ -70,7 +70,7 @@ def _whole_curves(found: results.Results) -> str:
     """Gain in hypervolume, a sentence."""
     gains = [f"{style.METHOD_STYLE[row.method]['label']} {1000 * row.gain:+.1f} "
              f"{_interval(1000 * row.gain_low, 1000 * row.gain_high, 1)}"
-             for row in figures.hypervolumes(found).itertuples() if row.method != "sft"]
+             for row in all_figures.hypervolumes(found).itertuples() if row.method != "sft"]
     return ("Over all temperatures that every method was sampled at: the area that its curve commands (hypervolume × "
             f"1000 of judge score and diversity), less SFT's, 95 % over runs: {'; '.join(gains)}.")
 

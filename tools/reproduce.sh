@@ -15,7 +15,7 @@ rules() { # a rule for every stage of the study, and `all`
     for stage in $(dvc stage list --name-only | grep -E "@$study(-|\$)"); do
         seed=${stage##*-}
         case $stage in
-        strip@* | paper_figures@*) continue ;;
+        settings@* | strip@* | paper_figures@* | diagnostics@*) continue ;;
         data@*) needs="" ;;
         sft@* | reward_model@*) needs="data@$study" ;;
         human@*) needs="reward_model@$study" ;;
@@ -30,7 +30,7 @@ rules() { # a rule for every stage of the study, and `all`
 }
 
 if [ "$jobs" -gt 1 ]; then
-    dvc repro "strip@$study"
+    dvc repro "settings@$study" "strip@$study"
     mkdir -p scratch
     rules >scratch/stages.mk
     OMP_NUM_THREADS=$((cores / jobs > 0 ? cores / jobs : 1)) \

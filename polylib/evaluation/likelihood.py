@@ -28,9 +28,9 @@ import torch
 from polylib import models
 from polylib.config import Config, UserError
 from polylib.evaluation import token_kl
-from polylib.evaluation.metrics import Undefined
+from polylib.metrics import Undefined
+from polylib.models.truncation import truncates
 from polylib.run import Paths, write_csv
-from polylib.truncation import truncates
 
 FILE = "likelihood.csv"
 COLUMNS = ["prompt_id", "temperature", "n_samples", "tokens", "nll_base", "nll_sft", "kl_base", "kl_sft", "k3_base",

@@ -20,8 +20,8 @@ import pandas as pd
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from polylib.evaluation.metrics import Undefined
 from polylib.evaluation.text import LONGEST
+from polylib.metrics import Undefined
 
 DIMENSIONS = 20  # of the reduced TF-IDF: a fold of the smallest study trains on some 50 replies
 FOLDS = 5

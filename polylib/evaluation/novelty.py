@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 from scipy.special import comb
 
-from polylib.evaluation.metrics import Undefined
+from polylib.metrics import Undefined
 
 PATIENCE = 0.8  # NoveltyBench's p: how likely a reader looks at one reply more
 MOST_SETS = 2000  # all subsets are taken up to this number, above it so many draws

@@ -12,8 +12,8 @@ import zlib
 import numpy as np
 from scipy.special import comb
 
-from polylib.evaluation.metrics import Undefined
 from polylib.evaluation.text import words
+from polylib.metrics import Undefined
 
 VOCABULARY = 30_000  # V of EAD, one constant for all studies: about the words of everyday English
 

@@ -16,8 +16,9 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from polylib import metrics
 from polylib.config import EvaluationConfig, UserError
-from polylib.evaluation import failures, metrics, novelty, overlap, repetition, text
+from polylib.evaluation import failures, novelty, overlap, repetition, text
 from polylib.evaluation.yardstick import OWN_QUANTILE, Scorer, Yardstick, finite
 
 SET_SIZE = 4  # replies a set metric looks at: its value hangs on the number, and most human sets reach 4

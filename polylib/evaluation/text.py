@@ -14,7 +14,7 @@ from rapidfuzz.distance import LCSseq
 from sacrebleu.metrics import BLEU
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
-from polylib.evaluation.metrics import Undefined
+from polylib.metrics import Undefined
 
 # A word with inner apostrophes, else one grapheme: an emoji family or flag stays one token, any script
 # counts.

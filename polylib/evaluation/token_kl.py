@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from polylib import models
-from polylib.attention import additive_mask
-from polylib.training.logprobs import Packed, pack
+from polylib.models.attention import additive_mask
+from polylib.models.packing import Packed, pack
 
 COLUMNS = ["logp", "entropy", "nll_base", "nll_sft", "kl_base", "kl_sft", "k3_base", "k3_sft"]
 BATCH_TOKENS = 2048  # of one forward pass, padding included

@@ -17,7 +17,7 @@ import pandas as pd
 
 from polylib.config import UserError
 from polylib.evaluation import failures, overlap
-from polylib.evaluation.metrics import Undefined, pass_at_k
+from polylib.metrics import Undefined, pass_at_k
 
 Scorer = Callable[[list[str], list[str]], np.ndarray]
 PROFILE = np.arange(5, 100, 5) / 100  # quantiles of the performance profile

@@ -26,7 +26,7 @@ import pandas as pd
 
 from polylib import run
 from polylib.config import UserError
-from polylib.rewards.likelihood import Likelihood, shared
+from polylib.models.likelihood import Likelihood, shared
 
 EMPTY = ""  # the neutral post
 PARTS = ("pmi", "fluency")

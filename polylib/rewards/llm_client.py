@@ -20,8 +20,8 @@ from pathlib import Path
 
 from polylib import run
 from polylib.config import LLMJudgeConfig, UserError
+from polylib.models.sources import cache_dir
 from polylib.rewards.llm_cache import Cache, Ledger, key_of
-from polylib.sources import cache_dir
 
 PARAMETERS = {"temperature": 0.0, "max_tokens": 8}
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from polylib import models
-from polylib.attention import additive_mask
-from polylib.training.logprobs import Packed, completion_logprobs
+from polylib.models.attention import additive_mask
+from polylib.models.packing import Packed, completion_logprobs
 
 
 class Policy:

@@ -10,9 +10,10 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from polylib import models, sampling
+from polylib import models
+from polylib.models import sampling
+from polylib.models.packing import pack, replayed
 from polylib.run import UserError
-from polylib.training.logprobs import pack, replayed
 from polylib.training.policy import Policy
 from polylib.training.scoring import Scored, score, uses_ranks
 

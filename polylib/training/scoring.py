@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from polylib import sampling
+from polylib.models import sampling
 from polylib.training import diversity as div
 from polylib.training import objective as obj
 from polylib.training import pathwise

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from polylib import models
+from polylib.models.packing import Packed, pack, replayed
 from polylib.training import objective as obj
 from polylib.training import pathwise
 from polylib.training.advantages import clip_advantages, mask_truncated
 from polylib.training.anatomy import Anatomy
-from polylib.training.logprobs import Packed, pack, replayed
 from polylib.training.policy import Policy
 from polylib.training.rollouts import gold_ids, sampled_ids
 from polylib.training.schedules import chord_phi

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from polylib import models, sampling
+from polylib import models
+from polylib.models import sampling
+from polylib.models.packing import pack
 from polylib.training import diversity as div
 from polylib.training import objective as obj
-from polylib.training.logprobs import pack
 from polylib.training.policy import Policy
 from polylib.training.rollouts import behaviour_logprobs, gold_ids
 

@@ -1,0 +1,18 @@
+"""How far every run is from the model it started from: one row a run, from files alone.
+
+    distance.likelihood(results)       # perplexity and exact KL of a policy's own replies
+"""
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from polylib.analysis.results import Results, beside
+from polylib.evaluation.likelihood import COLUMNS, FILE, means
+
+
+def likelihood(results: Results) -> pd.DataFrame:
+    """method, seed (NaN for human and base) and `evaluation.likelihood.means` of every cell's likelihood.csv, in the
+    order of the report; the run is the unit of any claim. UserError for a cell without the file."""
+    return pd.DataFrame([{"method": method, "seed": np.nan if seed is None else seed, **means(table)}
+                         for (method, seed), table in beside(results, FILE, COLUMNS).items()])

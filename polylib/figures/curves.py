@@ -1,0 +1,91 @@
+"""Curves over training steps: one run as it goes (also inside the training notebooks), or all methods of a
+study."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish, lines
+from polylib.names import ordered
+
+# (column of every step, its held-out counterpart, label)
+PANELS = [("ce", "val_ce", "cross-entropy, nats/token"), ("reward", "val_reward", "reward"),
+          ("diversity", "val_diversity", "semantic diversity"), ("kl", "val_kl", "KL to the start, nats"),
+          ("length", "val_length", "length, tokens"), ("grad_norm", "", "gradient norm")]
+HELD_OUT = [("val_reward", "reward"), ("val_judge", "judge score"), ("val_diversity", "semantic diversity"),
+            ("val_kl", "KL to the start, nats"), ("val_ce", "cross-entropy, nats/token"),
+            ("entropy", "entropy, nats/token"), ("val_length", "length, tokens"), ("val_truncated", "truncated"),
+            ("truncated", "truncated"), ("val_duplicates", "duplicate pairs"), ("duplicates", "duplicate pairs")]
+OF_BATCHES = ("entropy", "truncated", "duplicates")  # of single training batches, so a mean over five
+
+
+def training_curves(history: pd.DataFrame | Mapping[str, pd.DataFrame], method: str, note: str = "",
+                    columns: int = 2) -> Picture:
+    """What training did, step by step (thin), and the held-out posts (dots). Panels without numbers are left
+    out.
+
+    history: one run's history, or {label: history}. `note` goes below; say there which study, seed and
+    engagement."""
+    runs = {"": history} if isinstance(history, pd.DataFrame) else dict(history)
+    data = pd.concat([frame.assign(run=label) for label, frame in runs.items()], ignore_index=True)
+    panels = [p for p in PANELS if any(name in data and data[name].notna().any() for name in p[:2])]
+    color, marker = METHOD_STYLE[method]["color"], METHOD_STYLE[method]["marker"]
+    across = min(3, len(panels)) if columns == 2 else 1
+    down = -(-len(panels) // across)
+    with rc_context(STYLE):
+        figure, axes = canvas(down, across, 0.7 + 1.5 * down, columns, sharex=True)
+        for ax, (step, held_out, label) in zip(axes.flat, panels, strict=False):
+            for _, run in data.groupby("run", sort=False):
+                for name, options in ((step, {"lw": 0.9, "alpha": 0.6}),
+                                      (held_out, {"marker": marker, "ms": 4.5, "lw": 1.4})):
+                    if name in run and run[name].notna().any():
+                        part = run[["step", name]].dropna()
+                        ax.plot(part["step"], part[name], color=color, **options)
+            ax.set_title(label)
+        _trim(axes, len(panels), "step")
+        legend = [Line2D([], [], color=color, lw=0.9, alpha=0.6, label="training batch"),
+                  Line2D([], [], color=color, marker=marker, ms=4.5, label="held-out posts")]
+        finish(figure, f"{METHOD_STYLE[method]['label']}. {note}".strip(), columns, extra=legend)
+    return Picture(f"training_{method}", figure, data)
+
+
+def training_dynamics(results, columns: int = 2) -> Picture:
+    """All methods on held-out posts over training: seeds thin, their mean bold. SFT counts its own steps, all
+    others start where it ended, so KL is to the base model for SFT and to SFT for the others. `results`: a study as
+    `results.load` returns it (not imported here: a training notebook must not depend on it)."""
+    runs = results.histories.items()
+    data = pd.concat([frame.assign(method=method, seed=seed) for (method, seed), frame in runs],
+                     ignore_index=True)
+    panels = [(name, label) for name, label in HELD_OUT if name in data and data[name].notna().any()]
+    panels = list({label: (name, label) for name, label in reversed(panels)}.values())[::-1]  # held out before batches
+    across = min(4 if len(panels) in (7, 8) else 3, len(panels)) if columns == 2 else 1
+    down = -(-len(panels) // across)
+    with rc_context(STYLE):
+        figure, axes = canvas(down, across, 0.9 + 1.6 * down, columns, sharex=True)
+        for ax, (name, label) in zip(axes.flat, panels, strict=False):
+            part = data.dropna(subset=name)
+            if name in OF_BATCHES:
+                runs = part.groupby(["method", "seed"])[name]
+                part = part.assign(**{name: runs.transform(lambda run: run.rolling(5, min_periods=1).mean())})
+            lines(ax, part, "step", name)
+            ax.set_title(f"{label} (5 batches)" if name in OF_BATCHES else label)
+        _trim(axes, len(panels), "step")
+        finish(figure, f"{results.note}. Held-out posts; thin lines are runs.", columns, ordered(data["method"]),
+               kind="line")
+    keep = ["method", "seed", "step", *(name for name, _ in panels)]
+    return Picture("training_dynamics", figure, data[keep])
+
+
+def _trim(axes, used: int, label: str) -> None:
+    """Hide panels that are not used and put the axis label under the lowest used one of each column."""
+    flat, across = list(axes.flat), axes.shape[1]
+    for i, ax in enumerate(flat):
+        ax.set_visible(i < used)
+        if i + across >= used:
+            ax.set_xlabel(label)
+            ax.tick_params(labelbottom=True)
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))

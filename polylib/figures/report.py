@@ -1,0 +1,199 @@
+"""The whole study on one page that needs nothing but a browser: no network, no server, no other file.
+
+    report.write(results, {"Main table": tables.main(results), "Costs": table}, guide, paths.results("report"))
+
+Posts and replies are hostile: in tables they are escaped by the template, in the browser of replies they are JSON in
+which no tag can end or begin, and are put on the page as text. The page's own policy (CSP) forbids every script but
+the one written here, and every connection.
+"""
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+
+from polylib.analysis import replies
+from polylib.analysis.results import Results
+from polylib.evaluation import failures
+from polylib.figures.plain_tables import DASH, Table
+from polylib.figures.style import METHOD_STYLE
+from polylib.run import atomic_write
+
+HERE = Path(__file__).parent
+LIMIT = 8 * 2**20  # bytes of embedded replies; posts beyond are left out, and the page says so
+FIRST = ("quality_diversity", "pass_at_k", "best_of_k", "forest")  # figures in this order, the others by name
+TITLES = {"quality_diversity": "Judge score against diversity", "pass_at_k": "At least one good reply among k",
+          "best_of_k": "The best of k, and the reward's pick", "forest": "Differences to SFT", "cost": "Minutes a run"}
+KNOWN = {style["label"]: name for name, style in METHOD_STYLE.items()} | {name: name for name in METHOD_STYLE}
+LONG = 24  # characters from which on a column of words is set as text that may wrap
+NUMBER = re.compile(r"^[-+−]?[\d,]*\.?\d+(?:e[-+]?\d+)?(?=$|\s|%|\[|±|\()")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """text as shown; number: what it sorts by, None for words; method: whose colour stands before it."""
+
+    text: str
+    number: str | None
+    method: str | None
+    kind: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One table of the page."""
+
+    id: str
+    name: str
+    heads: list[tuple[str, bool, str | None]]  # text, is it a column of numbers, method
+    rows: list[list[Cell]]
+    caption: str
+    collapsed: bool
+
+
+def write(results: Results, tables: dict[str, pd.DataFrame | Table], guide: pd.DataFrame | None, folder: Path,
+          limit: int = LIMIT, frame: pd.DataFrame | None = None) -> Path:
+    """`folder`/index.html of a study, byte-stable; returns its path.
+
+    tables: {heading: table}; the first stands above the figures, the others below. guide: the decision guide, at the
+    top, or None. The caption of a `Table` stands below it; a frame whose attrs say "collapsed" is folded. Figures are
+    the .png of `results.paths.figures`, so write them first. limit: bytes of replies. frame: what `replies.load` gave,
+    if at hand. UserError as there."""
+    parts = [_part(name, table) for name, table in tables.items()]
+    first = ([_part("What to use", guide)] if guide is not None else []) + parts[:1]
+    figures = _figures(results.paths.figures, Path(folder))
+    frame = replies.load(results) if frame is None else frame
+    embedded, kept = _embedded(frame, results, limit)
+    style, script = _own("report.css") + _colours(), _own("report.js")
+    cfg = results.cfg
+    sections = [(part.id, part.name) for part in first] + ([("figures", "Figures")] if figures else []) + \
+        [(part.id, part.name) for part in parts[1:]] + [("browse", "Replies")]
+    per_post = results.frames[cfg.methods[0], cfg.seeds[0], cfg.sampling.temperature]["n_samples"].iloc[0]
+    facts = [("posts", f"{len(results.people)} × {per_post:g} replies"), ("seeds", ", ".join(map(str, cfg.seeds))),
+             ("preset", cfg.preset), ("temperature", f"{cfg.sampling.temperature:g}"),
+             ("engagement", results.engagement),
+             ("judge", f"right on {results.judge['pair_accuracy']:.0%} of {results.judge['pairs']} human pairs"),
+             ("code", results.commit)]
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(_own("report.html"))
+    text = page.render(
+        title=f"Study {results.paths.study}", facts=facts, simulated=results.engagement == "simulated", before=first,
+        after=parts[1:], sections=sections, figures=figures, style=style, script=script,
+        style_hash=_hash(style), script_hash=_hash(script), replies=embedded, kept=kept,
+        left_out=frame["post_id"].nunique() - kept, note=results.note)
+    file = Path(folder) / "index.html"
+    atomic_write(file, text + "\n")
+    return file
+
+
+def safe_json(value: object) -> str:
+    """JSON for a <script> element: pure ASCII, and no <, > or &, so that no text of a user can end the element, open a
+    comment or break a line (U+2028). The parsed value is the same."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
+
+
+def _embedded(frame: pd.DataFrame, results: Results, limit: int) -> tuple[str, int]:
+    """(JSON, number of posts in it). Posts in the order of their id; a reply is [text, judge, reward, relevance,
+    tokens, failures by number]."""
+    number = {name: i for i, name in enumerate(failures.RULES)}
+    posts, size = [], 0
+    for post_id, part in frame.groupby("post_id", sort=True):
+        by_method: dict[str, dict[str, list]] = {}
+        for row in part.itertuples():
+            seed = "" if row.seed is None else str(row.seed)
+            by_method.setdefault(row.method, {}).setdefault(seed, []).append(
+                [str(row.reply), *(_short(value) for value in (row.judge, row.reward, row.relevance)),
+                 None if pd.isna(row.tokens) else int(row.tokens), [number[name] for name in row.flags]])
+        post = {"id": post_id, "text": str(part["post"].iloc[0]), "replies": by_method}
+        size += len(safe_json(post)) + 1
+        if posts and size > limit:
+            break
+        posts.append(post)
+    methods = [{"name": name, "label": METHOD_STYLE[name]["label"]} for name in results.methods]
+    rules = [[name.replace("_", " "), rule] for name, rule in failures.RULES.items()]
+    return safe_json({"posts": posts, "methods": methods, "seeds": [str(seed) for seed in results.cfg.seeds],
+                      "flags": rules}), len(posts)
+
+
+def _short(value: float) -> float | None:
+    return round(float(value), 3) if np.isfinite(float(value)) else None
+
+
+def _part(name: str, table: pd.DataFrame | Table) -> Part:
+    frame, caption = (table.shown, table.caption) if isinstance(table, Table) else (table, "")
+    columns = [_column(frame.iloc[:, i]) for i in range(frame.shape[1])]
+    heads = [(_plain(str(head)), any(cell.kind == "number" for cell in column), KNOWN.get(str(head)))
+             for head, column in zip(frame.columns, columns, strict=True)]
+    return Part("table-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"), name, heads,
+                [list(row) for row in zip(*columns, strict=True)], _plain(caption), bool(frame.attrs.get("collapsed")))
+
+
+def _column(values: pd.Series) -> list[Cell]:
+    texts = [_shown(value) for value in values]
+    numbers = [_number(value) for value in values]
+    numeric = sum(n is not None for n in numbers) * 2 > sum(text not in (DASH, "") for text in texts)
+    kind = "number" if numeric else "text" if max(map(len, texts), default=0) > LONG else "word"
+    return [Cell(METHOD_STYLE[text]["label"] if text in METHOD_STYLE else text, number if numeric else None,
+                 KNOWN.get(text.split(", T=")[0]), kind)
+            for text, number in zip(texts, numbers, strict=True)]
+
+
+def _shown(value: object) -> str:
+    if value is None or isinstance(value, float) and math.isnan(value):
+        return DASH
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e6 else f"{value:.3g}"
+    return _plain(str(value))
+
+
+def _number(value: object) -> str | None:
+    """What a cell sorts by: a number, or the one that a text begins with ("0.41 ± 0.02", "3.1 % [1, 5]")."""
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, (bool, np.bool_)):
+        return repr(float(value)) if math.isfinite(value) else None
+    found = NUMBER.match(str(value))
+    return repr(float(found[0].replace(",", "").replace("−", "-"))) if found else None
+
+
+def _plain(text: str) -> str:
+    """Text that UTF-8 and HTML can hold: half surrogates and control characters become U+FFFD, line ends stay."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", text.replace("\r\n", "\n"))
+
+
+def _figures(folder: Path, page: Path) -> list[dict]:
+    """Every .png of the folder as base64, with its size, and links to what lies beside it (pdf, csv)."""
+    files = {file.stem: file for file in sorted(folder.glob("*.png"))}
+    found = []
+    for name in [*(n for n in FIRST if n in files), *(n for n in files if n not in FIRST)]:
+        content = files[name].read_bytes()
+        links = [(Path(os.path.relpath(file, page)).as_posix(), file.suffix[1:]) for file in
+                 (folder / f"{name}.pdf", folder / f"{name}.csv") if file.is_file()]
+        label = TITLES.get(name) or name.replace("_", " ").capitalize()
+        found.append({"name": name, "label": label, "links": links,
+                      "width": int.from_bytes(content[16:20], "big"), "height": int.from_bytes(content[20:24], "big"),
+                      "data": base64.b64encode(content).decode("ascii")})
+    return found
+
+
+def _colours() -> str:
+    """One rule a method; people are black on white and white on black."""
+    light = "".join(f".m-{name} {{ --method: {style['color']}; }}\n" for name, style in METHOD_STYLE.items())
+    return f"\n{light}@media (prefers-color-scheme: dark) {{ .m-human {{ --method: #ffffff; }} }}\n"
+
+
+def _own(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
