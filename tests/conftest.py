@@ -23,12 +23,12 @@ ENV = os.environ | {
 }
 
 
-def shell(*command: str, cwd: Path, fail: bool = True) -> str:
+def shell(*command: str, cwd: Path, fail: bool = True, env: dict[str, str] | None = None) -> str:
     """stdout and stderr of a command; its tail is in the assertion if it fails and `fail` is set."""
     done = subprocess.run(
         command,
         cwd=cwd,
-        env=ENV,
+        env=ENV | (env or {}),
         text=True,
         errors="replace",
         stdin=subprocess.DEVNULL,

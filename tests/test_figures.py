@@ -285,8 +285,8 @@ def test_the_reproducibility_table_holds_hashes_seeds_and_versions(study, tmp_pa
     found = facts.numbers.set_index("what")["value"]
     assert found["code"] == "commit 0123456" and found["training seeds"] == "42, 123, 456"
     assert found["torch"] == "2.13.0" and found["model"] == study.cfg.model.source
-    assert found["settings"].endswith("is missing")  # the made-up study has no params/
-    preset = study.paths.root / "params" / "laptop.yaml"
+    assert found["settings"].endswith("is missing")  # the made-up study has no stage `settings`
+    preset = study.paths.results("settings.yaml")
     atomic_write(preset, "seeds: [1]\n")
     try:
         digest = hashlib.sha256(b"seeds: [1]\n").hexdigest()[:12]

