@@ -27,7 +27,6 @@ from ruamel.yaml.error import YAMLError
 
 from polylib.settings import (
     METHODS,
-    RIVALS,
     AblationConfig,
     Config,
     DataConfig,
@@ -41,7 +40,7 @@ from polylib.settings import (
     TrainConfig,
 )
 
-__all__ = ["METHODS", "RIVALS", "AblationConfig", "Config", "DataConfig", "EvaluationConfig", "LLMJudgeConfig",
+__all__ = ["METHODS", "AblationConfig", "Config", "DataConfig", "EvaluationConfig", "LLMJudgeConfig",
            "ModelConfig", "PaperFiguresConfig", "RewardModelConfig", "RivalConfig", "SamplingConfig", "TrainConfig",
            "UserError", "departures", "load", "read_yaml", "resolved", "write_yaml"]
 

@@ -13,7 +13,6 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticKnownError
 
 METHODS = ("sft", "lambda0", "polychromic", "grpo", "hybrid", "dpo")
-RIVALS = ("dpo",)  # trained by another library; a study has their stages only where it lists them
 
 
 def _no_bool(value: object) -> object:

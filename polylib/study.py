@@ -25,8 +25,8 @@ def select(preset: str, data: str = CORPUS, root: Path | None = None) -> dict:
     """Write `params.yaml` below `root` (default: working directory) if it changes; return its contents.
 
     `trained` holds the seeds of each method, none where the preset's `methods` does not list it: DVC defines no stage
-    for an empty list, so a study trains what it lists and nothing else. `rivals` is its part trained by another
-    library. `ablation`: the seeds where the preset has a grid and trains the hybrid, whose weights it varies.
+    for an empty list, so a study trains what it lists and nothing else. `ablation`: the
+    seeds where the preset has a grid and trains the hybrid, whose weights it varies.
 
     `data`: a .jsonl, .jsonl.gz, .csv or .parquet path, or `hub:owner/name@revision[:split]`. UserError for an
     unknown preset, a missing file, or a path that cannot stand in a shell command."""
@@ -37,7 +37,6 @@ def select(preset: str, data: str = CORPUS, root: Path | None = None) -> dict:
     chosen = {"study": study, "preset": cfg.preset, "data": place,
               "seeds": list(cfg.seeds), "methods": list(cfg.methods),
               "trained": {name: list(cfg.seeds) if name in cfg.methods else [] for name in config.METHODS},
-              "rivals": {name: list(cfg.seeds) if name in cfg.methods else [] for name in config.RIVALS},
               "ablation": list(cfg.seeds) if cfg.ablation.grid and "hybrid" in cfg.methods else []}
     config.write_yaml(base / "params.yaml", chosen, COMMENT)
     return chosen
