@@ -42,7 +42,7 @@ from polylib.settings import (
 
 __all__ = ["METHODS", "AblationConfig", "Config", "DataConfig", "EvaluationConfig", "LLMJudgeConfig",
            "ModelConfig", "PaperFiguresConfig", "RewardModelConfig", "RivalConfig", "SamplingConfig", "TrainConfig",
-           "UserError", "departures", "load", "read_yaml", "resolved", "write_yaml"]
+           "UserError", "load", "read_yaml", "resolved", "training", "write_yaml"]
 
 
 PATHWISE = ("entropy", "token_gini", "embedding_rao")  # kinds of diversity_gradient that need no samples
@@ -78,11 +78,9 @@ def resolved(preset: str, root: Path | None = None) -> dict:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
 
-def departures(preset: str, method: str, root: Path | None = None) -> dict:
-    """The settings of section `method` that differ from the preset's common `training` values: {key: value}."""
-    _, common = _resolve(_file(preset, Path(root or ".") / "params"), Path(root or ".") / "params")
-    section = dataclasses.asdict(getattr(load(preset, root), method))
-    return {key: value for key, value in section.items() if key not in common or common[key] != value}
+def training(preset: str, root: Path | None = None) -> dict:
+    """The values under `training` that all methods of a preset share, with those of what it extends."""
+    return _resolve(_file(preset, Path(root or ".") / "params"), Path(root or ".") / "params")[1]
 
 
 def _file(preset: str, folder: Path) -> Path:

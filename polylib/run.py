@@ -37,6 +37,16 @@ def root(start: Path | None = None) -> Path:
     raise UserError(f"{here}: no dvc.yaml here or above; run this inside the project folder")
 
 
+def at_root() -> Path:
+    """First line of a notebook: the project folder becomes the working directory, wherever Jupyter was started.
+    UserError if polylib was imported from another checkout than the notebook's."""
+    folder, code = root(), Path(__file__).resolve().parents[1]
+    if folder != code:
+        raise UserError(f"{folder}: polylib comes from {code}; run `make setup` here, or start with PYTHONPATH={folder}")
+    os.chdir(folder)
+    return folder
+
+
 _root = root  # Paths takes a parameter of the same name
 
 

@@ -84,8 +84,8 @@ def test_a_preset_departs_from_the_one_it_extends(tmp_path):
     assert (base.grpo.steps, base.hybrid.steps) == (7, 10)
     assert (mine.grpo.steps, mine.hybrid.steps, mine.sft.steps, mine.sft.warmup_steps) == (5, 5, 6, 2)
     assert mine.data.columns == {"likes": "n"} and mine.data.max_chars == 280 and mine.grpo.kappa == 0.1
-    assert config.departures("mine", "sft", tmp_path)["steps"] == 6
-    assert "steps" not in config.departures("mine", "grpo", tmp_path)
+    common = config.training("mine", tmp_path)
+    assert (common["steps"], common["warmup_steps"], common["lr"]) == (5, 2, base.sft.lr)
 
 
 @pytest.mark.parametrize("text, says", [

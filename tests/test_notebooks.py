@@ -37,6 +37,7 @@ def nbval(*paths, cwd, fail=True):
         *map(os.fspath, paths),
         cwd=cwd,
         fail=fail,
+        env={"PYTHONPATH": os.fspath(cwd)},  # the copy's polylib, not the installed one
     )
 
 

@@ -1,6 +1,6 @@
 """Tables for reading in a notebook: settings, and replies side by side. All text is hostile and escaped.
 
-    reading.settings(sampling=cfg.sampling, grpo=cfg.grpo)
+    reading.settings(preset, sampling=cfg.sampling, grpo=cfg.grpo)
     reading.samples(paths.results("grpo", 42) / "samples.json")
 """
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from polylib.config import UserError
+from polylib import config
+from polylib.config import TrainConfig, UserError
 
 LONGEST = 280  # characters shown of one text
 CELL = "text-align:left;vertical-align:top;padding:6px 10px;white-space:normal;overflow-wrap:anywhere"
@@ -34,15 +35,21 @@ class Reading:
         return self.plain
 
 
-def settings(**sections) -> Reading:
-    """Sections of a preset (dataclasses), one row each: `name  key value · key value`."""
-    rows, lines = [], []
+def settings(preset: str, **sections) -> Reading:
+    """Sections of a preset (dataclasses), one row each: `name  key value · key value`. Of a method's section only what
+    departs from the preset's common `training` values, which stand in one row of their own."""
+    common, rows, lines = config.training(preset), [], []
     for name, section in sections.items():
-        pairs = [(key, _value(value)) for key, value in dataclasses.asdict(section).items()]
-        cells = " · ".join(f"{html.escape(k)}&nbsp;<b>{html.escape(v)}</b>" for k, v in pairs)
-        rows.append(f"<tr><th style='{CELL}'>{html.escape(name)}</th>"
-                    f"<td style='{CELL}'>{cells}</td></tr>")
-        lines.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in pairs))
+        values = dataclasses.asdict(section)
+        method = isinstance(section, TrainConfig)
+        pairs = {key: _value(value) for key, value in values.items()
+                 if not method or key not in common or common[key] != value}
+        rest = "all else as `training` in the preset" if method else ""
+        spans = [f"<span style='white-space:nowrap'>{html.escape(k)}&nbsp;<b>{html.escape(v)}</b></span>"
+                 for k, v in pairs.items()] + ([f"<i>{html.escape(rest)}</i>"] if method else [])
+        rows.append(f"<tr><th style='{CELL};white-space:nowrap;overflow-wrap:normal'>{html.escape(name)}</th>"
+                    f"<td style='{CELL}'>{' · '.join(spans)}</td></tr>")
+        lines.append(f"{name}: " + ", ".join([f"{k} {v}" for k, v in pairs.items()] + [rest] * method))
     return Reading(f"<table>{''.join(rows)}</table>", "\n".join(lines))
 
 
