@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import os
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 from conftest import ROOT, shell, source_of
+
+from polylib import run
+from polylib.config import UserError
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHECKED = "NBVAL_CHECK_OUTPUT"
@@ -84,10 +88,23 @@ def test_cells_are_few_and_short(path):
     assert max(len(cell.source.splitlines()) for cell in code_cells(path)) <= 15
 
 
-def test_all_notebooks_start_alike():
-    """The second code cell finds the project, whatever folder the runner starts in."""
-    bootstraps = {code_cells(path)[1].source for path in NOTEBOOKS}
-    assert len(bootstraps) == 1 and "dvc.yaml" in bootstraps.pop()
+@each
+def test_a_notebook_finds_the_project_before_it_reads_anything(path):
+    """One line after the imports, whatever folder Jupyter or papermill started in."""
+    first = next(node for node in ast.parse(code_cells(path)[1].source).body
+                 if not isinstance(node, (ast.Import, ast.ImportFrom)))
+    assert ast.unparse(first) == "run.at_root()"
+
+
+def test_a_notebook_of_another_checkout_is_refused(tmp_path, monkeypatch):
+    """polylib of one clone on the data of another: two codes, one set of results."""
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    with pytest.raises(UserError, match="polylib comes from"):
+        run.at_root()
+    monkeypatch.chdir(ROOT / "notebooks")
+    assert run.at_root() == ROOT == Path.cwd()
 
 
 @pytest.fixture

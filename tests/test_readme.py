@@ -24,10 +24,12 @@ _SPEC = importlib.util.spec_from_file_location("readme_results", ROOT / "tools" 
 script = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(script)
 
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.sub(r"\\\n\s*", "", "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S)))  # continued lines joined
+ALL = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+COMMANDS = re.sub(r"\\\n\s*", "", "\n".join(re.findall(r"```sh\n(.*?)```", ALL, re.S)))  # continued lines joined
 TREE = re.search(r"## What is where\n.*?```text\n(.*?)```", README, re.S)[1]
-MENTIONED = COMMANDS + "\n" + "\n".join(re.findall(r"`([^`\n]+)`", README))  # code blocks and code in prose
+MENTIONED = COMMANDS + "\n" + "\n".join(re.findall(r"`([^`\n]+)`", ALL))  # code blocks and code in prose
 
 
 def tree_paths() -> list[str]:
@@ -49,8 +51,8 @@ def test_the_tables_are_what_the_script_writes():
         pytest.skip("results/laptop is not in this checkout: there is nothing to compare with")
     if changed:
         pytest.skip("results/ is not as committed: a study was run here; python tools/readme_results.py updates README")
-    blocks = {name: getattr(script, f"{name}_block")(ROOT) for name in ("results", "rewards", "presets")}
-    assert script.fill(README, blocks) == README, "run python tools/readme_results.py"
+    for name, text in script.pages(ROOT).items():
+        assert (ROOT / name).read_text(encoding="utf-8") == text, f"{name}: run python tools/readme_results.py"
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def study(tmp_path_factory):
 
 def test_results_say_simulated_n_and_what_the_files_hold(study):
     root, cfg, paths, found = study
-    block = script.results_block(root)
+    block = script.results_block(root) + script.comparisons_block(root)
     assert "*simulated engagement*" in block and "n = 8 posts" in block and "p = 0.25" in block
     for method in cfg.methods:
         mean = np.mean([found.cells("diversity")[method, seed].mean() for seed in cfg.seeds])
@@ -94,7 +96,7 @@ def test_results_say_simulated_n_and_what_the_files_hold(study):
     volume = all_figures.hypervolumes(found).set_index("method")["hypervolume"]
     assert f"GRPO {1000 * (volume['grpo'] - volume['sft']):+.1f} [" in block
     assert "| is it better? | +0.123 | [+0.020, +0.220] | 0.041 | above |" in block
-    asked = block.split("**What was asked")[1].split("**Which")[0]
+    asked = script.results_block(root).split("**What was asked")[1]
     assert "departures from it: 1)" in asked and "| is quality kept? (margin 0.12) |" in asked and "0.7" not in asked
     assert "| replies that differ | polychromic | +.5 [.4 .6] |" in block
 
@@ -102,7 +104,8 @@ def test_results_say_simulated_n_and_what_the_files_hold(study):
 def test_presets_add_up_minutes_and_own_up_to_what_never_ran(study):
     root, _, paths, _ = study
     runs = len(list((root / "results").glob("**/env.json")))
-    rows = {line.split("|")[1].strip(): line for line in script.presets_block(root).splitlines() if "|" in line}
+    block = script.presets_block(root) + "\n" + script.stages_block(root)
+    rows = {line.split("|")[1].strip(): line for line in block.splitlines() if "|" in line}
     assert f"| {runs * (runs + 1) / 2:.1f} | 3.0 | cpu, 2 cores, bfloat16 |" in rows["`laptop`"]
     assert all("not run here" in rows[f"`{preset}`"] for preset in ("smoke", "gpu", "paper"))
     assert "| 3 |" in rows["`grpo`"]
@@ -167,9 +170,11 @@ def test_the_tree_leaves_no_folder_and_no_room_out():
     assert rooms <= listed
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)]+)\)", README)
-    assert links and [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if not link.startswith("https://")]
+    assert [link for link in local if not (page.parent / link).exists()] == []
 
 
 def test_names_in_the_idea_are_in_the_files_they_point_to():
@@ -200,7 +205,7 @@ def test_stages_and_settings_in_commands_exist():
         assert key in yaml.safe_load((ROOT / "params" / f"{preset}.yaml").read_text())[section]
 
 
-@pytest.mark.parametrize("name", ["README.md", "LOG.md"])
-def test_no_path_of_one_machine(name):
-    text = (ROOT / name).read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "LOG.md"], ids=lambda page: page.name)
+def test_no_path_of_one_machine(page):
+    text = page.read_text(encoding="utf-8")
     assert not re.search(r"/(home|Users|work|root|tmp)/|localhost|\.internal", text)

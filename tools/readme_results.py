@@ -1,9 +1,10 @@
-"""Fill the marked blocks of README.md from files under results/ and from nothing else.
+"""Fill the marked blocks of README.md and docs/results.md from files under results/ and from nothing else.
 
     python tools/readme_results.py     # after `make reproduce`, before results are committed
 
-<!-- results --> is results/laptop; <!-- rewards --> holds the validation, attacks and planted policies of every study
-whose rewards were fitted; <!-- presets --> comes from the env.json of every study run in this checkout.
+<!-- results -->, <!-- comparisons --> and <!-- stages --> are results/laptop; <!-- rewards --> holds the validation, attacks
+and planted policies of every study whose rewards were fitted; <!-- presets --> comes from the env.json of every study run
+in this checkout.
 """
 from __future__ import annotations
 
@@ -37,20 +38,29 @@ RANKERS = ("learned", "combined", "heuristic", "judge", "tfidf_ridge", "length_o
 
 
 def results_block(root: Path) -> str:
-    """Figure, main table, registered questions, decision guide, differences to SFT, the temperature control, what
-    training did. UserError or OSError without files."""
-    paths, cfg = Paths(STUDY, root), config.load(STUDY, root)
-    found = results.load(paths, cfg)  # refuses a missing or a foreign cell, in one line
+    """Figure, main table, registered questions. UserError or OSError without files."""
+    paths = Paths(STUDY, root)
+    found = results.load(paths, config.load(STUDY, root))  # refuses a missing or a foreign cell, in one line
     headings = {c: h for c, h in tables.columns(found).items() if c.startswith(TABLE) and c != "diversity_tfidf"}
     caption = (paths.figures / "table_main.md").read_text(encoding="utf-8").strip().splitlines()[-1]
     numbers = pd.read_csv(paths.figures / "table_main.csv")
     texts, bold = tables.shown(numbers, headings)
     main = plain_tables.Table("table_main", numbers, texts, caption, bold)
-    forest = pd.read_csv(paths.figures / "forest.csv").query("metric in @EFFECTS")
     return "\n\n".join([
         f"![Judge score against semantic diversity](results/{STUDY}/paper_figures/quality_diversity.png)",
-        main.to_markdown().strip().replace("simulated engagement", "*simulated engagement*"),
-        *_asked_and_answered(paths),
+        main.to_markdown().strip().replace("simulated engagement", "*simulated engagement*"), *_asked(paths)])
+
+
+def comparisons_block(root: Path) -> str:
+    """Decision guide, differences to SFT, the temperature control, what training did. UserError without files."""
+    paths, cfg = Paths(STUDY, root), config.load(STUDY, root)
+    found, guide = results.load(paths, cfg), pd.read_csv(paths.figures / "decision_guide.csv")
+    forest = pd.read_csv(paths.figures / "forest.csv").query("metric in @EFFECTS")
+    return "\n\n".join([
+        "**Which method for what?** Computed: a method is chosen where its gain over SFT is established for the method "
+        "(Holm) and not gamed; else SFT stays.",
+        _markdown(["you want", "choose", "because"],
+                  [[r.want, style.METHOD_STYLE[r.choose]["label"], r.because] for r in guide.itertuples()]),
         "**Differences to SFT.** Effect, then two 95 % intervals: *these checkpoints* (other posts) / *the method* "
         f"(other training runs too). With {forest['seeds'].max()} runs the exact sign-flip test cannot fall below p = "
         f"{forest['exact_floor'].max():g}, whatever the data show.",
@@ -75,23 +85,17 @@ def _whole_curves(found: results.Results) -> str:
             f"1000 of judge score and diversity), less SFT's, 95 % over runs: {'; '.join(gains)}.")
 
 
-def _asked_and_answered(paths: Paths) -> list[str]:
-    """The registered questions with their answers, departures counted, and the guide computed from all tests."""
+def _asked(paths: Paths) -> list[str]:
+    """The registered questions with their answers, departures counted."""
     asked = pd.read_csv(paths.figures / "table_significance.csv").query("family != 'exploratory'")
-    departures, guide = (pd.read_csv(paths.figures / f"{name}.csv") for name in ("deviations", "decision_guide"))
-    registered = preregistration.load(paths)
+    departures, registered = pd.read_csv(paths.figures / "deviations.csv"), preregistration.load(paths)
     said = {q.name: q.question for q in (*registered.primary, *registered.equivalence)} if registered else {}
     questions = [[f"{said.get(r.question, r.question)}{f' (margin {r.margin:g})' if r.kind == 'equivalence' else ''}",
                   f"{r.effect:+.3f}" if np.isfinite(r.effect) else "–", _interval(r.method_low, r.method_high),
                   f"{r.p_adjusted:.3f}" if np.isfinite(r.p_adjusted) else "–", r.verdict] for r in asked.itertuples()]
-    advice = [[r.want, style.METHOD_STYLE[r.choose]["label"], r.because] for r in guide.itertuples()]
     return [f"**What was asked beforehand** ([registered](params/preregistration/{STUDY}.yaml) before the runs; "
             f"departures from it: {len(departures) or 'none'}). Intervals are the method's, 95 %, of equivalence 90 %; "
-            "p after Holm.",
-            _markdown(["question", "effect", "interval", "p", "verdict"], questions),
-            "**Which method for what?** Computed: a method is chosen where its gain over SFT is established for the "
-            "method (Holm) and not gamed; else SFT stays.",
-            _markdown(["you want", "choose", "because"], advice)]
+            "p after Holm.", _markdown(["question", "effect", "interval", "p", "verdict"], questions)]
 
 
 def rewards_block(root: Path) -> str:
@@ -135,14 +139,9 @@ def rewards_block(root: Path) -> str:
 
 
 def presets_block(root: Path) -> str:
-    """Minutes and memory of every study found, with a row for a preset that never ran; then the stages of laptop."""
+    """Minutes and memory of every study found, with a row for a preset that never ran."""
     files = {file.stem: file.read_text(encoding="utf-8") for file in (root / "params").glob("*.yaml")}
-    rows, lines, top = [], [], root / "results"
-    for file in sorted(top.glob("*/**/env.json")):
-        env, (study, stage) = json.loads(file.read_text(encoding="utf-8")), file.relative_to(top).parts[:2]
-        rows.append([study, stage, env["preset"], env["wall_seconds"] / 60,
-                     max(env["peak_memory_mb"], env["peak_gpu_memory_mb"]) / 1024, f"{env['device']}, {env['dtype']}"])
-    envs = pd.DataFrame(rows, columns=["study", "stage", "preset", "minutes", "memory", "device"])
+    lines, envs = [], _costs(root)
     for preset in sorted(files, key=lambda name: (PRESETS.index(name) if name in PRESETS else len(PRESETS), name)):
         comment = " ".join(re.match(r"(#.*\n)+", files[preset])[0].replace("#", " ").split())
         purpose = re.split(r"(?<=[\w)])\. |\.$", comment.removeprefix(f"{preset}: "))[0]  # the file's first sentence
@@ -151,22 +150,44 @@ def presets_block(root: Path) -> str:
                    "; ".join(sorted(set(part["device"])))] for study, part in studies.groupby("study")]
         if studies.empty:
             lines.append([f"`{preset}`", purpose, "not run here", "–", "–"])
-    text = _markdown(["study", "what it is", "minutes, stages added up", "peak GiB of a stage", "measured on"], lines)
+    return _markdown(["study", "what it is", "minutes, stages added up", "peak GiB of a stage", "measured on"], lines)
+
+
+def stages_block(root: Path) -> str:
+    """Runs, minutes and memory of the stages of laptop."""
+    envs = _costs(root)
     stages = envs[envs["study"].eq(STUDY)].groupby("stage").agg(
         runs=("minutes", "size"), minutes=("minutes", "mean"), peak=("memory", "max")).reindex(STAGES).dropna()
-    rows = [[f"`{r.Index}`", f"{r.runs:g}", f"{r.minutes:.1f}", f"{r.peak:.1f}"] for r in stages.itertuples()]
-    return text if not rows else "\n\n".join(
-        [text, f"Stages of `{STUDY}`:", _markdown(["stage", "runs", "minutes a run", "peak GiB"], rows)])
+    return _markdown(["stage", "runs", "minutes a run", "peak GiB"], [
+        [f"`{r.Index}`", f"{r.runs:g}", f"{r.minutes:.1f}", f"{r.peak:.1f}"] for r in stages.itertuples()])
 
 
-def fill(readme: str, blocks: dict[str, str]) -> str:
-    """README text with what stands between each pair of markers replaced. UserError if a pair is missing."""
-    for name, body in blocks.items():
-        parts = re.split(rf"(?<=<!-- {name} -->\n)(?s:.*?)(?=<!-- /{name} -->)", readme)
+def _costs(root: Path) -> pd.DataFrame:
+    """A row for each env.json: study, stage, preset, minutes, memory in GiB, device."""
+    rows, top = [], root / "results"
+    for file in sorted(top.glob("*/**/env.json")):
+        env, (study, stage) = json.loads(file.read_text(encoding="utf-8")), file.relative_to(top).parts[:2]
+        rows.append([study, stage, env["preset"], env["wall_seconds"] / 60,
+                     max(env["peak_memory_mb"], env["peak_gpu_memory_mb"]) / 1024, f"{env['device']}, {env['dtype']}"])
+    return pd.DataFrame(rows, columns=["study", "stage", "preset", "minutes", "memory", "device"])
+
+
+def fill(page: str, blocks: dict[str, str], name: str = "README.md") -> str:
+    """A page's text with what stands between each pair of markers replaced. UserError if a pair is missing."""
+    for block, body in blocks.items():
+        parts = re.split(rf"(?<=<!-- {block} -->\n)(?s:.*?)(?=<!-- /{block} -->)", page)
         if len(parts) != 2:
-            raise UserError(f"README.md: needs one pair of lines <!-- {name} --> and <!-- /{name} -->")
-        readme = f"{parts[0]}{body}\n{parts[1]}"
-    return readme
+            raise UserError(f"{name}: needs one pair of lines <!-- {block} --> and <!-- /{block} -->")
+        page = f"{parts[0]}{body}\n{parts[1]}"
+    return page
+
+
+def pages(root: Path) -> dict[str, str]:
+    """The generated pages, by name, as they have to be. Links in docs/ lead up one folder."""
+    up = {name: block(root).replace("](results/", "](../results/")
+          for name, block in (("comparisons", comparisons_block), ("stages", stages_block), ("rewards", rewards_block))}
+    blocks = {"README.md": {"results": results_block(root), "presets": presets_block(root)}, "docs/results.md": up}
+    return {name: fill((ROOT / name).read_text(encoding="utf-8"), found, name) for name, found in blocks.items()}
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -194,7 +215,7 @@ def _dynamics(found: results.Results) -> str:
 
 if __name__ == "__main__":
     try:
-        blocks = {"results": results_block(ROOT), "rewards": rewards_block(ROOT), "presets": presets_block(ROOT)}
-        atomic_write(ROOT / "README.md", fill((ROOT / "README.md").read_text(encoding="utf-8"), blocks))
+        for name, text in pages(ROOT).items():
+            atomic_write(ROOT / name, text)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}; README.md stays as it is")
