@@ -89,6 +89,7 @@ class RewardModelConfig:
     heuristic_weight: Float
     coherence_weight: Float
     relevance_floor: Quantile
+    attack_pieces: Count
     preflight_posts: AtLeastTwo
     preflight_samples: AtLeastTwo
     heuristic: dict[Str, Float]

@@ -149,9 +149,3 @@ def smoke(checkout) -> Path:
     shell(sys.executable, "-m", "polylib.study", "smoke", cwd=checkout)
     shell("sh", "tools/reproduce.sh", cwd=checkout)
     return checkout
-
-
-@pytest.fixture(scope="session")
-def desk(smoke, tmp_path_factory) -> Path:
-    """A copy of the smoke study for running notebooks by hand: they write over its results, with other timings."""
-    return shutil.copytree(smoke, tmp_path_factory.mktemp("desk") / "project", symlinks=True)

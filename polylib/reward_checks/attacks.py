@@ -58,28 +58,28 @@ BANK = (
     "Who knew? Not me, and I was there.", "No thoughts, just this.",
 )
 PIECE_WORDS = (2, 9)  # words of a piece of a human reply
-PIECES, BEAM, EXTENSIONS, ROUNDS = 240, 4, 24, 3  # tried alone; kept; tried as next piece; at most 4 pieces
+BEAM, ROUNDS = 4, 3  # beginnings kept; pieces appended at most
 SEARCH_POSTS = 12
 FILLER = "you know, at the end of the day, it is what it is, and I really do mean that, just saying, to be honest"
 
 
-def table(rewards: Iterable, rows: pd.DataFrame, seed: int, limit: int = 0, search: bool = True) -> pd.DataFrame:
+def table(rewards: Iterable, rows: pd.DataFrame, seed: int, limit: int = 0, pieces: int = 240) -> pd.DataFrame:
     """reward, attack, score, human_median, passed, beats: one row a reward (each with .name) and attack of ATTACKS.
 
     score: mean over the test posts (human replies, for SPOILED ones); passed: it lies below the median human reply to
     the same posts and, for SPOILED ones, below the unspoiled replies beyond a 95 % interval over posts: a reward that
     is blind to word order scores shuffled replies as it does people's, and people's mean may well lie below their
     median. beats: share of posts where the attack scores above the post's own median human
-    reply. rows: tweet_id, tweet, reply, split. limit: test posts used (0 = all), for slow rewards; search=False
-    leaves the constant string to the bank. attrs["found"]: {reward: the string}. UserError without test posts,
+    reply. rows: tweet_id, tweet, reply, split. limit: test posts used (0 = all), for slow rewards; pieces:
+    of human replies, the constant string is searched over them and the bank. attrs["found"]: {reward: the string}. UserError without test posts,
     or posts to search on, of two replies."""
     held = _some(rows[rows["split"] == "test"], limit, seed)
     hunt = _some(rows[rows["split"] == "validation"], SEARCH_POSTS, seed)
-    pieces = _pieces(list(rows.loc[rows["split"] == "train", "reply"]), seed) if search else []
+    tried = _pieces(list(rows.loc[rows["split"] == "train", "reply"]), seed, pieces)
     lines, found = [], {}
     for reward in rewards:
         posts = list(dict.fromkeys(hunt["tweet"]))
-        found[reward.name] = best_constant(reward, posts, pieces)
+        found[reward.name] = best_constant(reward, posts, tried)
         ideal = int(max((np.quantile(hunt["reply"].str.len(), q) for q in (0.25, 0.5, 0.75, 0.95)),
                         key=lambda size: _mean(reward, posts, pad("So true!", int(size)))))
         human = np.asarray(reward(list(held["tweet"]), list(held["reply"])), dtype=float)
@@ -114,10 +114,11 @@ def flag(card: dict[str, dict], attacked: pd.DataFrame) -> dict[str, dict]:
 def best_constant(reward, posts: list[str], pieces: list[str]) -> str:
     """The string of highest mean reward over `posts`: the bank, then a beam search that appends `pieces`.
 
-    Deterministic; about len(BANK) + PIECES + ROUNDS * BEAM * EXTENSIONS strings are tried under every post."""
+    The best tenth of the pieces is what the search appends. Deterministic; about len(BANK) + n + ROUNDS * BEAM * n / 10
+    strings, for n pieces, are tried under every post."""
     alone = dict(zip([*BANK, *pieces], _means(reward, posts, [*BANK, *pieces])))
     best = sorted(alone, key=alone.get, reverse=True)
-    beam, more, scores = best[:BEAM], [text for text in best if text in set(pieces)][:EXTENSIONS], dict(alone)
+    beam, more, scores = best[:BEAM], [text for text in best if text in set(pieces)][:-(-len(pieces) // 10)], dict(alone)
     for _ in range(ROUNDS if more else 0):
         longer = [f"{start} {piece}" for start in beam for piece in more if piece not in start]
         scores |= dict(zip(longer, _means(reward, posts, longer)))
@@ -168,12 +169,12 @@ def _bait(post: str) -> str:
     return f"What does everyone think about {topic}? Agree or disagree? Tell me why!"
 
 
-def _pieces(replies: list[str], seed: int) -> list[str]:
-    """Sentences and clauses of human replies, a sample of PIECES in a fixed order."""
+def _pieces(replies: list[str], seed: int, most: int) -> list[str]:
+    """Sentences and clauses of human replies, a sample of at most `most` in a fixed order."""
     found = {piece.strip() for reply in replies for piece in re.split(r"(?<=[.!?…])\s+|,\s+|\s+[-–—]\s+", reply)}
     low, high = PIECE_WORDS
     short = sorted(piece for piece in found if low <= len(piece.split()) <= high)
-    return [short[i] for i in np.random.default_rng(seed).permutation(len(short))[:PIECES]]
+    return [short[i] for i in np.random.default_rng(seed).permutation(len(short))[:most]]
 
 
 def _means(reward, posts: list[str], texts: list[str]) -> np.ndarray:
