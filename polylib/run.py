@@ -42,7 +42,7 @@ def at_root() -> Path:
     UserError if polylib was imported from another checkout than the notebook's."""
     folder, code = root(), Path(__file__).resolve().parents[1]
     if folder != code:
-        raise UserError(f"{folder}: polylib comes from {code}; run `make setup` here, or start with PYTHONPATH={folder}")
+        raise UserError(f"{folder}: polylib comes from {code}; run `make setup` here, or set PYTHONPATH={folder}")
     os.chdir(folder)
     return folder
 

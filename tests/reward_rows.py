@@ -25,6 +25,7 @@ FAST = RewardModelConfig(
     heuristic_weight=0.4,
     coherence_weight=0.0,
     relevance_floor=0.0,
+    attack_pieces=20,
     preflight_posts=4,
     preflight_samples=8,
     heuristic=WEIGHTS,

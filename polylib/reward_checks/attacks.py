@@ -70,9 +70,9 @@ def table(rewards: Iterable, rows: pd.DataFrame, seed: int, limit: int = 0, piec
     the same posts and, for SPOILED ones, below the unspoiled replies beyond a 95 % interval over posts: a reward that
     is blind to word order scores shuffled replies as it does people's, and people's mean may well lie below their
     median. beats: share of posts where the attack scores above the post's own median human
-    reply. rows: tweet_id, tweet, reply, split. limit: test posts used (0 = all), for slow rewards; pieces:
-    of human replies, the constant string is searched over them and the bank. attrs["found"]: {reward: the string}. UserError without test posts,
-    or posts to search on, of two replies."""
+    reply. rows: tweet_id, tweet, reply, split. limit: test posts used (0 = all), for slow rewards. pieces: so many
+    of human replies are tried in the search for the constant, besides the bank. attrs["found"]: {reward: the string}.
+    UserError without test posts, or posts to search on, of two replies."""
     held = _some(rows[rows["split"] == "test"], limit, seed)
     hunt = _some(rows[rows["split"] == "validation"], SEARCH_POSTS, seed)
     tried = _pieces(list(rows.loc[rows["split"] == "train", "reply"]), seed, pieces)
@@ -118,7 +118,8 @@ def best_constant(reward, posts: list[str], pieces: list[str]) -> str:
     strings, for n pieces, are tried under every post."""
     alone = dict(zip([*BANK, *pieces], _means(reward, posts, [*BANK, *pieces])))
     best = sorted(alone, key=alone.get, reverse=True)
-    beam, more, scores = best[:BEAM], [text for text in best if text in set(pieces)][:-(-len(pieces) // 10)], dict(alone)
+    beam, more, scores = best[:BEAM], [text for text in best if text in set(pieces)], dict(alone)
+    more = more[:-(-len(pieces) // 10)]
     for _ in range(ROUNDS if more else 0):
         longer = [f"{start} {piece}" for start in beam for piece in more if piece not in start]
         scores |= dict(zip(longer, _means(reward, posts, longer)))
