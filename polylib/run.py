@@ -86,10 +86,12 @@ def write_csv(path: Path, frame) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line to a log, in one write: processes that share the file cannot mix their lines."""
+    """Add one line to a log, in one write: processes that share the file cannot mix their lines. It begins a new line
+    even behind one that a killed process left without its end."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("ab", buffering=0) as stream:
-        stream.write(line.encode("utf-8") + b"\n")
+    with Path(path).open("a+b", buffering=0) as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - 1))
+        stream.write((b"\n" if stream.read(1) not in (b"", b"\n") else b"") + line.encode("utf-8") + b"\n")
 
 
 def write_json(path: Path, obj: object) -> None:
