@@ -199,6 +199,7 @@ def _check(cfg: Config, path: Path) -> None:
     j = cfg.llm_judge
     require(bool(j.criteria) and len(set(j.criteria)) == len(j.criteria),
             f"llm_judge.criteria must be names, each once; found {j.criteria}")
+    require(not set("@?#") & set(j.url), "llm_judge.url holds more than an address; a key belongs into $LLM_API_KEY")
     _check_ablation(cfg, require)
 
 

@@ -14,10 +14,11 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from tqdm import auto, std
 
 from polylib.config import Config, ModelConfig, UserError
 
@@ -95,10 +96,12 @@ def write_csv(path: Path, frame) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line to a log, in one write: processes that share the file cannot mix their lines."""
+    """Add one line to a log, in one write: processes that share the file cannot mix their lines. It begins a new line
+    even behind one that a killed process left without its end."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("ab", buffering=0) as stream:
-        stream.write(line.encode("utf-8") + b"\n")
+    with Path(path).open("a+b", buffering=0) as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - 1))
+        stream.write((b"\n" if stream.read(1) not in (b"", b"\n") else b"") + line.encode("utf-8") + b"\n")
 
 
 def write_json(path: Path, obj: object) -> None:
@@ -240,21 +243,35 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def progress(iterable: Iterable, total: int, label: str, every: float = 10.0) -> Iterator:
-    """Yield the items, printing `label 12/40, 1.3 s each, 0:36 left`: one rewriting line on a terminal,
-    otherwise a plain line every `every` seconds (a log keeps each of them). The last line gives the time."""
-    start = shown = time.monotonic()
-    live, done = sys.stdout.isatty(), 0
-    for done, item in enumerate(iterable, 1):
-        yield item
-        now = time.monotonic()
-        if now - shown >= (0.2 if live else every) and done < total:
-            shown, each = now, (now - start) / done
-            line = f"{label} {done}/{total}, {each:.2g} s each, {_clock(each * (total - done))} left"
-            print(f"\r{line:<78}" if live else line, end="" if live else "\n", flush=True)
-    line = f"{label} {done}/{total} done in {_clock(time.monotonic() - start)}"
-    print(f"\r{line:<78}" if live else line, flush=True)
+def progress(iterable: Iterable, total: int, label: str, every: float = 10.0) -> Iterable:
+    """Yield the items behind a bar of tqdm's: on a terminal, and as a widget in a notebook that somebody looks at.
+    Elsewhere (a log; papermill, which would keep the widget's state) a plain line every `every` seconds, at most."""
+    if _watched():
+        return auto.tqdm(iterable, label, total, file=sys.stdout)
+    return std.tqdm(iterable, label, total, file=_Lines(), mininterval=every, miniters=1,
+                    bar_format="{desc} {n_fmt}/{total_fmt}, {rate_inv_fmt}, {elapsed} gone, {remaining} left")
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+def say(line: str) -> None:
+    """Print a line; a bar that stands on the terminal makes room for it."""
+    auto.tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class _Lines:
+    """The file that a bar writes to where it cannot rewrite its line: each state becomes a line of its own."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip(), flush=True)
+
+    def flush(self) -> None:
+        pass
+
+
+def _watched() -> bool:
+    """Is there a terminal, or a notebook whose front end could ask its reader something? Papermill, nbconvert and nbval
+    tell the kernel with every cell that nobody is there."""
+    ipython = sys.modules.get("IPython")
+    kernel = getattr(ipython.get_ipython() if ipython else None, "kernel", None)
+    return kernel.get_parent().get("content", {}).get("allow_stdin", False) if kernel else sys.stdout.isatty()

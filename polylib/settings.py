@@ -191,6 +191,7 @@ class LLMJudgeConfig:
     price_in: NotNegative
     price_out: NotNegative
     concurrency: AtLeastOne
+    max_tokens: AtLeastOne
     compare_posts: Count
     criteria: list[Literal["engaging", "on_topic", "human"]]
 

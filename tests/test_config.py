@@ -131,6 +131,8 @@ def test_floats_are_floats_however_they_are_written(laptop, written, number):
         ("lambda0, polychromic", "lambda1, polychromic", ["methods", "lambda1"]),
         ("swept: [sft, lambda0", "swept: [lambda0", ["swept", "sft among them"]),
         ("swept: [sft", "swept: [sft, ppo", ["swept", "names out of methods"]),
+        ('  url: ""', "  url: https://me:secret@host/v1", ["llm_judge.url holds more than an address", "$LLM_API_KEY"]),
+        ("  max_tokens: 8", "  max_tokens: 0", ["llm_judge.max_tokens", "0"]),
         ("sampling:", "sampling: 3\nother:", ["other"]),
         ("model:", "model: [", ["not readable as YAML"]),
     ],
@@ -139,7 +141,7 @@ def test_a_mistake_gives_one_line_naming_file_and_key(laptop, old, new, says):
     with pytest.raises(UserError) as caught:
         config.load(laptop(old, new))
     message = str(caught.value)
-    assert "mine.yaml" in message and "\n" not in message
+    assert "mine.yaml" in message and "\n" not in message and "me:secret" not in message
     for word in says:
         assert word in message
 

@@ -121,38 +121,39 @@ def test_a_state_of_other_settings_is_not_resumed(tmp_path, capsys):
 
 
 TWO = """
-import sys; sys.path[:0] = [{tests!r}, {repo!r}]
-import dataclasses, pathlib
+import os, sys; sys.path[:0] = [{tests!r}, {repo!r}]
 import test_loop
-from polylib import models, run
-from polylib.models import sampling
-from polylib.training import loop
-from tiny import CFG, POSTS
-folder = pathlib.Path.cwd()
-section = dataclasses.replace(test_loop.SECTION, steps=2, prompts_per_step=4, eval_samples=0)
-loop.train(CFG, section, "m", 3, POSTS, POSTS[:2], paths=run.Paths("t", folder))
+child = os.fork()  # one import, which takes longer than the training, serves both; nothing has computed yet
+os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(int(child == 0)))
+test_loop.train_two_steps()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
 """
 
 
-def test_two_processes_equal_one(tmp_path):
+def train_two_steps():
+    section = dataclasses.replace(SECTION, steps=2, prompts_per_step=4, eval_samples=0)
+    loop.train(CFG, section, "m", 3, POSTS, POSTS[:2], paths=run.Paths("t", Path.cwd()))
+
+
+def test_two_processes_equal_one(tmp_path, monkeypatch):
     """The same batch on one process and on two (gloo): the same adapter up to rounding."""
-    adapters = []
-    for world in (1, 2):
-        folder = tmp_path / str(world)
+    folders = {world: tmp_path / str(world) for world in (1, 2)}
+    for folder in folders.values():
         folder.mkdir()
         (folder / "dvc.yaml").touch()
-        code = TWO.format(tests=str(Path(__file__).parent), repo=str(Path(__file__).parents[1]))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000), "WORLD_SIZE": str(world),
-                   "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(world)}
-        ranks = [subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE,
-                                  stderr=subprocess.STDOUT, text=True,
-                                  env=os.environ | (address | {"RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else
-                                                    {"OMP_NUM_THREADS": "1"})) for r in range(world)]
-        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
-        assert all(rank.returncode == 0 for rank in ranks), outputs
-        adapters.append(load_file(run.Paths("t", folder).models("m", 3) / "adapter.safetensors"))
-    for name, tensor in adapters[0].items():
-        torch.testing.assert_close(tensor, adapters[1][name], atol=1e-5, rtol=1e-3)
+    code = TWO.format(tests=str(Path(__file__).parent), repo=str(Path(__file__).parents[1]))
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000), "WORLD_SIZE": "2",
+               "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}
+    two = subprocess.Popen([sys.executable, "-c", code], cwd=folders[2], stdout=subprocess.PIPE, text=True,
+                           stderr=subprocess.STDOUT, env=os.environ | address)
+    monkeypatch.undo()  # the plain model, as over there
+    monkeypatch.chdir(folders[1])
+    train_two_steps()  # meanwhile, on one process
+    output = two.communicate(timeout=120)[0]
+    assert two.returncode == 0, output
+    one, both = (load_file(run.Paths("t", at).models("m", 3) / "adapter.safetensors") for at in folders.values())
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, both[name], atol=1e-5, rtol=1e-3)
 
 
 def gradients(section, micro, seed=5):

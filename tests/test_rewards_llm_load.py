@@ -25,9 +25,8 @@ def load(server, folder, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("POLYLIB_CACHE", str(tmp_path))
 
     def load(folder=folder, **change):
-        given = {field: "" for field in LLMJudgeConfig.__dataclass_fields__} | {
-            "url": server.url, "model": "m", "cache": "live", "max_calls": 500, "max_cost": 1.0, "price_in": 0.0,
-            "price_out": 0.0, "concurrency": 4}
+        given = {"url": server.url, "model": "m", "cache": "live", "max_calls": 500, "max_cost": 1.0, "price_in": 0.0,
+                 "price_out": 0.0, "concurrency": 4, "max_tokens": 8, "compare_posts": 0, "criteria": ["engaging"]}
         return rewards.load(folder, None, "llm", None, LLMJudgeConfig(**given | change))
 
     return load

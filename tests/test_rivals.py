@@ -4,7 +4,6 @@ reference is the start, and what it writes is what every other method writes."""
 from __future__ import annotations
 
 import ast
-import builtins
 import dataclasses
 import json
 import math
@@ -182,20 +181,10 @@ def test_the_adapter_loads_on_its_parent_and_says_what_the_last_look_saw(ran):
     assert cost / count == pytest.approx(history.val_ce.iloc[-1], rel=1e-4)
 
 
-def test_user_mistakes_are_one_line(tmp_path, monkeypatch):
+def test_user_mistakes_are_one_line(tmp_path):
     paths = run.Paths("t", tmp_path)
     with pytest.raises(run.UserError, match="no preference pairs"):
         dpo.dpo(CFG, SECTION, 5, PAIRS.iloc[:0], POSTS[:2], paths=paths)
-    real = builtins.__import__
-
-    def without_trl(name, *args, **kwargs):
-        if name == "trl":
-            raise ImportError("No module named 'trl'")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_trl)
-    with pytest.raises(run.UserError, match="TRL is not installed"):
-        dpo.dpo(CFG, SECTION, 5, PAIRS, POSTS[:2], paths=paths)
 
 
 def test_importing_the_room_needs_no_trl():

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import os
 import random
 import subprocess
 
+import jupyter_client
+import nbformat
 import numpy as np
+import papermill
 import pytest
 import torch
 from conftest import ROOT
+from tqdm import std
 
 from polylib import config, run
 from polylib.run import UserError
@@ -144,11 +149,74 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("stream, breaks", [(io.StringIO(), 4), (Terminal(), 1)])
-def test_progress_writes_lines_to_a_log_and_rewrites_one_on_a_terminal(monkeypatch, stream, breaks):
-    clock = iter(range(0, 1000, 7))
-    monkeypatch.setattr(run.time, "monotonic", lambda: float(next(clock)))
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes only where a test says so."""
+    now = [1000.0]
+    monkeypatch.setattr(std, "time", lambda: now[0])
+    return now
+
+
+def worked(clock, stream, monkeypatch, steps=12, seconds=4.0):
     monkeypatch.setattr(run.sys, "stdout", stream)
-    assert list(run.progress("abcd", 4, "steps", every=5.0)) == list("abcd")
-    text = stream.getvalue()
-    assert text.count("\n") == breaks and "steps 1/4, 7 s each, 0:21 left" in text and "4/4 done in" in text
+    for step in run.progress(range(steps), steps, "grpo s42"):
+        clock[0] += seconds
+        if step == 5:
+            run.say("a word in between")
+    return stream.getvalue()
+
+
+def test_progress_in_a_log_is_a_plain_line_every_ten_seconds_with_what_is_left(monkeypatch, clock):
+    text = worked(clock, io.StringIO(), monkeypatch)
+    assert not set("\r\x1b█|") & set(text)
+    lines = text.splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        *(f"grpo s42 {n}/12" for n in (0, 3)), "a word in between", *(f"grpo s42 {n}/12" for n in (6, 9, 12)),
+        "grpo s42 12/12"]
+    assert lines[1] == "grpo s42 3/12,  4.00s/it, 00:12 gone, 00:36 left"
+
+
+def test_progress_on_a_terminal_is_one_bar_that_makes_room_for_words(monkeypatch, clock):
+    text = worked(clock, Terminal(), monkeypatch)
+    assert text.count("\n") == 2 and text.count("\r") > 12 and "\ra word in between\n" in text
+    assert "grpo s42:  25%" in text and "3/12 [00:12<00:36,  4.00s/it]" in text
+
+
+def test_a_loop_that_is_left_early_closes_its_bar(monkeypatch, clock):
+    stream = Terminal()
+    monkeypatch.setattr(run.sys, "stdout", stream)
+    for step in run.progress(range(9), 9, "left"):
+        clock[0] += 1
+        if step == 1:
+            break
+    del step
+    gc.collect()
+    assert stream.getvalue().endswith("\n") and not std.tqdm._instances
+
+
+CELLS = """
+import sys, time
+sys.path.insert(0, {root!r})
+from polylib import run
+for _ in run.progress(range(3), 3, "sft s42"):
+    time.sleep(0.01)
+"""
+
+
+def test_a_notebook_gets_a_widget_only_where_somebody_looks(tmp_path, monkeypatch):
+    """A real kernel: what papermill keeps has plain lines and no widget state; the same cell for a reader has a bar."""
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
+    cell = CELLS.format(root=str(ROOT))
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)]), tmp_path / "in.ipynb")
+    kept = papermill.execute_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb", kernel_name="python3",
+                                      progress_bar=False)
+    assert "widgets" not in kept.metadata and {out.output_type for out in kept.cells[-1].outputs} == {"stream"}
+    assert "sft s42 3/3" in "".join(out.text for out in kept.cells[-1].outputs)
+    manager, client = jupyter_client.manager.start_new_kernel(kernel_name="python3")
+    try:
+        seen = []
+        client.execute_interactive(cell, allow_stdin=True, output_hook=seen.append, timeout=60)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert any("application/vnd.jupyter.widget-view+json" in message["content"].get("data", {}) for message in seen)

@@ -28,7 +28,8 @@ class Cache:
     """`path` is a JSONL file of {key, model, text, tokens_in, tokens_out}; a later line replaces an earlier one.
 
     Modes: live = read and add; record = ask again, add; replay = read only, a missing answer is an error; off = no
-    file. Several processes may add at once. UserError, with file and line, for a line that is not an answer."""
+    file. Several processes may add at once. A line that a killed process left torn is passed over, with a word; a whole
+    line that is not an answer is a UserError with file and line."""
 
     def __init__(self, path: Path, mode: str):
         if mode not in MODES:
@@ -36,14 +37,22 @@ class Cache:
         self.path, self.mode, self._lock = Path(path), mode, threading.Lock()
         self._answers: dict[str, dict] = {}
         if mode in ("live", "replay") and self.path.is_file():
-            for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+            for number, line in enumerate(text.split("\n"), 1):  # splitlines would split answers as well
                 self._read(line, number)
 
     def _read(self, line: str, number: int) -> None:
         try:
             record = json.loads(line)
+        except ValueError:
+            if line.strip():
+                print(f"{self.path}:{number}: torn line passed over")
+            return
+        try:
+            if not isinstance(record["text"], str):
+                raise TypeError(record["text"])
             self._answers[record["key"]] = {name: record[name] for name in ("text", "tokens_in", "tokens_out")}
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise UserError(f"{self.path}:{number}: not an answer ({error!r}); delete that line") from error
 
     def __contains__(self, key: str) -> bool:
@@ -60,7 +69,7 @@ class Cache:
         with self._lock:
             if self.mode != "off":
                 self._answers[key] = answer
-                run.append_line(self.path, json.dumps({"key": key, "model": model, **answer}, ensure_ascii=False))
+                run.append_line(self.path, json.dumps({"key": key, "model": model, **answer}))  # ASCII
 
 
 @dataclass

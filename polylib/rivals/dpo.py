@@ -5,9 +5,8 @@
 (Rafailov et al. 2023, eq. 7.) No reward model and no sampling: people's better and worse reply to the same post are
 compared directly, the log-probabilities summed over tokens, end mark included. The reference is the start, i.e. the
 same model with its adapter switched off. TRL computes the loss and takes the steps; tokens, the order of the pairs,
-learning rate and adapter shape are those of the other methods, so that a difference is the objective's. TRL is a
-development dependency and is imported where it is used. PPO is not here: TRL removed its own
-in 2026 (pull request 7020).
+learning rate and adapter shape are those of the other methods, so that a difference is the objective's. TRL is slow to
+import and is imported where it is used. PPO is not here: TRL removed its own in 2026 (pull request 7020).
 """
 
 from __future__ import annotations
@@ -46,14 +45,11 @@ def dpo_trainer(cfg, section, seed: int, rows: list[dict], policy: Policy, paren
     """TRL's DPOTrainer on `rows` (see pair_tokens) in their given order, `prompts_per_step` a step.
 
     Its model is a second copy of the start (parents merged) with a LoRA of the same shape and the same first A as
-    `policy` has, adapters in float32. AdamW and the warm-up are the loop's. Raises UserError without TRL.
+    `policy` has, adapters in float32. AdamW and the warm-up are the loop's.
     """
-    try:
-        from trl import DPOConfig, DPOTrainer
-    except ImportError as error:
-        raise run.UserError("dpo: TRL is not installed; run `make setup` or pip install 'trl>=1.16,<1.17'") from error
     from datasets import Dataset
     from transformers import PrinterCallback
+    from trl import DPOConfig, DPOTrainer
 
     class Trainer(DPOTrainer):
         """TRL's loss as it is; the rows come with their tokens, and nothing is reported to anybody."""
@@ -99,7 +95,7 @@ def dpo(cfg, section, seed: int, pairs: pd.DataFrame, val_posts: list, *, paths,
     `pairs` has columns tweet, chosen, rejected; `section` is a RivalConfig (beta is the inverse temperature of DPO);
     `val_posts`, `reward`, `encode`, `watch`, `parents` as in `loop.train`. History: loss, pair_accuracy (share of the
     batch whose better reply gained more log-probability), margin (beta x the difference of the log-ratios, mean) and
-    the looks at validation posts. A killed run starts again. Raises UserError without pairs or without TRL.
+    the looks at validation posts. A killed run starts again. Raises UserError without pairs.
     """
     if pairs.empty:
         raise run.UserError("dpo: no preference pairs for these posts; lower data.pair_min_ratio in params/")
@@ -160,7 +156,7 @@ def _recorder(section, seed: int, policy: Policy, trainer, log: run.History, loo
                 policy.publish()
                 val, samples["after"] = looked()
                 row |= val
-                print(f"dpo s{seed} step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in val.items()), flush=True)
+                run.say(f"dpo s{seed} step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in val.items()))
             log.append(row)
 
         def on_train_end(self, args, state, control, **kwargs):

@@ -172,10 +172,10 @@ def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *,
         if (step + 1) % section.eval_every == 0 or step + 1 == section.steps:
             val, after = validate(it.policy, cfg, section, val_posts, reward, encode, seed, watch)
             row |= val
-            print(f"{method} s{seed} step {step + 1}: " + ", ".join(f"{k} {v:.3f}" for k, v in val.items()), flush=True)
+            run.say(f"{method} s{seed} step {step + 1}: " + ", ".join(f"{k} {v:.3f}" for k, v in val.items()))
         log.append(row)
         if row.get("val_level", 0) >= HACKED and section.on_hacked == "stop":
-            print(f"{method} s{seed}: stopped at step {step + 1}, the reward is being gamed (see val_level, val_judge)")
+            run.say(f"{method} s{seed}: stopped at step {step + 1}, the reward is being gamed (val_level, val_judge)")
             stopped = step + 1
             break
         if (step + 1) % it.save_every == 0 and step + 1 < section.steps and rank == 0:
