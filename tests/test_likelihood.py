@@ -59,7 +59,7 @@ def chosen(rows=REPLIES) -> pd.DataFrame:
 def through(trio, tokenizer, rows=REPLIES, temperature=0.7) -> tuple[pd.DataFrame, list[int]]:
     frame = chosen(rows)
     ids = [models.encode_reply(tokenizer, reply, 100) for reply in frame["reply"]]
-    packed, order = token_kl.batches(tokenizer, frame, ids, 128)
+    packed, order = likelihood.rows(tokenizer, frame, ids, 128)
     states = {name: token_kl.last_states(model, packed) for name, model in trio.items()}
     targets = torch.cat([batch.completion_ids[batch.completion_mask] for batch in packed])
     table = token_kl.per_token(states, trio["base"].get_output_embeddings(), targets, temperature)

@@ -29,6 +29,8 @@ from polylib import models
 from polylib.config import Config, UserError
 from polylib.evaluation import token_kl
 from polylib.metrics import Undefined
+from polylib.models.likelihood import batches
+from polylib.models.packing import Packed
 from polylib.models.truncation import truncates
 from polylib.run import Paths, write_csv
 
@@ -57,7 +59,7 @@ def measure(generations: pd.DataFrame, cfg: Config, paths: Paths, method: str, s
     else:  # people's, or read from a file
         ids = [_encode(tokenizer, reply, cut) for reply, cut in zip(chosen["reply"], chosen["truncated"])]
         known = np.array([people or len(y) == n for y, n in zip(ids, chosen["tokens"])])
-    packed, order = token_kl.batches(tokenizer, chosen, ids, cfg.sampling.max_prompt_tokens)
+    packed, order = rows(tokenizer, chosen, ids, cfg.sampling.max_prompt_tokens)
     found, chains = {}, _chains(paths, method, seed)
     for name, chain in chains.items():
         same = next((other for other in found if chains[other] == chain), None)
@@ -78,6 +80,16 @@ def measure(generations: pd.DataFrame, cfg: Config, paths: Paths, method: str, s
     table = _per_prompt(chosen, replies, known, np.nan if people else temperature)
     table.attrs["left_out"] = int((~known).sum())
     return table
+
+
+def rows(tokenizer, chosen: pd.DataFrame, ids: list[list[int]], limit: int) -> tuple[list[Packed], list[int]]:
+    """Packed rows, one a post, and the numbers of the replies in the order of their tokens.
+
+    chosen: post_id, post; a row a reply, index 0, 1, ...; ids: tokens of each; posts are cut to `limit` tokens."""
+    prompts = [(models.format_prompt(tokenizer, part["post"].iloc[0], limit), [(i, ids[i]) for i in part.index])
+               for _, part in chosen.groupby("post_id", sort=False)]
+    packed = batches(prompts, tokenizer.pad_token_id)
+    return [batch for batch, _ in packed], [i for _, order in packed for i in order]
 
 
 def _states(cfg: Config, chain: list[Path], packed: list):
