@@ -15,7 +15,7 @@ METRICS = {  # columns of per_prompt.csv
     "truncated": "truncated", "duplicates": "duplicate pairs", "copy_rate": "copied",
     "repeated_elsewhere": "said elsewhere",
     "bertscore": "BERTScore", "distinct_k": "kinds of 4 replies", "utility_k": "utility of 4 replies",
-    "effective_diversity": "effective diversity", "effective_distance": "effective wording diversity",
+    "effective_diversity": "effective diversity",
     "pass@1_own_q0.5": "pass@1, the post's own bar", "pass@5_own_q0.5": "pass@5, the post's own bar",
     "pass@10_own_q0.5": "pass@10, the post's own bar",
 }
@@ -26,5 +26,5 @@ def ordered(methods: Iterable[str]) -> list[str]:
     present = set(methods)
     unknown = sorted(present - set(METHODS))
     if unknown:
-        raise KeyError(f"no name for {unknown}: add them to METHODS and to pages/style.py")
+        raise KeyError(f"no name for {unknown}: add them to METHODS and to figures/style.py")
     return [name for name in METHODS if name in present]

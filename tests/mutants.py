@@ -40,7 +40,7 @@ SUITES = {
     "rewards": ["metrics", "stats", "score", "rewards_learned", "rewards_validate", "rewards_judge", "rewards_ties",
                 "rewards_heuristic", "rewards_features", "attacks", "hacking", "overoptimisation", "rewards_coherence",
                 "hacking_figures", "rewards_context", "rewards_llm", "rewards_llm_load"],
-    "evaluation": ["novelty", "score", "likelihood", "likeness", "gains", "exact", "stats", "significance",
+    "evaluation": ["novelty", "score", "likelihood", "gains", "exact", "stats", "significance",
                    "error_rates", "winrate", "rewards_llm", "figures", "ablation", "report"],
 }
 FIRST = {  # room -> the test files to try before the others of its suite
@@ -85,12 +85,10 @@ FIRST = {  # room -> the test files to try before the others of its suite
     "hacking/preflight": ["overoptimisation"],
     "analysis/overoptimisation": ["overoptimisation"],
     "figures/hacking_figures": ["hacking_figures"],
-    "evaluation/repetition": ["novelty"],
     "evaluation/overlap": ["novelty"],
     "evaluation/yardstick": ["score"],
     "evaluation/token_kl": ["likelihood"],
     "evaluation/likelihood": ["likelihood"],
-    "evaluation/likeness": ["likeness"],
     "evaluation/components": ["gains"],
     "analysis/equivalence": ["exact"],
     "analysis/variance": ["exact"],

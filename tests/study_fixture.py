@@ -73,11 +73,8 @@ def _rows(method, temperature, base, rng, n, shift=(0,) * 6):
              "distinct_2": 0.85 + noise[:, 7] / 10, "rouge_l": 0.2 + noise[:, 6] / 10,
              "truncated": truncated, "repeated_elsewhere": 0.0 if method != "grpo" else 0.01}
     good = 1 / (1 + np.exp(-(quality - 0.35) * 8))
-    table |= {"effective_diversity": good**2 * diversity, "effective_distance": good**2 * (0.9 + diversity / 10),
-              "distinct_k": 4 - (1 - diversity), "utility_k": 0.9 * good, "self_repetition": 0.2 * (1 - diversity),
-              "compression": 1.8 - diversity / 2, "ead": 0.3 + diversity / 2, "chrf": 17 + 5 * noise[:, 6],
-              "bertscore": 0.3 + noise[:, 6] / 5}
-    table |= {f"distinct_k_t{t:g}": 4 - (1 - diversity) * (1 - t) for t in (0.7, 0.8, 0.9)}
+    table |= {"effective_diversity": good**2 * diversity, "distinct_k": 4 - (1 - diversity),
+              "utility_k": 0.9 * good, "bertscore": 0.3 + noise[:, 6] / 5}
     table |= {f"pass@{k}_own_q0.5": np.where(k <= n and (n == 10 or k == 1), 1 - (1 - good) ** k, np.nan)
               for k in (1, 5, 10)}
     for k in (1, 2, 4, 5, 8, 10):
@@ -91,11 +88,6 @@ def _rows(method, temperature, base, rng, n, shift=(0,) * 6):
 
 def _scores(folder: Path, rows: pd.DataFrame) -> None:
     atomic_write(folder / "per_prompt.csv", rows.to_csv(index=False, float_format="%.6g"))
-    cuts = [(q, 0.7 * q) for q in (0.1, 0.3, 0.5, 0.7, 0.9)]
-    profile = [{"quantile": q, "threshold": cut, "temperature": t, "k": k,
-                "value": float((1 - (1 - 1 / (1 + np.exp(-8 * (part["judge_mean"] - cut)))) ** k).mean())}
-               for t, part in rows.groupby("temperature", dropna=False) for q, cut in cuts for k in (1, 5)]
-    atomic_write(folder / "profile.csv", pd.DataFrame(profile).to_csv(index=False, float_format="%.6g"))
 
 
 def _history(method, rng, steps=20):

@@ -60,19 +60,12 @@ def test_tost_is_statsmodels_in_the_paired_case():
     for margin in (0.2, 0.4, 0.8):
         mine = equivalence.checkpoints(a + 0.1, b, margin)
         p, worse, _ = ttost_paired(a[0] + 0.1, b[0], -margin, margin)
-        assert mine.p == pytest.approx(p) and mine.p_not_worse == pytest.approx(worse[1])
+        assert mine.p == pytest.approx(p) and (mine.low > -margin) == (worse[1] < 0.05)
         assert (mine.p < 0.05) == (-margin < mine.low and mine.high < margin)
     assert equivalence.method(a, b, 0.2).reason == stats.ONE_SEED
     assert equivalence.checkpoints(b, b, 0.1).reason == stats.SAME
     with pytest.raises(ValueError, match="margin"):
         equivalence.tost(0.1, 0.1, 5, 0.0)
-
-
-def test_verdicts():
-    assert equivalence.tost(0.0, 0.01, 30, 0.1).verdict() == "equivalent"
-    assert equivalence.tost(0.1, 0.01, 30, 0.1).verdict() == "not worse"  # better, and not by less than the margin
-    assert equivalence.tost(-0.1, 0.01, 30, 0.1).verdict() == "open"
-    assert equivalence.tost(0.0, 0.01, 30, 0.1).verdict(alpha=1e-20) == "open"
 
 
 def test_split_half_noise_is_the_sd_of_a_mean_of_half_differences():
@@ -86,26 +79,23 @@ def test_split_half_noise_is_the_sd_of_a_mean_of_half_differences():
 
 
 def test_components_are_those_of_an_analysis_of_variance():
-    y = RNG.normal(size=(4, 1, 1)) + RNG.normal(size=(1, 6, 1)) + RNG.normal(size=(4, 6, 3))
-    s, p, g = np.indices(y.shape)
+    y = RNG.normal(size=(4, 1)) + RNG.normal(size=(1, 6)) + RNG.normal(size=(4, 6))
+    s, p = np.indices(y.shape)
     frame = pd.DataFrame({"y": y.ravel(), "s": s.ravel(), "p": p.ravel()})
-    ms = anova_lm(ols("y ~ C(s) * C(p)", frame).fit())["mean_sq"]
+    runs, posts = anova_lm(ols("y ~ C(s) + C(p)", frame).fit())["mean_sq"].iloc[:2]
+    rest = anova_lm(ols("y ~ C(s) + C(p)", frame).fit())["mean_sq"].iloc[2]
     found = variance.components(y)
-    runs, posts, both, rest = ms
-    expected = (runs - both) / 18, (posts - both) / 12, (both - rest) / 3, rest
-    assert tuple(vars(found).values()) == pytest.approx(expected)
-    means = variance.components(y.mean(axis=-1))
-    assert (means.seed, means.prompt) == pytest.approx((found.seed, found.prompt)) and np.isnan(means.generation)
+    assert tuple(vars(found).values()) == pytest.approx(((runs - rest) / 6, (posts - rest) / 4, rest))
     assert sum(found.shares().values()) == pytest.approx(1) and min(found.shares().values()) >= 0
     with pytest.raises(ValueError, match="2 or more"):
         variance.components(y[:1])
 
 
 def test_components_find_planted_variances():
-    truth, draws = (0.5, 2.0, 0.3, 1.0), []
+    truth, draws = (0.5, 2.0, 0.3), []
     for _ in range(300):
         y = sum(np.sqrt(v) * RNG.standard_normal(shape) for v, shape in
-                zip(truth, ((4, 1, 1), (1, 20, 1), (4, 20, 1), (4, 20, 5)), strict=True))
+                zip(truth, ((4, 1), (1, 20), (4, 20)), strict=True))
         draws.append(list(vars(variance.components(y)).values()))
     assert np.mean(draws, axis=0) == pytest.approx(truth, rel=0.12)  # unbiased: no more than noise of 300 studies
 

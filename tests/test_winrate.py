@@ -52,19 +52,13 @@ def test_equals_statsmodels_with_clusters_and_soft_wins():
     posts = np.repeat(np.arange(60), 8)
     a, b = rng.integers(20, 90, 480), rng.integers(10, 80, 480)
     y = expit(rng.normal(0.3, 0.7, 60)[posts] + 0.02 * (a - b) + rng.normal(0, 0.5, 480))
-    hard = rng.normal(size=60)
-    d = (a - b) / (a - b).std()
-    for difficulty, columns in ((None, [np.ones(480), np.tanh(d)]),
-                                (hard[posts], [np.ones(480), np.tanh(d), (hard - hard.mean())[posts]])):
-        found = win_rate(y, a, b, posts, difficulty)
-        theirs = sm.GLM(y, np.stack(columns, 1), family=sm.families.Binomial()).fit(
-            cov_type="cluster", cov_kwds={"groups": posts})
-        chance = expit(theirs.params[0] + (theirs.params[2] * columns[2] if difficulty is not None else 0))
-        assert found.lc == pytest.approx(np.mean(chance), abs=2e-4) and found.raw == pytest.approx(y.mean())
-        if difficulty is None:
-            assert found.se == pytest.approx(theirs.bse[0] * found.lc * (1 - found.lc), rel=0.02)
-        assert found.lc_by_post.mean() == pytest.approx(found.lc)
-        assert found.lc_by_post.std(ddof=1) / np.sqrt(60) == pytest.approx(found.se)
+    x = np.stack([np.ones(480), np.tanh((a - b) / (a - b).std())], 1)
+    found = win_rate(y, a, b, posts)
+    theirs = sm.GLM(y, x, family=sm.families.Binomial()).fit(cov_type="cluster", cov_kwds={"groups": posts})
+    assert found.lc == pytest.approx(expit(theirs.params[0]), abs=2e-4) and found.raw == pytest.approx(y.mean())
+    assert found.se == pytest.approx(theirs.bse[0] * found.lc * (1 - found.lc), rel=0.02)
+    assert found.lc_by_post.mean() == pytest.approx(found.lc)
+    assert found.lc_by_post.std(ddof=1) / np.sqrt(60) == pytest.approx(found.se)
 
 
 def test_swapping_sides_mirrors_everything():

@@ -4,7 +4,6 @@
 """
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from polylib.analysis.results import Results, beside
@@ -14,5 +13,5 @@ from polylib.evaluation.likelihood import COLUMNS, FILE, means
 def likelihood(results: Results) -> pd.DataFrame:
     """method, seed (NaN for human and base) and `evaluation.likelihood.means` of every cell's likelihood.csv, in the
     order of the report; the run is the unit of any claim. UserError for a cell without the file."""
-    return pd.DataFrame([{"method": method, "seed": np.nan if seed is None else seed, **means(table)}
-                         for (method, seed), table in beside(results, FILE, COLUMNS).items()])
+    cells = beside(results, FILE, COLUMNS).groupby(["method", "seed"], sort=False, dropna=False)
+    return pd.DataFrame([{"method": method, "seed": seed, **means(table)} for (method, seed), table in cells])

@@ -45,16 +45,19 @@ def effects(results: Results, metrics: list[str] | None = None, control: str = "
             c, both = stats.compare(cells, method, control), pair(cells, method, control)
             family.append({
                 "metric": metric, "method": method, "effect": c.effect,
-                "checkpoints_low": c.these_checkpoints.low, "checkpoints_high": c.these_checkpoints.high,
-                "checkpoints_p": c.these_checkpoints.p, "method_low": c.method.low,
-                "method_high": c.method.high, "method_p": c.method.p, "method_df": c.method.df,
-                "method_reason": c.method.reason,
+                **claims(c.these_checkpoints, c.method), "method_reason": c.method.reason,
                 **_bootstrap(*both, results.cfg.paper_figures.bootstrap),
                 "exact_p": c.exact_p, "exact_floor": c.exact_floor, **_by_rank(*both),
                 "seeds": c.seeds, "prompts": c.prompts, "dropped": c.dropped})
         adjusted = stats.adjust([row["method_p"] for row in family], "holm")
         rows += [{**row, "method_p_holm": p} for row, p in zip(family, adjusted, strict=True)]
     return pd.DataFrame(rows)
+
+
+def claims(checkpoints, method) -> dict[str, float]:
+    """Columns of a table from both claims, or both answers to a question of equivalence."""
+    return {f"checkpoints_{name}": getattr(checkpoints, name) for name in ("low", "high", "p")} | {
+        f"method_{name}": getattr(method, name) for name in ("low", "high", "p", "df")}
 
 
 def pair(cells: dict, a: str, b: str) -> tuple[np.ndarray, np.ndarray]:

@@ -17,24 +17,16 @@ from polylib.stats import ONE_SEED, SAME, two_way_t
 
 @dataclass(frozen=True)
 class Equivalence:
-    """p of "|difference| is at least the margin" (both sides: TOST), p of "it is worse by the margin or more" (one
-    side), and the 90 % interval that decides both at 5 %. NaN with the reason where the data do not support it."""
+    """p of "|difference| is at least the margin" (both sides: TOST) and the 90 % interval that decides it at 5 %; its
+    low end alone decides "worse by the margin or more". NaN with the reason where the data do not support it."""
 
     effect: float
     margin: float
     low: float
     high: float
     p: float
-    p_not_worse: float
     df: float
     reason: str = ""
-
-    def verdict(self, alpha: float = 0.05) -> str:
-        if not np.isfinite(self.p):
-            return "open"
-        if self.p < alpha:
-            return "equivalent"
-        return "not worse" if self.p_not_worse < alpha else "open"
 
 
 def tost(effect: float, error: float, df: float, margin: float) -> Equivalence:
@@ -42,17 +34,16 @@ def tost(effect: float, error: float, df: float, margin: float) -> Equivalence:
     if not margin > 0:
         raise ValueError(f"an equivalence margin must be above 0, found {margin}")
     if not error > 1e-12:
-        return Equivalence(float(effect), margin, *[np.nan] * 4, float(df), SAME)
-    not_worse = float(stats.t.sf((effect + margin) / error, df))
-    not_better = float(stats.t.cdf((effect - margin) / error, df))
+        return Equivalence(float(effect), margin, *[np.nan] * 3, float(df), SAME)
+    p = max(stats.t.sf((effect + margin) / error, df), stats.t.cdf((effect - margin) / error, df))
     low, high = stats.t.interval(0.90, df, effect, error)
-    return Equivalence(float(effect), margin, float(low), float(high), max(not_worse, not_better), not_worse, float(df))
+    return Equivalence(float(effect), margin, float(low), float(high), float(p), float(df))
 
 
 def method(a: np.ndarray, b: np.ndarray, margin: float) -> Equivalence:
     """Claim about the method: a, b (S, P), runs independent, prompts paired, Satterthwaite degrees of freedom."""
     if len(a) < 2:
-        return Equivalence(float((a - b).mean()), margin, *[np.nan] * 5, ONE_SEED)
+        return Equivalence(float((a - b).mean()), margin, *[np.nan] * 4, ONE_SEED)
     return tost(*(float(v) for v in two_way_t(a - b, (a, b))), margin)
 
 

@@ -3,7 +3,7 @@
     found = win_rate(wins, length_a, length_b, posts)      # found.raw, found.lc, found.low, found.high, found.overlap
 
 Length-controlled win rate after AlpacaEval 2 (Dubois et al. 2024, arXiv 2404.04475):
-logit P(a wins) = theta + phi tanh(d / sd(d)) [+ psi difficulty], d = length of a - length of b, read at d = 0. Here
+logit P(a wins) = theta + phi tanh(d / sd(d)), d = length of a - length of b, read at d = 0. Here
 with soft wins (binomial quasi-likelihood), every post weighing the same, and errors clustered by post. Left out on
 purpose: their penalty towards a model tuned to look gamed, which needs their leaderboard.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-PRIOR = 0.01  # precision of a normal prior (sd 10) on theta, phi and psi: finite where one side wins always
+PRIOR = 0.01  # precision of a normal prior (sd 10) on theta and phi: finite where one side wins always
 FAR, RELATIVE = 0.10, 0.25  # AlpacaEval's rule: more than both apart, and length explains much of the raw rate
 BINS = 20  # of the histograms behind `overlap`
 CONSTANT = "one length difference everywhere: what it is worth cannot be told apart"
@@ -45,9 +45,9 @@ class WinRate:
     lc_by_post: np.ndarray
 
 
-def win_rate(wins, length_a, length_b, posts, difficulty=None) -> WinRate:
+def win_rate(wins, length_a, length_b, posts) -> WinRate:
     """wins (N,): 1 = a, 0 = b, between = soft, NaN = missing, left out and counted. length_a, length_b (N,): of the
-    replies, any unit. posts (N,): the clusters. difficulty (N,), optional: how hard the post is.
+    replies, any unit. posts (N,): the clusters.
 
     ValueError for shapes that differ or a win outside [0, 1]; without a verdict all is NaN, with the reason."""
     y, a, b = (np.asarray(v, dtype=float) for v in (wins, length_a, length_b))
@@ -55,17 +55,16 @@ def win_rate(wins, length_a, length_b, posts, difficulty=None) -> WinRate:
     if not y.shape == a.shape == b.shape == posts.shape or np.nanmin(y, initial=0) < 0 or np.nanmax(y, initial=0) > 1:
         raise ValueError(f"wins in [0, 1], lengths and posts must be (N,), found {[len(v) for v in (y, a, b, posts)]}")
     keep = np.isfinite(y)
-    extra = np.zeros(len(y)) if difficulty is None else np.asarray(difficulty, dtype=float)
-    y, a, b, posts, extra, missing = y[keep], a[keep], b[keep], posts[keep], extra[keep], int((~keep).sum())
+    y, a, b, posts, missing = y[keep], a[keep], b[keep], posts[keep], int((~keep).sum())
     if not len(y):
         nothing = np.zeros(0)
         return WinRate(*[math.nan] * 6, 0, missing, "no pair has a verdict", nothing, nothing, nothing)
     names, group = np.unique(posts, return_inverse=True)
     weight = 1 / np.bincount(group)[group]
-    x = np.stack([np.ones(len(y)), _scaled(a - b), extra - np.average(extra, weights=weight)], axis=1)
+    x = np.stack([np.ones(len(y)), _scaled(a - b)], axis=1)
     beta, hessian = _newton(x, y, weight)
     chance = _sigmoid(x @ beta)
-    level = x * [1, 0, 1]  # at equal length
+    level = x * [1, 0]  # at equal length
     at = _sigmoid(level @ beta)
     total = weight.sum()
     gradient = (weight * at * (1 - at)) @ level / total

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from polylib.analysis.provenance import environments
 from polylib.analysis.results import Results
 from polylib.config import Config, UserError, read_yaml
 from polylib.run import Paths
@@ -187,11 +188,9 @@ def first(results: Results, registered: Registration) -> pd.DataFrame:
         return pd.DataFrame(columns=["stage", "seed", "commit", "registered"])
     mine = pygit2.hash(registered.path.read_bytes())
     inside = registered.path.relative_to(results.paths.root).as_posix()
-    top, rows = results.paths.results("data").parent, []
-    for file in sorted(top.glob("**/env.json")):
-        sha = json.loads(file.read_text(encoding="utf-8")).get("commit")
-        sha = sha if isinstance(sha, str) else ""
-        stage = file.parent.relative_to(top).as_posix()
+    rows = []
+    for stage, env in environments(results.paths.results("data").parent).items():
+        sha = env["commit"] if isinstance(env.get("commit"), str) else ""
         commit = repo.get(sha) if sha else None
         if commit is None:
             verdict = "unknown: commit not in this clone"
@@ -199,5 +198,5 @@ def first(results: Results, registered: Registration) -> pd.DataFrame:
             verdict = "no: not there"
         else:
             verdict = "yes" if commit.tree[inside].id == mine else "no: another version"
-        rows.append({"stage": stage, "commit": sha[:10], "registered": verdict})
+        rows.append({"stage": stage.as_posix(), "commit": sha[:10], "registered": verdict})
     return pd.DataFrame(rows, columns=["stage", "commit", "registered"])

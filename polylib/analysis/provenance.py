@@ -41,7 +41,7 @@ def facts(results) -> pd.DataFrame:
     """what, value: everything needed to run the study again and to see whether it came out the same. `results`: a
     study as `results.load` returns it. A value that nothing recorded is said to be so."""
     cfg, paths = results.cfg, results.paths
-    envs = environments(paths.results("data").parent)
+    envs = list(environments(paths.results("data").parent).values())
     settings = paths.results("settings.yaml")
     manifest = json.loads((paths.results("data") / "manifest.json").read_text(encoding="utf-8"))
     rows = [("study", paths.study), ("preset", cfg.preset), ("code", results.commit),
@@ -63,9 +63,10 @@ def facts(results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "value"])
 
 
-def environments(folder: Path) -> list[dict]:
-    """Every env.json below a folder, in order of its path."""
-    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("**/env.json"))]
+def environments(folder: Path) -> dict[Path, dict]:
+    """{folder of the stage, relative to `folder`: its env.json}, in order of the path."""
+    return {file.parent.relative_to(folder): json.loads(file.read_text(encoding="utf-8"))
+            for file in sorted(folder.glob("**/env.json"))}
 
 
 def settings_hash(cfg) -> str:

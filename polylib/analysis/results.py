@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from polylib.analysis.provenance import NO_ENV, commit_note
+from polylib.analysis.provenance import NO_ENV, commit_note, environments
 from polylib.config import Config, UserError
 from polylib.run import Paths
 
@@ -91,7 +91,7 @@ def load(paths: Paths, cfg: Config) -> Results:
     for method, seed in expected:
         frames |= _scores(paths, method, seed)
     _check_frames(paths, frames, cfg)
-    histories = {cell: _csv(paths.results(*cell) / "history.csv", ["step"]) for cell in expected}
+    histories = {cell: read_csv(paths.results(*cell) / "history.csv", ["step"]) for cell in expected}
     manifest = _json(paths.results("data") / "manifest.json")
     judge = _json(paths.results("reward_model") / "metrics.json")["judge"]
     return Results(cfg, paths, frames, histories, _costs(paths), manifest["engagement"], judge,
@@ -121,8 +121,9 @@ def means(results: Results, metrics: list[str], temperature: float | None = None
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
-def beside(results: Results, name: str, columns: list[str]) -> dict[tuple[str, int | None], pd.DataFrame]:
-    """{(method, seed): table} of a file that lies beside every per_prompt.csv, people's and the base model's included.
+def beside(results: Results, name: str, columns: list[str]) -> pd.DataFrame:
+    """method, seed (NaN for people and the base model) and the columns of a file that lies beside every per_prompt.csv,
+    of one cell after the other.
 
     Raises UserError naming every cell that has no such file, or the file that lacks a column."""
     cells = list(dict.fromkeys((method, seed) for method, seed, _ in results.frames))
@@ -132,7 +133,8 @@ def beside(results: Results, name: str, columns: list[str]) -> dict[tuple[str, i
     if missing:
         raise UserError(f"{results.paths.results('evaluation')}: {name} missing: {', '.join(sorted(missing))}; "
                         "run `dvc repro`")
-    return {cell: _csv(file, columns) for cell, file in files.items()}
+    return pd.concat([read_csv(file, columns).assign(method=method, seed=np.nan if seed is None else seed)
+                      for (method, seed), file in files.items()], ignore_index=True)
 
 
 def _check_grid(paths: Paths, expected: set) -> None:
@@ -162,12 +164,13 @@ def _check_frames(paths: Paths, frames: dict, cfg: Config) -> None:
 
 def _scores(paths: Paths, method: str, seed: int | None) -> dict[tuple, pd.DataFrame]:
     file = paths.evaluation(method, seed) / "per_prompt.csv"
-    frame = _csv(file, ["prompt_id", "temperature", "n_samples", "judge_mean"]).set_index("prompt_id")
+    frame = read_csv(file, ["prompt_id", "temperature", "n_samples", "judge_mean"]).set_index("prompt_id")
     return {(method, seed, None if pd.isna(t) else float(t)): part
             for t, part in frame.groupby("temperature", dropna=False)}
 
 
-def _csv(path: Path, columns: list[str]) -> pd.DataFrame:
+def read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
+    """UserError where the file is missing, has no rows or lacks one of `columns`."""
     if not path.is_file():
         raise UserError(f"{path}: missing; run `dvc repro`")
     frame = pd.read_csv(path, dtype={"prompt_id": str})
@@ -192,9 +195,7 @@ def _costs(paths: Paths) -> pd.DataFrame:
     """stage, seed, seconds, memory_mb, device, hours (of cores on a processor, of the device on any other) of every
     env.json; empty where stages did not run on this machine."""
     rows = []
-    top = paths.results("data").parent
-    for file in sorted(top.glob("**/env.json")):
-        stage, env = file.parent.relative_to(top), _json(file)
+    for stage, env in environments(paths.results("data").parent).items():
         seeded = stage.name.startswith("s") and stage.name[1:].isdigit()
         units = env.get("threads", 1) if str(env["device"]).startswith("cpu") else 1
         rows.append({"stage": (stage.parent if seeded else stage).as_posix(),

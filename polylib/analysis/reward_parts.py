@@ -22,15 +22,14 @@ SHARES = ["component", "gain", "gain_low", "gain_high", "share", "gain_without",
 def read(results: Results) -> pd.DataFrame:
     """method, seed (NaN for human and base) and the columns of components.csv of every cell, at the training
     temperature. UserError for a cell that has none, or other parts than the first."""
-    parts, columns = [], None
-    for (method, seed), part in beside(results, FILE, [*KEYS, "reward"]).items():
-        columns = columns or list(part.columns)
-        if list(part.columns) != columns:
-            file = results.paths.evaluation(method, seed) / FILE
-            raise UserError(f"{file}: its columns are those of another reward; run `dvc repro`")
-        here = part["temperature"].isna() | np.isclose(part["temperature"], results.cfg.sampling.temperature)
-        parts.append(part[here].assign(method=method, seed=np.nan if seed is None else seed))
-    return pd.concat(parts, ignore_index=True)[["method", "seed", *columns]]
+    table = beside(results, FILE, [*KEYS, "reward"])
+    part = table.drop(columns=[*KEYS, "seed"])
+    if part.isna().any(axis=None):  # a part that some cell has and another one lacks
+        method = part.loc[part.isna().any(axis=1), "method"].iloc[0]
+        raise UserError(f"{results.paths.results('evaluation')}/{method}: {FILE} has columns of another reward than "
+                        "other cells; run `dvc repro`")
+    here = table["temperature"].isna() | np.isclose(table["temperature"], results.cfg.sampling.temperature)
+    return table.loc[here, ["method", "seed", *table.columns.drop(["method", "seed"])]].reset_index(drop=True)
 
 
 def decompose(results: Results, start: str = "sft") -> pd.DataFrame:

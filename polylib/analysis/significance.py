@@ -62,12 +62,6 @@ def _row(**values) -> dict:
             "reason": ""} | values
 
 
-def _claims(checkpoints: stats.Claim, method: stats.Claim) -> dict:
-    return {"checkpoints_low": checkpoints.low, "checkpoints_high": checkpoints.high, "checkpoints_p": checkpoints.p,
-            "method_low": method.low, "method_high": method.high, "method_p": method.p, "method_df": method.df,
-            "reason": method.reason}
-
-
 def _question(results: Results, q: Question, control: str) -> dict:
     family = "equivalence" if q.kind == "equivalence" else "primary"
     named = {"family": family, "question": q.name, "kind": q.kind, "metric": q.metric, "equal": q.equal,
@@ -84,10 +78,8 @@ def _question(results: Results, q: Question, control: str) -> dict:
     if both[0].shape[1] < 2:
         return _row(**named, dropped=dropped, reason=f"defined at {both[0].shape[1]} posts")
     here, method = equivalence.checkpoints(*both, q.margin), equivalence.method(*both, q.margin)
-    return _row(**named, effect=method.effect, checkpoints_low=here.low, checkpoints_high=here.high,
-                checkpoints_p=here.p, method_low=method.low, method_high=method.high, method_p=method.p,
-                method_df=method.df, seeds=len(both[0]), prompts=both[0].shape[1], dropped=dropped,
-                reason=method.reason)
+    return _row(**named, effect=method.effect, **compare.claims(here, method), seeds=len(both[0]),
+                prompts=both[0].shape[1], dropped=dropped, reason=method.reason)
 
 
 def _differences(results: Results, metrics: list[str] | None, method: str | None = None, control: str = "sft"):
@@ -106,8 +98,8 @@ def _matched(results: Results):
 
 def _of_match(m: compare.Matched) -> dict:
     return _row(kind="matched", metric=m.measured, equal=m.fixed, method=m.method, effect=m.mean,
-                **_claims(m.these_checkpoints, m.claim), signs_p=m.exact_p, signs_floor=m.exact_floor,
-                seeds=len(m.runs), prompts=m.prompts, dropped=m.dropped)
+                **compare.claims(m.these_checkpoints, m.claim), reason=m.claim.reason, signs_p=m.exact_p,
+                signs_floor=m.exact_floor, seeds=len(m.runs), prompts=m.prompts, dropped=m.dropped)
 
 
 def as_asked(results: Results, replies: pd.DataFrame | None = None,

@@ -1,4 +1,4 @@
-"""Where scores vary (runs, posts, runs x posts, replies), and how many runs and posts a claim would need. numpy, scipy.
+"""Where scores vary (runs, posts, runs x posts), and how many runs and posts a claim would need. numpy, scipy.
 
 A matrix of runs x posts is a crossed design: every run answers every post. Variances come from the mean squares
 (method of moments; Searle, Casella and McCulloch 1992, ch. 4), which needs no normality and has the right mean even at
@@ -14,38 +14,30 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Components:
-    """Variances of one value: between runs, posts, runs x posts, and replies of one run to one post (NaN where only
-    means are known; then `interaction` holds the replies' share of a mean). Negative estimates are kept: they say that
-    the true value is near 0; `shares` cuts them there."""
+    """Variances of one value: between runs, posts, and runs x posts with the replies' scatter of a mean. Negative
+    estimates are kept: they say that the true value is near 0; `shares` cuts them there."""
 
     seed: float
     prompt: float
     interaction: float
-    generation: float
 
     def shares(self) -> dict[str, float]:
         """Share of each in the sum, negative ones as 0; NaN where nothing varies."""
-        parts = {name: max(value, 0.0) for name, value in vars(self).items() if np.isfinite(value)}
+        parts = {name: max(value, 0.0) for name, value in vars(self).items()}
         total = sum(parts.values())
-        return {name: parts[name] / total if name in parts and total > 0 else 0.0 if total > 0 else np.nan
-                for name in vars(self)}
+        return {name: value / total if total > 0 else np.nan for name, value in parts.items()}
 
 
 def components(y: np.ndarray) -> Components:
-    """y (S, P) means or (S, P, G) replies, without NaN. ValueError below 2 runs, 2 posts or, if given, 2 replies."""
-    y = np.asarray(y, float)
-    if min(y.shape) < 2 or y.ndim not in (2, 3):
-        raise ValueError(f"variances need 2 or more runs, posts and replies, found {y.shape}")
-    cells = y if y.ndim == 2 else y.mean(axis=-1)
-    s, p = cells.shape
-    runs, posts = cells.mean(axis=1), cells.mean(axis=0)
-    residual = cells - runs[:, None] - posts + cells.mean()
+    """y (S, P) means, without NaN. ValueError below 2 runs or 2 posts."""
+    if min(y.shape) < 2:
+        raise ValueError(f"variances need 2 or more runs and posts, found {y.shape}")
+    s, p = y.shape
+    runs, posts = y.mean(axis=1), y.mean(axis=0)
+    residual = y - runs[:, None] - posts + y.mean()
     ms_seed, ms_prompt = p * runs.var(ddof=1), s * posts.var(ddof=1)
     ms_cell = (residual**2).sum() / ((s - 1) * (p - 1))
-    within = y.var(axis=-1, ddof=1).mean() if y.ndim == 3 else np.nan
-    of_means = within / y.shape[-1] if y.ndim == 3 else 0.0
-    return Components(*(float(v) for v in ((ms_seed - ms_cell) / p, (ms_prompt - ms_cell) / s, ms_cell - of_means,
-                                           within)))
+    return Components(float((ms_seed - ms_cell) / p), float((ms_prompt - ms_cell) / s), float(ms_cell))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     table = likelihood.measure(generations, cfg, paths, "grpo", 42)     # a row a post
     likelihood.save(table, paths.evaluation("grpo", 42))                # likelihood.csv
-    likelihood.summary(table)                                           # section `likelihood` of metrics.json
+    likelihood.means(table)                                             # of the cell
 
 Negative log-likelihood (NLL) of the replies under the frozen base model and under the SFT model of the same seed is a
 two-sided check: far below people's means bland or looping, far above means gibberish. It is taken at temperature 1, the
@@ -29,6 +29,8 @@ from polylib import models
 from polylib.config import Config, UserError
 from polylib.evaluation import token_kl
 from polylib.metrics import Undefined
+from polylib.models.likelihood import batches
+from polylib.models.packing import Packed
 from polylib.models.truncation import truncates
 from polylib.run import Paths, write_csv
 
@@ -37,11 +39,6 @@ COLUMNS = ["prompt_id", "temperature", "n_samples", "tokens", "nll_base", "nll_s
            "k3_sft", "entropy"]
 PER_REPLY = ("kl_base", "kl_sft", "k3_base", "k3_sft", "entropy")
 CUT = 10**6  # tokens of a human reply that are read: all
-
-PEOPLE = "people have no policy, and their replies belong to no seed whose SFT model could score them"
-UNTRAINED = "the untrained model belongs to no seed, so no SFT model is its reference"
-ITSELF = "KL of people: nobody knows the distribution they write from"
-CUT_SAMPLER = "top-k or top-p is on: the sampled token is not drawn from the whole softmax, so k3 has another mean"
 ANOTHER_MODEL = 0.05  # nats a token by which replies may differ from what their sampler noted, in the median
 
 
@@ -52,7 +49,9 @@ def measure(generations: pd.DataFrame, cfg: Config, paths: Paths, method: str, s
     nll_* are nats a token at temperature 1; kl_*, k3_* and entropy nats a reply at the sampling temperature; tokens a
     reply, end of turn included. The tokens are those of column `ids` (`generate.replies`); without it texts are
     encoded, and replies whose text does not give back what was sampled are left out and counted in attrs["left_out"].
-    What cannot be had is NaN, the reason in attrs["reasons"]. `seed` is ignored for human and base.
+    NaN is what cannot be had: nobody knows the distribution that people write from, and their replies and the untrained
+    model belong to no seed whose SFT model could be the reference; under top-k or top-p the sampled token is not drawn
+    from the whole softmax, so k3 has another mean. `seed` is ignored for human and base.
     Raises UserError for replies that the model in `paths` cannot have written."""
     people, tokenizer, chosen = method == "human", models.load_tokenizer(cfg.model), _chosen(generations, cfg)
     if "ids" in chosen:
@@ -60,7 +59,7 @@ def measure(generations: pd.DataFrame, cfg: Config, paths: Paths, method: str, s
     else:  # people's, or read from a file
         ids = [_encode(tokenizer, reply, cut) for reply, cut in zip(chosen["reply"], chosen["truncated"])]
         known = np.array([people or len(y) == n for y, n in zip(ids, chosen["tokens"])])
-    packed, order = token_kl.batches(tokenizer, chosen, ids, cfg.sampling.max_prompt_tokens)
+    packed, order = rows(tokenizer, chosen, ids, cfg.sampling.max_prompt_tokens)
     found, chains = {}, _chains(paths, method, seed)
     for name, chain in chains.items():
         same = next((other for other in found if chains[other] == chain), None)
@@ -73,11 +72,24 @@ def measure(generations: pd.DataFrame, cfg: Config, paths: Paths, method: str, s
                                 temperature)
     tokens["reply"] = np.repeat(order, [len(ids[i]) for i in order])
     replies = tokens.groupby("reply").sum(min_count=1).reindex(range(len(chosen))).assign(n=[len(y) for y in ids])
-    if not people and not truncates(cfg.sampling.top_p, cfg.sampling.top_k):
+    cut = truncates(cfg.sampling.top_p, cfg.sampling.top_k)
+    if cut:
+        replies[["k3_base", "k3_sft"]] = np.nan
+    elif not people:
         known &= _same_model(replies["logp"], chosen, known, f"{method} seed {seed}")
     table = _per_prompt(chosen, replies, known, np.nan if people else temperature)
-    table.attrs = {"left_out": int((~known).sum()), "reasons": _reasons(table, method, cfg)}
+    table.attrs["left_out"] = int((~known).sum())
     return table
+
+
+def rows(tokenizer, chosen: pd.DataFrame, ids: list[list[int]], limit: int) -> tuple[list[Packed], list[int]]:
+    """Packed rows, one a post, and the numbers of the replies in the order of their tokens.
+
+    chosen: post_id, post; a row a reply, index 0, 1, ...; ids: tokens of each; posts are cut to `limit` tokens."""
+    prompts = [(models.format_prompt(tokenizer, part["post"].iloc[0], limit), [(i, ids[i]) for i in part.index])
+               for _, part in chosen.groupby("post_id", sort=False)]
+    packed = batches(prompts, tokenizer.pad_token_id)
+    return [batch for batch, _ in packed], [i for _, order in packed for i in order]
 
 
 def _states(cfg: Config, chain: list[Path], packed: list):
@@ -137,18 +149,6 @@ def _per_prompt(chosen: pd.DataFrame, replies: pd.DataFrame, known: np.ndarray, 
     return pd.DataFrame(rows, columns=COLUMNS).sort_values("prompt_id", kind="stable", ignore_index=True)
 
 
-def _reasons(table: pd.DataFrame, method: str, cfg: Config) -> dict[str, str]:
-    """Why a column is NaN throughout."""
-    why = {"human": PEOPLE, "base": UNTRAINED}.get(method, "")
-    reasons = {name: why for name in ("nll_sft", "kl_sft", "k3_sft")}
-    if method == "human":
-        reasons |= {name: ITSELF for name in PER_REPLY}
-    if truncates(cfg.sampling.top_p, cfg.sampling.top_k) and method != "human":
-        table[["k3_base", "k3_sft"]] = np.nan
-        reasons = {"k3_base": CUT_SAMPLER, "k3_sft": CUT_SAMPLER} | {k: v for k, v in reasons.items() if v}
-    return {name: reasons[name] for name in COLUMNS[4:] if table[name].isna().all()}
-
-
 def perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
     """exp of the mean NLL a token: nll (N,) nats a token of N sets, tokens (N,) their sizes."""
     return math.exp(float(np.average(nll, weights=tokens)))
@@ -168,21 +168,6 @@ def means(table: pd.DataFrame) -> dict[str, float]:
         out[f"{name}_token"] = out[name] / out["tokens"]
         out[f"{name}_se"] = float(table[name].sem())
     return out
-
-
-def summary(table: pd.DataFrame) -> dict:
-    """Section `likelihood` of metrics.json: `means`, a reason for each that is NaN, and how many replies were left out
-    because their text does not give back the tokens that were sampled."""
-    reasons = table.attrs["reasons"]
-    few = "one post: no spread over posts"
-    values = {name: value if np.isfinite(value) else {"value": None, "reason": _reason(name, reasons) or few}
-              for name, value in means(table).items()}
-    return {"posts": len(table), "left_out": table.attrs["left_out"], "mean": values}
-
-
-def _reason(name: str, reasons: dict[str, str]) -> str:
-    column = name.replace("perplexity", "nll").removesuffix("_se").removesuffix("_token")
-    return reasons.get(column, "")
 
 
 def save(table: pd.DataFrame, folder: Path) -> None:

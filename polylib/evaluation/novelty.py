@@ -71,18 +71,8 @@ def utility_k(sizes: np.ndarray, scores: np.ndarray, patience: float = PATIENCE)
 def effective_diversity(similarity: np.ndarray, good: np.ndarray, threshold: float) -> float:
     """Share of pairs of replies that are both good and not of one kind (Shypula et al. 2025): similarity (n, n),
     good (n,) booleans. Its expectation does not depend on n; 0 says that no pair was good and different."""
-    return _over_pairs(similarity < threshold - ROUNDING, good)
-
-
-def effective_distance(similarity: np.ndarray, good: np.ndarray) -> float:
-    """The graded form: mean over pairs of 1 - similarity, counted only where both replies are good."""
-    return _over_pairs(1.0 - similarity, good)
-
-
-def _over_pairs(values: np.ndarray, good: np.ndarray) -> float:
     n = len(good)
     if n < 2:
         raise Undefined("fewer than 2 replies")
-    counted = np.asarray(good, dtype=bool)
     i, j = np.triu_indices(n, 1)
-    return float((values[i, j] * (counted[i] & counted[j])).mean())
+    return float(((similarity[i, j] < threshold - ROUNDING) & good[i] & good[j]).mean())

@@ -1,37 +1,14 @@
-"""How close is a reply to what people answered: chrF by characters, BERTScore by meaning in context.
+"""How close is a reply to what people answered: BERTScore, by meaning in context.
 
-Both against the nearest of all human replies to the post, as against a single one they are noise. Neither is a
+Against the nearest of all human replies to the post, as against a single one it is noise. It is no
 goal: most people's replies to one post have little in common, and that is what the human row shows. Empty replies
 have no value (NaN); ROUGE-L, by words, is in `text`.
 """
 from __future__ import annotations
 
-import functools
-
 import numpy as np
-from sacrebleu.metrics import CHRF
 
-from polylib.evaluation.text import LONGEST, normalise
-
-
-@functools.cache
-def _chrf() -> CHRF:
-    return CHRF()  # chrF2: 6-grams of characters, no words, beta 2
-
-
-def chrf(text: str, references: list[str]) -> float:
-    """chrF2 (Popovic 2015) against the nearest reference, 0 to 100, with sacrebleu's settings; NaN without text
-    or references."""
-    others = [reference[:LONGEST] for reference in references if reference.strip()]
-    if not others or not text.strip():
-        return np.nan
-    return _chrf().sentence_score(text[:LONGEST], others).score  # sacrebleu takes the best of several
-
-
-def chrf_signature() -> str:
-    """How chrF was computed, for the record; sacrebleu knows it only after a first call."""
-    chrf("a", ["a"])
-    return str(_chrf().get_signature())
+from polylib.evaluation.text import normalise
 
 
 def match(candidates: list[np.ndarray], references: list[np.ndarray]) -> np.ndarray:

@@ -1,16 +1,15 @@
-"""What an evaluation leaves: per_prompt.csv, profile.csv, and metrics.json with where every number comes from."""
+"""What an evaluation leaves: per_prompt.csv, and metrics.json with where every number comes from."""
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from polylib.config import Config
-from polylib.evaluation import novelty, overlap, repetition, score, text, yardstick
+from polylib.evaluation import novelty, score, text, yardstick
 from polylib.evaluation.yardstick import Yardstick
 from polylib.run import write_csv, write_json
 
@@ -44,23 +43,19 @@ def provenance(cfg: Config, encoder, tokenizer, judge, judge_file: Path, people:
         "sampling": {"samples": cfg.evaluation.samples, "ks": list(cfg.evaluation.ks), "seed": cfg.evaluation.seed,
                      "temperature": cfg.sampling.temperature, "top_p": cfg.sampling.top_p, "top_k": cfg.sampling.top_k},
         "sets": {"replies": min(score.SET_SIZE, cfg.evaluation.samples), "words": score.TOKEN_BUDGET,
-                 "bytes": score.BYTE_BUDGET, "most": novelty.MOST_SETS},
-        "ead_vocabulary": repetition.VOCABULARY,
-        "same_kind": {"cosine": score.SAME_KIND, "also": list(score.SENSITIVITY),
-                      "encoder": "TF-IDF of hashed character 3- to 5-grams"},
+                 "most": novelty.MOST_SETS},
+        "same_kind": {"cosine": score.SAME_KIND, "encoder": "TF-IDF of hashed character 3- to 5-grams"},
         "utility_patience": novelty.PATIENCE,
         "own_bar": {"quantile": yardstick.OWN_QUANTILE, "human_replies": yardstick.OWN_REPLIES},
         "bertscore_floor": people.bertscore_floor,
         "off_topic_below": people.off_topic_below,
-        "self_bleu": text.bleu_signature(), "chrf": overlap.chrf_signature(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES} | {"zlib": zlib.ZLIB_RUNTIME_VERSION},
+        "self_bleu": text.bleu_signature(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
 
-def save(table: pd.DataFrame, profile: pd.DataFrame, folder: Path, thresholds: dict[float, float],
-         **more: dict) -> None:
-    """per_prompt.csv and profile.csv (six significant digits) and metrics.json, with `more` sections, in `folder`."""
-    for name, frame in (("per_prompt", table), ("profile", profile)):
-        write_csv(Path(folder) / f"{name}.csv", frame)
+def save(table: pd.DataFrame, folder: Path, thresholds: dict[float, float], **more: dict) -> None:
+    """per_prompt.csv (six significant digits) and metrics.json, with `more` sections, in `folder`."""
+    write_csv(Path(folder) / "per_prompt.csv", table)
     bars = {f"q{q:g}": value for q, value in thresholds.items()}
     write_json(Path(folder) / "metrics.json", summary(table) | {"thresholds": bars} | more)

@@ -18,17 +18,15 @@ import pandas as pd
 
 from polylib import metrics
 from polylib.config import EvaluationConfig, UserError
-from polylib.evaluation import failures, novelty, overlap, repetition, text
+from polylib.evaluation import failures, novelty, overlap, text
 from polylib.evaluation.yardstick import OWN_QUANTILE, Scorer, Yardstick, finite
 
 SET_SIZE = 4  # replies a set metric looks at: its value hangs on the number, and most human sets reach 4
 TOKEN_BUDGET = 40  # words of distinct-n, for the same reason
-BYTE_BUDGET = 200  # bytes of the compression ratio
 # Two replies whose character TF-IDF has this cosine are of one kind. Chosen between two facts of people's replies to
 # training and validation posts: of 5777 pairs under one post none is above .43, and a reply of six words or more that
 # loses three words in ten stays above .63 in 99 of 100 cases.
 SAME_KIND = 0.5
-SENSITIVITY = (0.7, 0.8, 0.9)  # the same count at stricter limits
 BLOCK = 16  # posts whose token states are in memory at once
 KEYS = ["prompt_id", "temperature"]
 NEEDED = ["post_id", "sample", "temperature", "reply", "tokens", "truncated"]
@@ -36,8 +34,8 @@ NEEDED = ["post_id", "sample", "temperature", "reply", "tokens", "truncated"]
 
 def rate(generations: pd.DataFrame, posts: list, reward: Scorer, judge: Scorer, encoder,
          people: Yardstick) -> pd.DataFrame:
-    """The table with what belongs to single replies: judge, reward, relevance (cosine to the post), chrf and
-    bertscore against the nearest human reply (NaN where not defined), flags (names of `failures.RULES`).
+    """The table with what belongs to single replies: judge, reward, relevance (cosine to the post), bertscore
+    against the nearest human reply (NaN where not defined), flags (names of `failures.RULES`).
 
     People (no temperature) are compared with the other replies to their post: `sample` is the place in
     `post.replies`. Raises UserError for missing columns or unknown posts, ValueError when a scorer returns a number
@@ -45,7 +43,7 @@ def rate(generations: pd.DataFrame, posts: list, reward: Scorer, judge: Scorer, 
     _check(generations, NEEDED, posts)
     rated, text_of = generations.reset_index(drop=True), {post.id: post.text for post in posts}
     texts, replies = [text_of[i] for i in rated["post_id"]], list(rated["reply"])
-    rated["bertscore"], rated["chrf"] = _nearest_human(rated, posts, encoder)  # first: it embeds on the way
+    rated["bertscore"] = _nearest_human(rated, posts, encoder)  # first: it embeds on the way
     distinct = sorted({*texts, *replies})
     vectors = dict(zip(distinct, encoder.encode(distinct).astype(np.float64), strict=True))
     rated["judge"] = finite(judge, texts, replies, "judge")
@@ -59,23 +57,21 @@ def rate(generations: pd.DataFrame, posts: list, reward: Scorer, judge: Scorer, 
     return rated
 
 
-def _nearest_human(rated: pd.DataFrame, posts: list, encoder) -> tuple[np.ndarray, np.ndarray]:
-    bert, chrf = np.full(len(rated), np.nan), np.full(len(rated), np.nan)
+def _nearest_human(rated: pd.DataFrame, posts: list, encoder) -> np.ndarray:
+    found = np.full(len(rated), np.nan)
     rows_of = rated.groupby("post_id").indices
     for start in range(0, len(posts), BLOCK):
         block = [post for post in posts[start:start + BLOCK] if post.id in rows_of]
         replies = {post.id: rated["reply"].to_numpy()[rows_of[post.id]] for post in block}
         states = encoder.token_states([t for post in block for t in (*post.replies, *replies[post.id])])
         for post in block:
-            rows, references = rows_of[post.id], list(post.replies)
+            rows = rows_of[post.id]
             own = bool(rated["temperature"].isna().to_numpy()[rows].all())
             if own:  # people: put them in the order of the references
                 rows = rows[np.argsort(rated["sample"].to_numpy()[rows], kind="stable")]
             mine = list(rated["reply"].to_numpy()[rows])
-            bert[rows] = overlap.bertscore(mine, references, states, leave_one_out=own)
-            chrf[rows] = [overlap.chrf(reply, references[:i] + references[i + 1:] if own else references)
-                          for i, reply in enumerate(mine)]
-    return bert, chrf
+            found[rows] = overlap.bertscore(mine, list(post.replies), states, leave_one_out=own)
+    return found
 
 
 def score(rated: pd.DataFrame, posts: list, encoder, settings: EvaluationConfig, people: Yardstick) -> pd.DataFrame:
@@ -175,20 +171,15 @@ def _variety(row: Row, part, vectors, characters, settings, people) -> None:
     row.tries("diversity", metrics.mean_pairwise_distance, cosine)
     row.tries("diversity_tfidf", metrics.mean_pairwise_distance, wording)
     row.tries("effective_diversity", novelty.effective_diversity, wording, good, SAME_KIND)
-    row.tries("effective_distance", novelty.effective_distance, wording, good)
     row.tries("vendi", lambda: metrics.vendi(_blocks(cosine, _sets(part, size, settings))).mean() / size)
-    for name, limit in {"distinct_k": SAME_KIND, **{f"distinct_k_t{t:g}": t for t in SENSITIVITY}}.items():
-        row.tries(name, lambda limit=limit: novelty.distinct_k(
-            novelty.class_sizes(_blocks(wording, _sets(part, size, settings)), limit)))
+    row.tries("distinct_k", lambda: novelty.distinct_k(
+        novelty.class_sizes(_blocks(wording, _sets(part, size, settings)), SAME_KIND)))
     row.tries("utility_k", lambda: novelty.utility_k(
         novelty.class_sizes(_blocks(wording, _sets(part, size, settings)), SAME_KIND),
         people.rank(judged)[_sets(part, size, settings)]))
     row.tries("self_bleu", text.self_bleu, replies, size - 1, _rng(settings))
-    row.tries("self_repetition", repetition.self_repetition, replies, size - 1)
-    row.tries("compression", repetition.compression_ratio, replies, BYTE_BUDGET, _rng(settings))
-    row.tries("ead", lambda: repetition.ead_of_sets(replies, _sets(part, size, settings)))
-    row.tries("distinct_1", text.distinct_n, replies, 1, TOKEN_BUDGET, _rng(settings))
-    row.tries("distinct_2", text.distinct_n, replies, 2, TOKEN_BUDGET, _rng(settings))
+    for n in (1, 2):
+        row.tries(f"distinct_{n}", text.distinct_n, replies, n, TOKEN_BUDGET, _rng(settings))
     row.tries("duplicates", text.duplicate_rate, replies)
 
 
@@ -196,7 +187,6 @@ def _likeness(row: Row, part, post, leave_one_out) -> None:
     replies, references = list(part["reply"]), list(post.replies)
     row.tries("copy_rate", text.copy_rate, post.text, replies)
     row.tries("rouge_l", _rouge_l, replies, references, leave_one_out)
-    row.tries("chrf", _mean, part["chrf"], "no reply has text, or no human reply to compare with")
     row.tries("bertscore", _mean, part["bertscore"], "the encoder knows no token, or no human reply to compare with")
     row["relevance"] = part["relevance"].mean()
     row["length_words"] = np.mean([len(text.words(reply)) for reply in replies])

@@ -9,34 +9,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from polylib import models
-from polylib.models.attention import additive_mask
-from polylib.models.packing import Packed, pack
+from polylib.models.likelihood import last_hidden
+from polylib.models.packing import Packed
 
 COLUMNS = ["logp", "entropy", "nll_base", "nll_sft", "kl_base", "kl_sft", "k3_base", "k3_sft"]
-BATCH_TOKENS = 2048  # of one forward pass, padding included
 LOGITS = 2**24  # numbers in one block of logits: 64 MB in float32, of which about eight are alive at once
-
-
-def batches(tokenizer, chosen: pd.DataFrame, ids: list[list[int]], limit: int) -> tuple[list[Packed], list[int]]:
-    """Packed rows, one a post, short ones together, and the numbers of the replies in the order of their tokens.
-
-    chosen: post_id, post; a row a reply, index 0, 1, ...; ids: tokens of each; posts are cut to `limit` tokens."""
-    rows = [(models.format_prompt(tokenizer, part["post"].iloc[0], limit), list(part.index))
-            for _, part in chosen.groupby("post_id", sort=False)]
-    size = lambda row: len(row[0]) + sum(len(ids[i]) for i in row[1])  # noqa: E731
-    groups: list[list] = []
-    for row in sorted(rows, key=size):
-        if not groups or (len(groups[-1]) + 1) * size(row) > BATCH_TOKENS:
-            groups.append([])
-        groups[-1].append(row)
-    packed = []
-    for group in groups:
-        width = max(len(members) for _, members in group)  # rows of fewer replies get empty ones
-        packed.append(pack([prompt for prompt, _ in group],
-                            [[ids[i] for i in members] + [[]] * (width - len(members)) for _, members in group],
-                            tokenizer.pad_token_id))
-    return packed, [i for group in groups for _, members in group for i in members]
 
 
 @torch.inference_mode()
@@ -44,12 +21,9 @@ def last_states(model, packed: list[Packed]) -> torch.Tensor:
     """Last hidden states (n, d), on the CPU, at the positions that predict the n completion tokens of all batches."""
     found = []
     for batch in packed:
-        hidden = model.base_model(
-            input_ids=batch.input_ids.to(model.device), position_ids=batch.position_ids.to(model.device),
-            attention_mask=additive_mask(batch.attention_mask.to(model.device), model.dtype),
-            use_cache=False).last_hidden_state
+        hidden, source = last_hidden(model, batch), batch.source[batch.completion_mask].to(model.device)
         row = torch.arange(len(hidden))[:, None, None].expand_as(batch.source)[batch.completion_mask]
-        found.append(hidden[row.to(model.device), batch.source[batch.completion_mask].to(model.device)].cpu())
+        found.append(hidden[row.to(model.device), source].cpu())
     return torch.cat(found)
 
 

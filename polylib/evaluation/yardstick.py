@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from polylib.config import UserError
 from polylib.evaluation import failures, overlap
 from polylib.metrics import Undefined, pass_at_k
 
 Scorer = Callable[[list[str], list[str]], np.ndarray]
-PROFILE = np.arange(5, 100, 5) / 100  # quantiles of the performance profile
 OWN_QUANTILE = 0.5
 OWN_REPLIES = 5  # human replies that a post's own bar needs
 
@@ -85,23 +83,6 @@ def _floor(posts: list, encoder) -> float:
     if len(known) < 2:
         raise UserError("evaluation: fewer than 2 validation posts have a first reply with words; use more data")
     return float(np.mean([overlap.match([a], [b])[0, 0] for a, b in zip(known, known[1:])]))
-
-
-def profile(rated: pd.DataFrame, ks: Iterable[int], people: Yardstick) -> pd.DataFrame:
-    """The performance profile (Agarwal et al. 2021): pass@k against every bar that people set, so that none has
-    to be chosen.
-
-    rated: post_id, temperature, judge. Columns quantile, threshold, temperature (empty for people), k, value: mean
-    over the posts with at least k replies; a k that no post reaches has no row."""
-    rows = []
-    for temperature, part in rated.groupby("temperature", dropna=False):
-        scores = [group.to_numpy() for _, group in part.groupby("post_id")["judge"]]
-        for quantile, threshold in people.thresholds(PROFILE).items():
-            for k in ks:
-                values = [float(pass_at_k(len(s), int((s >= threshold).sum()), k)) for s in scores if len(s) >= k]
-                if values:
-                    rows.append((quantile, threshold, temperature, k, np.mean(values)))
-    return pd.DataFrame(rows, columns=["quantile", "threshold", "temperature", "k", "value"])
 
 
 def finite(scorer: Scorer, posts: list[str], replies: list[str], name: str) -> np.ndarray:

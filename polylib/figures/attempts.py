@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from polylib import stats
 from polylib.analysis.results import Results
-from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish, lines
+from polylib.figures.style import METHOD_STYLE, STYLE, Picture, finish, lines, panels
 from polylib.names import ordered
 
 PEOPLE = "People: posts with at least k replies, where half of them have as many."
@@ -48,7 +48,7 @@ def pass_at_k(results: Results, columns: int = 2) -> Picture:
     data = pd.concat([spread(results.cells(f"pass@{k}_q{q:g}")).assign(k=k, quantile=q) for q in quantiles for k in ks],
                      ignore_index=True).rename(columns={"value": "pass_at_k"})
     with rc_context(STYLE):
-        figure, axes = _panels(len(quantiles), columns, 1.9, 3, 1, sharex=True, sharey=True)
+        figure, axes = panels(len(quantiles), columns, 1.9, 1.0, sharex=True, sharey=True)
         for ax, q in zip(axes.flat, quantiles, strict=False):
             _curves(ax, data[data["quantile"].eq(q)], "pass_at_k", "k")
             ax.set_title(f"beats {q:.0%} of human replies")
@@ -70,7 +70,7 @@ def best_of_k(results: Results, columns: int = 2) -> Picture:
                      ignore_index=True).rename(columns={"value": "judge"}).dropna(subset="judge")
     methods = ordered(data["method"])
     with rc_context(STYLE):
-        figure, axes = _panels(len(methods), columns, 1.5, 3, 2, sharex=True, sharey=True)
+        figure, axes = panels(len(methods), columns, 1.5, 1.0, narrow=2, sharex=True, sharey=True)
         for ax, method in zip(axes.flat, methods, strict=False):
             color = METHOD_STYLE[method]["color"]
             for choice, (dash, _) in CHOICES.items():
@@ -106,15 +106,6 @@ def _ks(results: Results, prefix: str, suffix: str) -> list[int]:
 def _bands(results: Results) -> str:
     return "Bands: 95 % for the method, over runs and posts." if len(results.cfg.seeds) > 1 else \
         "Bands: 95 % over posts; one run says nothing about the method."
-
-
-def _panels(count: int, columns: int, height: float, across2: int, across1: int, **options):
-    across = min(count, across2 if columns == 2 else across1)
-    down = -(-count // across)
-    figure, axes = canvas(down, across, 1.0 + height * down, columns, **options)
-    for ax in list(axes.flat)[count:]:
-        ax.set_visible(False)
-    return figure, axes
 
 
 def _curves(ax, data: pd.DataFrame, value: str, x: str) -> None:

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.lines import Line2D
 
-from polylib.analysis.results import Results, means
+from polylib.analysis.results import Results, means, read_csv
 from polylib.config import UserError
 from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish, point
 from polylib.names import METRICS, ordered
@@ -62,11 +62,7 @@ def calibration(results: Results, columns: int = 2) -> Picture:
 def _validation(results: Results) -> pd.DataFrame:
     """Rows of the bins and of ece_calibrated for MODELS; of several data sets the one with the most pairs."""
     file = results.paths.results("reward_model") / "validation.csv"
-    if not file.is_file():
-        raise UserError(f"{file}: missing; run `dvc repro`")
-    table = pd.read_csv(file)
-    if missing := [name for name in COLUMNS if name not in table]:
-        raise UserError(f"{file}: no column {missing[0]}; run `dvc repro`")
+    table = read_csv(file, COLUMNS)
     wanted = [f"pair_accuracy_{kind}_{name}" for kind, (bins, *_) in BINS.items() for name in bins]
     table = table[table["model"].isin(MODELS) & table["metric"].isin([*wanted, "ece_calibrated"])]
     if not table["metric"].isin(wanted).any():

@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish, lines
+from polylib.figures.style import METHOD_STYLE, STYLE, Picture, finish, lines, panels
 from polylib.names import ordered
 
 # (column of every step, its held-out counterpart, label)
@@ -32,13 +32,11 @@ def training_curves(history: pd.DataFrame | Mapping[str, pd.DataFrame], method: 
     engagement."""
     runs = {"": history} if isinstance(history, pd.DataFrame) else dict(history)
     data = pd.concat([frame.assign(run=label) for label, frame in runs.items()], ignore_index=True)
-    panels = [p for p in PANELS if any(name in data and data[name].notna().any() for name in p[:2])]
+    drawn = [p for p in PANELS if any(name in data and data[name].notna().any() for name in p[:2])]
     color, marker = METHOD_STYLE[method]["color"], METHOD_STYLE[method]["marker"]
-    across = min(3, len(panels)) if columns == 2 else 1
-    down = -(-len(panels) // across)
     with rc_context(STYLE):
-        figure, axes = canvas(down, across, 0.7 + 1.5 * down, columns, sharex=True)
-        for ax, (step, held_out, label) in zip(axes.flat, panels, strict=False):
+        figure, axes = panels(len(drawn), columns, 1.5, 0.7, sharex=True)
+        for ax, (step, held_out, label) in zip(axes.flat, drawn, strict=False):
             for _, run in data.groupby("run", sort=False):
                 for name, options in ((step, {"lw": 0.9, "alpha": 0.6}),
                                       (held_out, {"marker": marker, "ms": 4.5, "lw": 1.4})):
@@ -46,7 +44,7 @@ def training_curves(history: pd.DataFrame | Mapping[str, pd.DataFrame], method: 
                         part = run[["step", name]].dropna()
                         ax.plot(part["step"], part[name], color=color, **options)
             ax.set_title(label)
-        _trim(axes, len(panels), "step")
+        _trim(axes, len(drawn), "step")
         legend = [Line2D([], [], color=color, lw=0.9, alpha=0.6, label="training batch"),
                   Line2D([], [], color=color, marker=marker, ms=4.5, label="held-out posts")]
         finish(figure, f"{METHOD_STYLE[method]['label']}. {note}".strip(), columns, extra=legend)
@@ -60,31 +58,28 @@ def training_dynamics(results, columns: int = 2) -> Picture:
     runs = results.histories.items()
     data = pd.concat([frame.assign(method=method, seed=seed) for (method, seed), frame in runs],
                      ignore_index=True)
-    panels = [(name, label) for name, label in HELD_OUT if name in data and data[name].notna().any()]
-    panels = list({label: (name, label) for name, label in reversed(panels)}.values())[::-1]  # held out before batches
-    across = min(4 if len(panels) in (7, 8) else 3, len(panels)) if columns == 2 else 1
-    down = -(-len(panels) // across)
+    drawn = [(name, label) for name, label in HELD_OUT if name in data and data[name].notna().any()]
+    drawn = list({label: (name, label) for name, label in reversed(drawn)}.values())[::-1]  # held out before batches
     with rc_context(STYLE):
-        figure, axes = canvas(down, across, 0.9 + 1.6 * down, columns, sharex=True)
-        for ax, (name, label) in zip(axes.flat, panels, strict=False):
+        figure, axes = panels(len(drawn), columns, 1.6, most=4 if len(drawn) in (7, 8) else 3, sharex=True)
+        for ax, (name, label) in zip(axes.flat, drawn, strict=False):
             part = data.dropna(subset=name)
             if name in OF_BATCHES:
                 runs = part.groupby(["method", "seed"])[name]
                 part = part.assign(**{name: runs.transform(lambda run: run.rolling(5, min_periods=1).mean())})
             lines(ax, part, "step", name)
             ax.set_title(f"{label} (5 batches)" if name in OF_BATCHES else label)
-        _trim(axes, len(panels), "step")
+        _trim(axes, len(drawn), "step")
         finish(figure, f"{results.note}. Held-out posts; thin lines are runs.", columns, ordered(data["method"]),
                kind="line")
-    keep = ["method", "seed", "step", *(name for name, _ in panels)]
+    keep = ["method", "seed", "step", *(name for name, _ in drawn)]
     return Picture("training_dynamics", figure, data[keep])
 
 
 def _trim(axes, used: int, label: str) -> None:
-    """Hide panels that are not used and put the axis label under the lowest used one of each column."""
+    """The axis label under the lowest used panel of each column."""
     flat, across = list(axes.flat), axes.shape[1]
     for i, ax in enumerate(flat):
-        ax.set_visible(i < used)
         if i + across >= used:
             ax.set_xlabel(label)
             ax.tick_params(labelbottom=True)

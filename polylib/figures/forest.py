@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from polylib import stats
 from polylib.analysis import effects as compare
 from polylib.analysis.results import Results
-from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish, point
+from polylib.figures.style import METHOD_STYLE, STYLE, Picture, finish, panels, point
 from polylib.names import METRICS, ordered
 
 KEY = ("judge_mean", "reward_mean", "diversity", "effective_diversity", "diversity_tfidf", "relevance", "length_words")
@@ -23,12 +23,10 @@ def forest(results: Results, columns: int = 2, metrics: list[str] | None = None)
     """A panel for each metric, in its own unit: for the few metrics that matter most (default: KEY, as far as every
     file has them)."""
     data = compare.effects(results, metrics or [name for name in KEY if name in results.columns])
-    panels, methods = list(dict.fromkeys(data["metric"])), ordered(data["method"])
-    across = min(len(panels), 3 if columns == 2 else 1)
-    down = -(-len(panels) // across)
+    drawn, methods = list(dict.fromkeys(data["metric"])), ordered(data["method"])
     with rc_context(STYLE):
-        figure, axes = canvas(down, across, 0.9 + down * (0.45 + 0.21 * len(methods)), columns, sharey=True)
-        for ax, metric in zip(axes.flat, panels, strict=False):
+        figure, axes = panels(len(drawn), columns, 0.45 + 0.21 * len(methods), sharey=True)
+        for ax, metric in zip(axes.flat, drawn, strict=False):
             for i, method in enumerate(methods):
                 row = data[data["metric"].eq(metric) & data["method"].eq(method)].iloc[0]
                 _bars(ax, row, i, METHOD_STYLE[method]["color"], 3.2)
@@ -37,8 +35,6 @@ def forest(results: Results, columns: int = 2, metrics: list[str] | None = None)
             ax.set_title(METRICS[metric])
             ax.set_ylim(len(methods) - 0.5, -0.5)
             ax.xaxis.set_major_locator(MaxNLocator(4))
-        for ax in list(axes.flat)[len(panels):]:
-            ax.set_visible(False)
         axes[0, 0].set_yticks(range(len(methods)), [METHOD_STYLE[m]["label"] for m in methods])
         finish(figure, f"Difference to SFT, 95 % intervals. {_missing(results)}.", columns, extra=_legend(results))
     return Picture("forest", figure, data)

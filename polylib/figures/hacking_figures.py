@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from polylib.analysis.overoptimisation import detected
-from polylib.config import UserError
+from polylib.analysis.results import read_csv
 from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish, point
 from polylib.hacking.features import NAMES
 from polylib.hacking.report import WORDS
@@ -42,10 +42,7 @@ def distances(results) -> pd.DataFrame:
 def controls(results) -> pd.DataFrame:
     """reward_model/planted.csv with a column distance: planted policies, and people's fresh sets in the last row.
     UserError if it is missing."""
-    file = results.paths.results("reward_model") / "planted.csv"
-    if not file.is_file():
-        raise UserError(f"{file}: missing; run `dvc repro`")
-    table = pd.read_csv(file)
+    table = read_csv(results.paths.results("reward_model") / "planted.csv", ["policy", "z", "threshold"])
     return table.assign(distance=table["z"] / table["threshold"])
 
 

@@ -7,7 +7,7 @@ from matplotlib import rc_context
 from matplotlib.lines import Line2D
 
 from polylib.analysis.overoptimisation import FEW, fits
-from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish
+from polylib.figures.style import METHOD_STYLE, STYLE, Picture, finish, panels
 from polylib.names import ordered
 
 
@@ -15,10 +15,8 @@ def picture(path: pd.DataFrame, stop: pd.DataFrame, note: str, columns: int = 2)
     """Gain of reward (dashed, hollow) and judge (solid) against sqrt(KL), a panel a method, runs as marks, Gao's curve
     as line. The vertical line is where the judge's mean was best; `stop_here` says whether going on lost anything."""
     methods, curves = ordered(path["method"]), fits(path)
-    across = min(len(methods), 3 if columns == 2 else 1)
-    down = -(-len(methods) // across)
     with rc_context(STYLE):
-        figure, axes = canvas(down, across, 0.9 + 2.0 * down, columns, sharey=True)
+        figure, axes = panels(len(methods), columns, 2.0, sharey=True)
         for ax, method in zip(axes.flat, methods, strict=False):
             part, color = path[path["method"].eq(method)], METHOD_STYLE[method]["color"]
             ax.axhline(0, color="#000000", lw=0.6)
@@ -35,8 +33,6 @@ def picture(path: pd.DataFrame, stop: pd.DataFrame, note: str, columns: int = 2)
                     ax.plot(mean["d"], mean[scorer], color=color, linestyle=dash, lw=1.0)
             ax.set_title(METHOD_STYLE[method]["label"])
             ax.margins(0.08, 0.1)
-        for ax in list(axes.flat)[len(methods):]:
-            ax.set_visible(False)
         for ax in axes[-1]:
             ax.set_xlabel("√KL to the start, √nats")
         for ax in axes[:, 0]:

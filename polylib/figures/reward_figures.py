@@ -13,13 +13,12 @@ from matplotlib import rc_context
 
 from polylib.config import UserError
 from polylib.figures.inputs import accuracy_legend, accuracy_panel
-from polylib.figures.style import STYLE, Picture, canvas, finish
+from polylib.figures.style import STYLE, Picture, finish, panels
 
 TARGETS = {"pair_accuracy_engagement": ("by controlled engagement", "#0072B2", "o"),
            "pair_accuracy_balanced": ("by likes, reach balanced", "#D55E00", "D")}
 ORDER = ("learned", "learned_conditional", "learned_pairs", "learned_nmse", "coherence", "combined", "heuristic",
          "judge", "tfidf_ridge", "length_only", "parent_echo", "followers_and_delay_only", "random")
-ACROSS = 3  # panels in a row
 
 
 def everywhere(results: Path) -> pd.DataFrame:
@@ -51,10 +50,8 @@ def forest(found: pd.DataFrame, columns: int = 2) -> Picture:
     above and what they have to beat below."""
     data = found[found["metric"].isin(TARGETS)].dropna(subset=["value"])
     models, sets = _ordered(data["model"].unique()), sorted(data["dataset"].unique())
-    across = min(ACROSS if columns == 2 else 1, len(sets))
-    down = -(-len(sets) // across)
     with rc_context(STYLE):
-        figure, axes = canvas(down, across, 0.8 + down * (0.5 + 0.19 * len(models)), columns, sharey=True, sharex=True)
+        figure, axes = panels(len(sets), columns, 0.5 + 0.19 * len(models), 0.8, sharey=True, sharex=True)
         for ax, name in zip(axes.flat, sets, strict=False):
             panel = data[data["dataset"].eq(name)]
             accuracy_panel(ax, panel, models, TARGETS)
@@ -63,8 +60,6 @@ def forest(found: pd.DataFrame, columns: int = 2) -> Picture:
             ax.set_yticks(range(len(models)), [textwrap.fill(m.replace("_", " "), 12 * columns) for m in models])
         for ax in axes[-1]:
             ax.set_xlabel("pairs ranked right")
-        for ax in list(axes.flat)[len(sets):]:
-            ax.set_visible(False)
         studies = ", ".join(sorted(found["study"].unique()))
         note = f"Held-out threads; studies {studies}. Bars are 95 % intervals over threads, the line is chance."
         finish(figure, note, columns, kind="point", extra=accuracy_legend(TARGETS))

@@ -77,6 +77,17 @@ def canvas(rows: int, cols: int, height: float, columns: int = 2, **options):
     return figure, figure.subplots(rows, cols, squeeze=False, **options)
 
 
+def panels(count: int, columns: int, height: float, top: float = 0.9, most: int = 3, narrow: int = 1, **options):
+    """`canvas` of `count` panels, `most` in a row of a wide figure and `narrow` of a narrow one, each `height` inches
+    high beside `top` for what stands around them; what is left of the last row is hidden."""
+    across = min(count, most if columns == 2 else narrow)
+    down = -(-count // across)
+    figure, axes = canvas(down, across, top + height * down, columns, **options)
+    for ax in list(axes.flat)[count:]:
+        ax.set_visible(False)
+    return figure, axes
+
+
 def line(method: str, **changes) -> dict:
     return {key: METHOD_STYLE[method][key] for key in ("color", "linestyle")} | changes
 

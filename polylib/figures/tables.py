@@ -24,11 +24,9 @@ from polylib.names import METRICS
 from polylib.run import write_json
 
 DIGITS = {"self_bleu": 1, "length_words": 1, "length_tokens": 1}  # all others: 3
-# What the printed table shows beside the judge and pass@k, as far as a study has it; the others fill up to WIDE.
+# What the printed table shows beside the judge and pass@k, as far as a study has it.
 PRINTED = ("reward_mean", "diversity", "effective_diversity", "distinct_k", "self_bleu", "bertscore",
            "relevance", "length_words", "truncated")
-FILL = ("diversity_tfidf", "distinct_2", "rouge_l")
-WIDE = 9
 
 
 def columns(results: Results) -> dict[str, str]:
@@ -36,11 +34,8 @@ def columns(results: Results) -> dict[str, str]:
     preset."""
     q = min(results.cfg.evaluation.judge_quantiles)
     passes = {f"pass@{k}_q{q:g}": f"pass@{k}" for k in results.cfg.evaluation.ks}
-    shown = [name for name in PRINTED if name in results.columns]
-    spare = [name for name in FILL if name in results.columns][:max(0, WIDE - len(shown))]
-    order = (*PRINTED[:5], *FILL, *PRINTED[5:])
-    rest = sorted({*shown, *spare}, key=order.index)
-    return {"judge_mean": METRICS["judge_mean"], **passes, **{name: METRICS.get(name, name) for name in rest}}
+    rest = {name: METRICS[name] for name in PRINTED if name in results.columns}
+    return {"judge_mean": METRICS["judge_mean"], **passes, **rest}
 
 
 def all_columns(results: Results) -> dict[str, str]:

@@ -39,12 +39,11 @@ def table(results: Results, metrics: list[str] | None = None) -> pd.DataFrame:
             rows.append({"metric": metric, "prompts": prompts, "reason": reason, "seeds_needed": np.nan})
             continue
         found = [variance.components(y) for y in values.values()]
-        pooled = variance.Components(*(float(np.mean([getattr(c, part) for c in found]))
-                                       for part in (*PARTS, "generation")))
+        pooled = variance.Components(*(float(np.mean([getattr(c, part) for c in found])) for part in PARTS))
         effect = TARGET * values["sft"].mean(axis=0).std(ddof=1)
         rows.append({"metric": metric, **pooled.shares(), "effect": effect, "prompts": prompts, "reason": "",
                      "seeds_needed": variance.runs_needed(_design(values), effect, prompts, most=MOST)})
-    return pd.DataFrame(rows).drop(columns="generation", errors="ignore")
+    return pd.DataFrame(rows)
 
 
 def sentence(results: Results, metric: str, effects: tuple[float, ...] = (0.05, 0.1, 0.2)) -> str:

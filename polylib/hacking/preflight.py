@@ -32,8 +32,7 @@ def preflight(replies_by_post: list[list[str]], posts: list[str], reward: Scorer
     replies_by_post: B lists of N samples each; `ns` above N are left out. Expectations are over all subsets of n of
     the N samples (exact weights, no resampling noise); intervals are 95 % t over posts (a percentile bootstrap over 8
     posts holds the truth in about 89 % of cases). falls: True beyond the judge's highest point, where `flagged`.
-    attrs: `flagged`, `line`, `reasons`, and `fit`: {proxy, judge: (alpha, beta)} of R = d (alpha - beta d), d =
-    sqrt(KL), gains over n = 1. flagged: the judge falls at the end (see `falls`). ValueError for unequal lists or
+    attrs: `line`, `reasons`, and `flagged`: the judge falls at the end (see `falls`). ValueError for unequal lists or
     fewer than 2 posts."""
     size = {len(replies) for replies in replies_by_post}
     if len(size) != 1 or len(replies_by_post) != len(posts) or len(posts) < 2:
@@ -52,11 +51,10 @@ def preflight(replies_by_post: list[list[str]], posts: list[str], reward: Scorer
         table[f"{name}_lo"], table[f"{name}_hi"] = np.array([t_interval(values)[1:] for values in curve.T]).T
     reasons = falls(ns, curves["judge"], seed)
     table["falls"] = bool(reasons) & (table["n"] > table["n"][table["judge"].idxmax()])
-    fit = {name: fit_bon(kl, curve.mean(0) - curve.mean(0)[0]) for name, curve in curves.items()}
     first, last = table.iloc[0], table.iloc[-1]
     line = (f"best of {ns[-1]} by the reward: reward {first['proxy']:+.2f} to {last['proxy']:+.2f}, "
             f"judge {first['judge']:+.2f} to {last['judge']:+.2f}; {'; '.join(reasons) or 'the judge does not fall'}")
-    table.attrs.update(flagged=bool(reasons), reasons=reasons, fit=fit, line=line)
+    table.attrs.update(flagged=bool(reasons), reasons=reasons, line=line)
     return table
 
 
@@ -82,15 +80,6 @@ def falls(ns: list[int], judge: np.ndarray, seed: int = 0) -> list[str]:
     if low > 0:
         reasons.append(f"its end is {mean:.3f} [{low:.3f}, {high:.3f}] below its peak")
     return reasons
-
-
-def fit_bon(kl: np.ndarray, gain: np.ndarray) -> tuple[float, float]:
-    """(alpha, beta) of gain = d (alpha - beta d), d = sqrt(kl): Gao et al. 2023, equation 1, by least squares; NaN
-    with fewer than two points above 0."""
-    d = np.sqrt(kl)
-    if (d > 0).sum() < 2:
-        return float("nan"), float("nan")
-    return tuple(float(c) for c in np.linalg.lstsq(np.stack([d, -d**2], axis=1), gain, rcond=None)[0])
 
 
 def flights(results) -> pd.DataFrame:

@@ -21,8 +21,8 @@ from polylib.config import SamplingConfig, UserError
 from polylib.models import sampling
 
 COLUMNS = ["post_id", "post", "sample", "temperature", "reply", "tokens", "truncated", "logprob"]
-RATED = ["judge", "reward", "relevance", "chrf", "bertscore", "flags"]  # what score.rate adds
-DIGITS = {"logprob": 4, **dict.fromkeys(["judge", "reward", "relevance", "chrf", "bertscore"], 6)}
+RATED = ["judge", "reward", "relevance", "bertscore", "flags"]  # what score.rate adds
+DIGITS = {"logprob": 4, **dict.fromkeys(["judge", "reward", "relevance", "bertscore"], 6)}
 ROWS = 240  # completions decoded together: enough to fill the processor, small enough for 2 GB
 
 
@@ -62,7 +62,7 @@ def people(posts: list, count_tokens: Callable[[str], int] | None = None) -> pd.
 
 def save(rated: pd.DataFrame, folder: Path) -> None:
     """generations.jsonl in `folder`: one reply a line, the columns COLUMNS and those of RATED that there are; what
-    does not exist (the temperature of people, chrF of an empty reply) is null."""
+    does not exist (the temperature of people, BERTScore of an empty reply) is null."""
     names = [*COLUMNS, *(name for name in RATED if name in rated)]
     records = rated[names].round(DIGITS).to_dict("records")
     lines = (json.dumps({name: None if isinstance(value, float) and math.isnan(value) else value

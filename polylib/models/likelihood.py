@@ -1,7 +1,7 @@
 """Log-likelihood of replies under the base model: the posts' prompts are read once for all their replies.
 
-One row of the batch is [prompt | reply 1 | reply 2 | ...]; a reply sees the prompt and itself, and its positions go on
-from the prompt's. Rows are sorted by length, so little is padding, and the output head runs on reply tokens alone.
+Rows are those of `packing`. They are sorted by length, so little is padding, and the output head runs on reply tokens
+alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 
 from polylib.models import encode_reply, format_prompt, load_model, load_tokenizer
 from polylib.models.attention import additive_mask
+from polylib.models.packing import Packed, completion_logprobs, pack
 
 POST_TOKENS = 128  # longer posts are cut, as in sampling
 REPLY_TOKENS = 96  # longer replies are scored on their beginning; 280 characters are about 65 tokens
@@ -55,10 +56,12 @@ class Likelihood:
         if self._model is None:
             self._tokenizer, self._model = load_tokenizer(self.cfg_model), load_model(self.cfg_model)
         ids = {pair: encode_reply(self._tokenizer, pair[1], REPLY_TOKENS) for pair in pairs}
-        found = {}
-        for batch in _batches(_rows(self._tokenizer, ids)):
-            for pair, total in zip(*_forward(self._model, batch)):
-                found[pair] = (total, len(ids[pair]))
+        found, head = {}, self._model.get_output_embeddings()
+        for packed, batch in batches(_rows(self._tokenizer, ids), self._tokenizer.pad_token_id, self._model.device):
+            with torch.no_grad():
+                logp = completion_logprobs(last_hidden(self._model, packed), head, packed, 1.0, HEAD_TOKENS)
+            totals = logp.double().sum(-1)[packed.completion_mask.any(-1)].tolist()
+            found |= {pair: (total, len(ids[pair])) for pair, total in zip(batch, totals, strict=True)}
         self.scored += len(pairs)
         return found
 
@@ -85,57 +88,29 @@ def _size(row) -> int:
     return len(row[0]) + sum(len(reply) for _, reply in row[1])
 
 
-def _batches(rows: list) -> list[list]:
-    batches, batch = [], []
+def batches(rows: list[tuple[list[int], list[tuple]]], pad_id: int, device="cpu") -> list[tuple[Packed, list]]:
+    """Rows of (prompt, [(key, reply ids), ...]) as packed batches of BATCH_TOKENS, short rows together, each with the
+    keys of its replies in their order."""
+    groups: list[list] = []
     for row in sorted(rows, key=_size):  # ascending: the newest row is the longest
-        if batch and (len(batch) + 1) * _size(row) > BATCH_TOKENS:
-            batches.append(batch)
-            batch = []
-        batch.append(row)
-    return [*batches, batch] if batch else batches
+        if not groups or (len(groups[-1]) + 1) * _size(row) > BATCH_TOKENS:
+            groups.append([])
+        groups[-1].append(row)
+    packed = []
+    for group in groups:
+        width = max(len(replies) for _, replies in group)  # rows of fewer replies get empty ones
+        ids = [[reply for _, reply in replies] + [[]] * (width - len(replies)) for _, replies in group]
+        packed.append((pack([prompt for prompt, _ in group], ids, pad_id, device),
+                       [key for _, replies in group for key, _ in replies]))
+    return packed
 
 
-@torch.inference_mode()
-def _forward(model, rows: list) -> tuple[list[tuple[str, str]], list[float]]:
-    """One pass over padded rows -> the pairs in them and their summed log-probabilities."""
-    longest = max(map(_size, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    positions = torch.zeros(len(rows), longest, dtype=torch.long)
-    part = torch.full((len(rows), longest), -1)  # 0 = prompt, 1, 2, ... = replies, -1 = padding
-    pairs, where, targets, owner = [], [], [], []
-    for r, (prompt, replies) in enumerate(rows):
-        end = len(prompt)
-        ids[r, :end], positions[r, :end], part[r, :end] = torch.tensor(prompt), torch.arange(end), 0
-        for number, (pair, reply) in enumerate(replies, 1):
-            stop = end + len(reply)
-            ids[r, end:stop], part[r, end:stop] = torch.tensor(reply), number
-            positions[r, end:stop] = len(prompt) + torch.arange(len(reply))
-            # the prompt's last position predicts every reply's first token
-            where += [(r, len(prompt) - 1), *((r, at) for at in range(end, stop - 1))]
-            targets += reply
-            owner += [len(pairs)] * len(reply)
-            pairs.append(pair)
-            end = stop
-    causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-    same = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)
-    allowed = (causal & same & (part >= 0)[:, None, :])[:, None]
-    hidden = model.base_model(
-        input_ids=ids.to(model.device),
-        attention_mask=additive_mask(allowed.to(model.device), model.dtype),
-        position_ids=positions.to(model.device),
-        use_cache=False,
-    ).last_hidden_state
-    row, at = torch.tensor(where, device=model.device).T
-    hidden, target = hidden[row, at], torch.tensor(targets, device=model.device)
-    head, picked = model.get_output_embeddings(), []
-    for start in range(0, len(target), HEAD_TOKENS):
-        logits = head(hidden[start : start + HEAD_TOKENS]).float()
-        chosen = logits.gather(1, target[start : start + HEAD_TOKENS, None]).squeeze(1)
-        picked.append(chosen - logits.logsumexp(1))
-    total = torch.zeros(len(pairs), dtype=torch.double).index_add(
-        0, torch.tensor(owner), torch.cat(picked).double().cpu()
-    )
-    return pairs, total.tolist()
+def last_hidden(model, packed: Packed) -> torch.Tensor:
+    """(B, L, d) on the model's device."""
+    return model.base_model(
+        input_ids=packed.input_ids.to(model.device), position_ids=packed.position_ids.to(model.device),
+        attention_mask=additive_mask(packed.attention_mask.to(model.device), model.dtype),
+        use_cache=False).last_hidden_state
 
 
 def _utf8(text: str) -> str:
