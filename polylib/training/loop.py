@@ -15,7 +15,7 @@ completions are scored at the temperature they were sampled at.
 
 Which estimator carries a term to the weights, what bounds it and how its weight moves are settings (config.TrainConfig,
 explained in params/laptop.yaml). `take_step` is one step from samples to update; `scoring` makes the advantages of
-reward and diversity, `step.backward` weighs and adds the four terms, `schedules` holds the weights that change.
+reward and diversity, `step.backward` weighs and adds the four terms, `schedules` holds the one weight that changes.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ import torch
 from accelerate import Accelerator
 
 from polylib import models, run
-from polylib.training import anatomy, pathwise
+from polylib.training import anatomy
 from polylib.training import objective as obj
 from polylib.training.advantages import RunningScale
 from polylib.training.policy import Policy, load_state, save_state
 from polylib.training.rollouts import batch_of, collect, curriculum
-from polylib.training.schedules import AdaptiveKL, gold_and_samples
+from polylib.training.schedules import AdaptiveKL
 from polylib.training.scoring import describe, human_rewards, uses_ranks, uses_samples
 from polylib.training.step import backward
 from polylib.training.validation import HACKED, WATCHED, rewards_of, validate
 
-COLUMNS = ["step", "loss", "ce", "reward", "reward_std", "diversity", "pathwise", "kl", "kappa", "entropy", "length",
+COLUMNS = ["step", "loss", "ce", "reward", "reward_std", "diversity", "kl", "kappa", "entropy", "length",
            "truncated", "zero_variance", "invalid", "clip_fraction", "advantage_clipped", "grad_norm", "lr", "tokens",
            "tokens_per_s", "seconds", *anatomy.COLUMNS,
            "val_ce", "val_reward", "val_diversity", "val_kl", "val_length", "val_truncated", *WATCHED]
@@ -93,7 +93,6 @@ def take_step(it: Learner, posts: list, step: int) -> dict:
     section, policy, tick = it.section, it.policy, time.monotonic()
     position, replay = divmod(step, it.updates)
     batch = own_batch(it, posts, position)
-    alpha, share = gold_and_samples(section.chord, section.alpha, step)
     kappa = it.controller.coef if it.controller else section.kappa
 
     # Sample and score. A replay learns from the same samples again.
@@ -105,8 +104,8 @@ def take_step(it: Learner, posts: list, step: int) -> dict:
     # Loss and gradient: alpha * CE - beta * reward - lam * diversity + kappa * KL.
     looks = section.anatomy_every and (step + 1) % section.anatomy_every == 0
     parts = anatomy.Anatomy(policy.params.values()) if looks else None
-    totals = backward(policy, it.cfg, section, batch, it.scored, [it.seed, step], it.average, share, parts,
-                      alpha=alpha, beta=section.beta, lam=section.lam, kappa=kappa)
+    totals = backward(policy, it.cfg, section, batch, it.scored, [it.seed, step], it.average, parts,
+                      alpha=section.alpha, beta=section.beta, lam=section.lam, kappa=kappa)
 
     # Update: the weights, the copy that samples, kappa.
     policy.collect_gradients(it.accelerator)
@@ -200,7 +199,7 @@ def check_callables(section, method: str, reward, encode) -> None:
     if (section.beta or ranked) and reward is None:
         raise run.UserError(f"{method}: beta is {section.beta} but no reward was given" if section.beta else
                             f"{method}: {section.diversity_gradient} multiplies by a reward but no reward was given")
-    if section.lam and section.diversity_gradient not in pathwise.KINDS and encode is None:
+    if section.lam and encode is None:
         raise run.UserError(f"{method}: lam is {section.lam} but no encoder was given")
     if section.kappa and section.kl_estimator == "k1":
         print(f"{method}: kl_estimator k1 in the loss has an expected gradient of zero: kappa does nothing")
@@ -281,8 +280,6 @@ def weights_as_written(cfg, section, scales: dict, history: pd.DataFrame) -> dic
         "value": None, "reason": f"scale_advantages {section.scale_advantages}: another scale at every step"}
     found = {f"{name}_scale": why or scales[name].scale for name, weight in
              (("reward", section.beta), ("diversity", section.lam)) if weight}
-    if section.lam and section.diversity_gradient in pathwise.KINDS:
-        return {name: x for name, x in found.items() if name != "diversity_scale"} | {"literal_lambda": section.lam}
     if not section.lam:
         return found
     tokens, normalizer = cfg.sampling.max_new_tokens, section.loss_normalizer

@@ -11,7 +11,6 @@ import torch
 from polylib.models import sampling
 from polylib.training import diversity as div
 from polylib.training import objective as obj
-from polylib.training import pathwise
 from polylib.training.advantages import kl_in_reward, zero_variance
 from polylib.training.measures import TOKEN_MEASURES
 
@@ -35,8 +34,7 @@ class Scored:
 
 def uses_samples(section) -> bool:
     """Does any term of these settings need sampled replies?"""
-    sampled_diversity = section.lam and section.diversity_gradient not in pathwise.KINDS
-    return bool(section.beta or section.kappa or section.entropy or sampled_diversity)
+    return bool(section.beta or section.lam or section.kappa or section.entropy)
 
 
 def uses_ranks(section) -> bool:
@@ -119,7 +117,7 @@ def score(section, posts: list, rollouts, reward, encode, scales: dict,
         kl = torch.stack([obj.kl_value(*group) for group in zip(now, reference, mask)])
     if section.beta:
         found["reward"] = reward_advantages(section, worth, ranks)
-    if section.lam and section.diversity_gradient not in pathwise.KINDS:
+    if section.lam:
         found["diversity"] = diversity_advantages(section, rollouts, distances, valid, ranks)
     divisors = {"reward": 1.0, "diversity": 1.0}
     for name, advantages in found.items():
