@@ -112,7 +112,7 @@ def new_actor(moved: bool = False, **changes) -> Policy:
         for name, master in actor.masters.items():
             if moved and name.endswith("lora_B"):
                 master.copy_(torch.randn(master.shape, generator=generator) * 0.05)
-    actor.publish()
+    actor.sync_weights()
     return actor
 
 
@@ -252,7 +252,7 @@ def test_row_11_the_kl_starts_at_zero_grows_with_any_reward_and_shrinks_under_it
         for name, param in actor.params.items():
             actor.masters[name].data -= lr * param.grad
             param.grad = None
-        actor.publish()
+        actor.sync_weights()
         return ob.kl_value(rescored(actor, sampled)[0].detach(), ref, mask).item()
 
     new, mask = rescored(actor, sampled)

@@ -54,7 +54,7 @@ def base():
 def quick(base, tmp_path, monkeypatch):
     plain = models.load_model
     monkeypatch.setattr(models, "load_model", lambda cfg, parents=(), seed=0: talkative(plain(cfg, parents, seed), 2)
-                        if parents else models.shadow_of(base[1]))
+                        if parents else models.sampling_copy(base[1]))
     monkeypatch.setattr(models, "load_tokenizer", lambda cfg: base[0])
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.chdir(tmp_path)
@@ -431,28 +431,28 @@ def test_a_long_post_and_a_long_reply_are_cut(tmp_path):
     assert len(models.encode_reply(tokens, "word " * 300, 3)) == 3
 
 
-# ------------------------------------------------------------------------------------------- looks, also later ones
-def test_a_policy_that_does_not_move_looks_the_same_at_every_look(tmp_path):
-    """Same posts, same random numbers, same model at every look: and so no look can use posts of training."""
+# ------------------------------------------------------------------------------------- validations, also later ones
+def test_a_policy_that_does_not_move_says_the_same_at_every_validation(tmp_path):
+    """Same posts, same random numbers, same model at every validation: and so none can use posts of training."""
     section = change(alpha=1.0, beta=1.0, lam=1.0, kappa=0.1, steps=3, lr=0.0, eval_every=1, eval_samples=3)
-    looks = []
+    seen = []
 
     def watch(posts, replies, rewards):
-        looks.append((posts, replies, rewards.tolist()))
+        seen.append((posts, replies, rewards.tolist()))
         return {"val_level": 0.0}
     found = train(tmp_path / "a", section, watch=watch)
     values = found.history[[name for name in found.history if name.startswith("val_")]].dropna(axis=1)
     assert len(values) == 4 and {"val_ce", "val_reward", "val_diversity", "val_kl", "val_length"} <= set(values)
     assert (values == values.iloc[0]).all(axis=None)
-    assert looks[0][0] == [post.text for post in VALIDATION] and all(one == looks[0] for one in looks)
+    assert seen[0][0] == [post.text for post in VALIDATION] and all(one == seen[0] for one in seen)
     samples = json.loads((found.paths.results("m", 3) / "samples.json").read_text())
-    assert [s["post"] for s in samples] == looks[0][0] and all(s["before"] == s["after"] for s in samples)
+    assert [s["post"] for s in samples] == seen[0][0] and all(s["before"] == s["after"] for s in samples)
     others = train(tmp_path / "b", section, posts=POSTS[:2], watch=watch).history
     assert (others[values.columns] == values).all(axis=None), "whatever posts it trains on"
 
 
-def test_no_look_and_no_step_takes_the_posts_of_the_other(tmp_path, monkeypatch):
-    """Told apart by a reward of 1 for validation posts, at every step and look, with and without a curriculum."""
+def test_no_validation_and_no_step_takes_the_posts_of_the_other(tmp_path, monkeypatch):
+    """Told apart by a reward of 1 for validation posts, at every step and validation, with and without a curriculum."""
     texts = {post.text for post in VALIDATION}
     people = {reply for post in VALIDATION for reply in post.gold}
     posts = [SimpleNamespace(**vars(post), engagement=float(i)) for i, post in enumerate(POSTS)]
@@ -469,11 +469,11 @@ def test_no_look_and_no_step_takes_the_posts_of_the_other(tmp_path, monkeypatch)
         for called, _ in reward.calls:
             assert set(called) <= texts or not set(called) & texts
         assert [s == texts for s in sampled] == [True, False, True, False, True, False, True]
-        assert sum(reply in people for reply in asked) == 4 * 3, "at each look every human reply, once"
+        assert sum(reply in people for reply in asked) == 4 * 3, "at each validation every human reply, once"
 
 
-def test_every_look_sees_the_policy_of_its_own_step(tmp_path):
-    """Three looks of one run equal the last looks of runs that end there: no look is a step late."""
+def test_every_validation_sees_the_policy_of_its_own_step(tmp_path):
+    """Three validations of one run equal the last ones of runs that end there: none is a step late."""
     section = change(alpha=1.0, beta=1.0, steps=3, lr=1e-2, eval_every=1, eval_samples=2)
     whole = train(tmp_path / "whole", section).history
     names = ["val_ce", "val_reward", "val_kl", "val_length"]

@@ -235,7 +235,7 @@ def actor():
         for name, master in made.masters.items():
             if name.endswith("lora_B"):
                 master.copy_(torch.randn(master.shape, generator=generator) * 0.05)
-    made.publish()
+    made.sync_weights()
     return made
 
 
@@ -557,6 +557,26 @@ def test_the_original_design_all_at_once(tmp_path, monkeypatch):
     # the log-probs of training are those of the truncated sampler: on policy, equal to the sampler's own
     r, mask = seen[1].scored.rollouts, seen[1].scored.rollouts.completion_mask
     assert (seen[1].old - r.logprobs)[mask].abs().max() < 1e-4
+
+
+def test_the_history_holds_the_share_of_clipped_advantages(tmp_path, monkeypatch):
+    asked, seen = [], spied(monkeypatch)
+
+    def counted(posts, replies):
+        asked.append(length_reward(posts, replies).reshape(-1, 4))
+        return asked[-1].flatten()
+    plain = change(GRPO, scale_advantages="none", advantage_clip=4.0)  # letters above or below the mean of four
+    history = train(tmp_path / "a", plain, reward=counted)[0]
+    by_hand = [np.mean(np.abs(r - r.mean(1, keepdims=True)) > 4.0) for r in asked[1:]]  # the first is the fingerprint's
+    assert len(by_hand) == 3 and any(0 < share < 1 for share in by_hand), "a clip that acts on some"
+    assert history.advantage_clipped[1:].tolist() == pytest.approx(by_hand)
+    seen.clear()
+    history = train(tmp_path / "b", change(HYBRID, advantage_clip=0.8, lam=2.0))[0]
+    by_hand = [np.mean(np.abs(s.scored.reward_advantages.numpy() / s.scored.reward_scale + 2.0 *
+                              s.scored.diversity_advantages.numpy() / s.scored.diversity_scale) > 0.8) for s in seen]
+    assert len(by_hand) == 3 and any(0 < share < 1 for share in by_hand)
+    assert history.advantage_clipped[1:].tolist() == pytest.approx(by_hand)
+    assert train(tmp_path / "c", GRPO)[0].advantage_clipped.isna().all(), "no clip, no share"
 
 
 def test_k1_in_the_loss_says_that_it_does_nothing(tmp_path, capsys):

@@ -127,13 +127,13 @@ def _forward(model, rows: list) -> tuple[list[tuple[str, str]], list[float]]:
     ).last_hidden_state
     row, at = torch.tensor(where, device=model.device).T
     hidden, target = hidden[row, at], torch.tensor(targets, device=model.device)
-    head, picked = model.get_output_embeddings(), []
+    head, logprobs = model.get_output_embeddings(), []
     for start in range(0, len(target), HEAD_TOKENS):
         logits = head(hidden[start : start + HEAD_TOKENS]).float()
         chosen = logits.gather(1, target[start : start + HEAD_TOKENS, None]).squeeze(1)
-        picked.append(chosen - logits.logsumexp(1))
+        logprobs.append(chosen - logits.logsumexp(1))
     total = torch.zeros(len(pairs), dtype=torch.double).index_add(
-        0, torch.tensor(owner), torch.cat(picked).double().cpu()
+        0, torch.tensor(owner), torch.cat(logprobs).double().cpu()
     )
     return pairs, total.tolist()
 

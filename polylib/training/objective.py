@@ -152,8 +152,9 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: 
     elif level == "sequence":
         if normalizer == "grpo":
             raise ValueError("level 'sequence' has one term a reply; the token mean of 'grpo' does not apply")
-        bottom = batch_denominator(mask, normalizer, max_tokens) if denominator is None else denominator
-        return _kl_terms(log_ratio.sum(-1), estimator).sum() / bottom
+        if denominator is None:
+            denominator = batch_denominator(mask, normalizer, max_tokens)
+        return _kl_terms(log_ratio.sum(-1), estimator).sum() / denominator
     elif level == "togo":
         if estimator != "k2":
             raise ValueError(f"level 'togo' is a form of k2's gradient; it is not defined for {estimator!r}")

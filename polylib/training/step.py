@@ -38,7 +38,7 @@ def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, k
     k = 0 if scored is None else scored.rollouts.truncated.shape[1]
     kappa = kappa if k and section.kl_estimator != "k1_in_reward" else 0.0
     entropy = section.entropy if k else 0.0
-    bottom = sampled_tokens = 0
+    denominator = sampled_tokens = 0
     if k:
         counted = scored.rollouts.completion_mask.flatten(0, 1).cpu()
         cut_off = scored.rollouts.truncated.cpu() & section.mask_truncated
@@ -52,9 +52,9 @@ def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, k
         sampled_tokens = int(counted.sum())
         # a token mean of no token at all: every reply was cut off, and so is its term
         empty = sampled_tokens == 0 and section.loss_normalizer in ("dapo", "token")
-        bottom = average(0.0 if empty else obj.batch_denominator(counted, section.loss_normalizer, limit)) or 1.0
+        denominator = average(0.0 if empty else obj.batch_denominator(counted, section.loss_normalizer, limit)) or 1.0
     gold_tokens = sum(len(y) for group in gold for y in group)
-    bottom_ce = average(gold_tokens)
+    ce_denominator = average(gold_tokens)
     temperatures = torch.tensor([1.0] * g + [t] * k).to(policy.device)
     nan = float("nan")
     totals = {"tokens": sum(map(len, prompts)) + gold_tokens + (int(scored.rollouts.lengths.sum()) if k else 0),
@@ -77,29 +77,29 @@ def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, k
         terms = dict(alpha=alpha, kappa=kappa, entropy_weight=entropy)
         if g:
             gold_mask = packed.completion_mask[:, :g].flatten(0, 1)
-            terms["ce"] = obj.cross_entropy(logprobs[:, :g].flatten(0, 1), gold_mask, denominator=bottom_ce)
+            terms["ce"] = obj.cross_entropy(logprobs[:, :g].flatten(0, 1), gold_mask, denominator=ce_denominator)
             totals["ce"] += terms["ce"].item()
         if k:
             new, mask = logprobs[:, g:].flatten(0, 1), packed.completion_mask[:, g:].flatten(0, 1)
-            everyone, mask = mask, mask_truncated(mask, cut_off[cut].flatten().to(mask.device))
+            all_tokens, mask = mask, mask_truncated(mask, cut_off[cut].flatten().to(mask.device))
             old = None if scored.old_logprobs is None else \
                 scored.old_logprobs[cut, :, :new.shape[-1]].flatten(0, 1).to(new.device)
 
             def policy_term(weights, new=new, old=old, mask=mask):
                 return obj.policy_loss(new, old, weights.flatten().to(new.device), mask, section.clip_low,
-                                       section.clip_high, section.loss_normalizer, limit, denominator=bottom)
+                                       section.clip_high, section.loss_normalizer, limit, denominator=denominator)
             terms["policy"], stats = policy_term(advantages[cut])
             totals["clip_fraction"] += np.nan_to_num(stats["clip_fraction"]) * len(rows) / len(posts)
             if kappa:
                 with torch.no_grad():
                     ref = policy.logprobs(packed, temperatures, reference=True, kept=kept)[:, g:].flatten(0, 1)
                 terms["kl"] = obj.kl_penalty(new, ref, mask, section.kl_estimator, section.loss_normalizer, limit,
-                                             denominator=bottom, level=section.kl_level)
-                totals["kl"] += obj.kl_value(new, ref, everyone).item() * len(rows) / len(posts)
+                                             denominator=denominator, level=section.kl_level)
+                totals["kl"] += obj.kl_value(new, ref, all_tokens).item() * len(rows) / len(posts)
             if entropy:
                 bonus = entropies[:, g:].flatten(0, 1)
                 # summed like the policy term (as minus a log-likelihood), so that both weights mean the same
-                terms["entropy"] = obj.cross_entropy(-bonus, mask, section.loss_normalizer, denominator=bottom)
+                terms["entropy"] = obj.cross_entropy(-bonus, mask, section.loss_normalizer, denominator=denominator)
                 totals["entropy"] += bonus.detach()[mask].sum().item() / max(sampled_tokens, 1)
         if anatomy is not None:
             weighted = {"ce": alpha * terms["ce"]} if g else {}
