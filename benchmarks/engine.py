@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     args = common.arguments(__doc__, argv, ("full", "ends", "parts"))
     cfg = common.settings(args.model)
     model, tokenizer = models.load_model(cfg.model), models.load_tokenizer(cfg.model)
-    sdpa = models.shadow_of(model)
+    sdpa = models.sampling_copy(model)
     sdpa.set_attn_implementation("sdpa")
     texts, ratios = common.posts(PROMPTS), {}
     for part in args.part:

@@ -42,7 +42,7 @@ def our_step(cfg, section, posts):
         policy.collect_gradients(accelerator)
         torch.nn.utils.clip_grad_norm_(policy.masters.values(), section.max_grad_norm)
         optimizer.step()
-        policy.publish()
+        policy.sync_weights()
         assert rollouts.lengths.float().mean() == cfg.sampling.max_new_tokens
     return step
 

@@ -45,8 +45,6 @@ __all__ = ["METHODS", "AblationConfig", "Config", "DataConfig", "EvaluationConfi
            "UserError", "load", "read_yaml", "resolved", "training", "write_yaml"]
 
 
-PATHWISE = ("entropy", "token_gini", "embedding_rao")  # kinds of diversity_gradient that need no samples
-CHORD = {"warmup", "decay", "peak", "valley"}
 TRAINED = ("sft", "polychromic", "grpo", "hybrid")  # sections that depart from `training`
 WEIGHTS = ("alpha", "beta", "lam", "kappa")  # of the loss: what an ablation may vary
 
@@ -96,7 +94,7 @@ def _resolve(path: Path, folder: Path, below: tuple[Path, ...] = ()) -> tuple[di
 
     Within a file a method's section departs from `training`; a file as a whole comes after the one it extends, so
     `training` of a preset goes to all four methods, over their sections in laptop.yaml. Sections are merged key by
-    key; lists and mappings that are values (data.columns, reward_model.heuristic, chord, ablation.grid) are replaced.
+    key; lists and mappings that are values (data.columns, reward_model.heuristic, ablation.grid) are replaced.
     """
     if path in below:
         raise UserError(f"{path}: extends itself, by way of {' and '.join(p.name for p in below)}")
@@ -221,30 +219,29 @@ def _check_ablation(cfg: Config, require: Callable[[bool, str], None]) -> None:
 def _check_training(name: str, t: TrainConfig, max_tokens: int, require: Callable[[bool, str], None]) -> None:
     """Choices out of the training menu that cannot work, alone or together."""
     k, kind = t.samples_per_prompt, t.diversity_gradient
-    spread, sampled = bool(t.lam) and kind in PATHWISE, bool(t.lam) and kind not in PATHWISE
-    require(any((t.alpha, t.beta, t.lam, t.kappa, t.entropy, t.chord)), f"{name}: every weight of the loss is 0")
-    require(not sampled or k >= 3, f"{name}.lam needs samples_per_prompt >= 3: leaving one of K out must leave a pair")
+    require(any((t.alpha, t.beta, t.lam, t.kappa, t.entropy)), f"{name}: every weight of the loss is 0")
+    require(not t.lam or k >= 3, f"{name}.lam needs samples_per_prompt >= 3: leaving one of K out must leave a pair")
     require(t.beta == 0 or k >= 2, f"{name}.beta needs samples_per_prompt >= 2: {t.reward_gradient} compares replies")
     for key in ("kappa", "entropy"):
         require(vars(t)[key] == 0 or k >= 1, f"{name}.{key} acts on sampled replies: samples_per_prompt must be >= 1")
-    require(t.gold_per_prompt >= 1 or not (t.alpha or spread or t.chord),
-            f"{name}: alpha, chord and diversity_gradient {kind} act on people's replies: gold_per_prompt must be >= 1")
+    require(t.gold_per_prompt >= 1 or not t.alpha,
+            f"{name}.alpha acts on people's replies: gold_per_prompt must be >= 1")
 
     sets = [f"reward_gradient {t.reward_gradient}"] if t.beta and t.reward_gradient != "mean" else []
-    sets += [f"diversity_gradient {kind}"] if sampled and kind in ("set_level", "f_poly") else []
+    sets += [f"diversity_gradient {kind}"] if t.lam and kind in ("set_level", "f_poly") else []
     for what in sets if t.subset_size else []:
         low = 1 if what.startswith("reward") else 2
         require(low <= t.subset_size < k, f"{name}.subset_size {t.subset_size} does not suit {what}: "
                 f"it must be {low} to samples_per_prompt - 1 ({k - 1}), or 0 for half")
     require(not sets or math.comb(k, t.subset_size or k // 2) <= 20_000,
             f"{name}: {sets and sets[0]} looks at every subset and {k} samples have over 20 000; lower subset_size")
-    require(not sampled or kind != "shared" or t.prompts_per_step >= 2,
+    require(not t.lam or kind != "shared" or t.prompts_per_step >= 2,
             f"{name}.diversity_gradient shared takes its baseline from other posts: prompts_per_step must be >= 2")
-    require(not sampled or t.diversity != "distinct_2" or max_tokens >= 2,
+    require(not t.lam or t.diversity != "distinct_2" or max_tokens >= 2,
             f"{name}.diversity distinct_2 needs sampling.max_new_tokens >= 2")
-    require(not sampled or kind != "darling" or t.diversity == "semantic",
+    require(not t.lam or kind != "darling" or t.diversity == "semantic",
             f"{name}.diversity_gradient darling is made of cosine distances: it goes with diversity semantic only")
-    require(not sampled or t.scale_advantages != "group",
+    require(not t.lam or t.scale_advantages != "group",
             f"{name}.scale_advantages group scales rewards alone; with lam above 0 use running, batch or none")
     require(name not in ("sft", "polychromic") or t.beta == 0 and kind not in ("f_poly", "darling"),
             f"{name}: its notebook trains without a reward; put beta, f_poly or darling under grpo or hybrid")
@@ -268,12 +265,6 @@ def _check_training(name: str, t: TrainConfig, max_tokens: int, require: Callabl
     require(t.eval_samples >= 1, f"{name}.eval_samples must be at least 1: notebooks show sampled replies")
     require(t.on_hacked != "stop" or name in ("grpo", "hybrid"),
             f"{name}.on_hacked stop: nothing is watched without a reward; it goes with grpo and hybrid")
-    if t.chord:
-        require(set(t.chord) == CHORD, f"{name}.chord needs the keys {', '.join(sorted(CHORD))} or none, "
-                f"found {', '.join(sorted(t.chord))}")
-        require(0 <= t.chord["valley"] <= t.chord["peak"] <= 1 and min(t.chord["warmup"], t.chord["decay"]) >= 0,
-                f"{name}.chord must have 0 <= valley <= peak <= 1 and lengths of 0 or more, found {dict(t.chord)}")
-        require(t.beta > 0 or t.lam > 0, f"{name}.chord shifts weight from CE to beta and lam, and both are 0")
 
 
 def read_yaml(path: Path) -> dict:

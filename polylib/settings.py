@@ -128,11 +128,8 @@ class TrainConfig:
     mask_truncated: Bool
     reward_gradient: Literal["mean", "max_at_k", "pass_at_k", "pass_at_k_training"]
     diversity: Literal["semantic", "logdet", "vendi", "distinct_1", "distinct_2", "self_bleu"]
-    diversity_gradient: Literal["jackknife", "leave_one_out", "shared", "set_level", "f_poly", "darling", "detached",
-                                "entropy", "token_gini", "embedding_rao"]
+    diversity_gradient: Literal["jackknife", "leave_one_out", "shared", "set_level", "f_poly", "darling", "detached"]
     subset_size: Count
-    gold_loss: Literal["ce", "gem", "chord_phi"]
-    chord: dict[Str, Float]
     curriculum: Quantile
     min_relevance: Float
     reward: Literal["combined", "learned", "heuristic", "coherence", "llm"]

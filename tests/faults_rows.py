@@ -73,7 +73,7 @@ ROWS = [
      "training/objective", '(-entropy_weight, entropy, "entropy")', '(entropy_weight, entropy, "entropy")'),
     (26, "One batch, its slices, and two processes give one gradient", INVARIANCE,
      "summed accumulation: each slice has its own denominator", "training/step",
-     "denominator=bottom)\n            terms",
+     "denominator=denominator)\n            terms",
      "denominator=None)\n            terms"),
     (27, "Sampling uses the cache and leaves the modes of the model alone", INVARIANCE,
      "sampling leaves the model in training mode", "models/sampling", "    rows = len(prompts) * k\n",

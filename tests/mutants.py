@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 1200  # a fault may also make a test run for ever
 SLOW = ("two_processes", "row_26", "killed_run", "habit_is_learned", "other_settings")  # after their file's other tests
 SUITES = {
-    "pure": ["objective", "kl", "advantages", "normalizers", "diversity", "pathwise", "anatomy", "toy", "trl_parity"],
+    "pure": ["objective", "kl", "advantages", "normalizers", "diversity", "schedules", "anatomy", "toy", "trl_parity"],
     "engine": ["sampling", "truncated_sampling", "logprobs", "models", "rivals", "fault_kinds", "loop_menu",
                "loop"],
     "rewards": ["metrics", "stats", "score", "rewards_learned", "rewards_validate", "rewards_judge", "rewards_ties",
@@ -48,9 +48,8 @@ FIRST = {  # room -> the test files to try before the others of its suite
     "training/advantages": ["advantages", "kl"],
     "training/diversity": ["diversity"],
     "training/measures": ["diversity"],
-    "training/pathwise": ["pathwise"],
-    "training/schedules": ["pathwise"],
-    "training/anatomy": ["anatomy", "pathwise"],
+    "training/schedules": ["schedules"],
+    "training/anatomy": ["anatomy"],
     "training/toy": ["toy"],
     "models/packing": ["logprobs", "truncated_sampling"],
     "training/policy": ["loop"],

@@ -42,7 +42,7 @@ from polylib.models import sampling
 from polylib.models.packing import pack, replayed
 from polylib.models.truncation import kept_tokens
 from polylib.training import advantages as adv
-from polylib.training import loop, pathwise, rollouts, scoring
+from polylib.training import loop, rollouts, scoring
 from polylib.training import objective as ob
 from polylib.training.policy import Policy
 from polylib.training.schedules import AdaptiveKL
@@ -112,7 +112,7 @@ def new_actor(moved: bool = False, **changes) -> Policy:
         for name, master in actor.masters.items():
             if moved and name.endswith("lora_B"):
                 master.copy_(torch.randn(master.shape, generator=generator) * 0.05)
-    actor.publish()
+    actor.sync_weights()
     return actor
 
 
@@ -252,7 +252,7 @@ def test_row_11_the_kl_starts_at_zero_grows_with_any_reward_and_shrinks_under_it
         for name, param in actor.params.items():
             actor.masters[name].data -= lr * param.grad
             param.grad = None
-        actor.publish()
+        actor.sync_weights()
         return ob.kl_value(rescored(actor, sampled)[0].detach(), ref, mask).item()
 
     new, mask = rescored(actor, sampled)
@@ -433,7 +433,7 @@ def test_row_25_the_entropy_bonus_has_a_gradient_and_raises_the_entropy():
         return -(p * p.log()).sum()
 
     theta = THETA.clone().requires_grad_()
-    ob.total(entropy_weight=0.5, entropy=pathwise.entropy(theta[None, :V], torch.ones(1))).backward()
+    ob.total(entropy_weight=0.5, entropy=ob.token_entropy(theta[:V])).backward()
     assert relative_error(theta.grad, -0.5 * finite_difference(entropy, THETA)) < EXACT
     assert entropy(THETA - 0.1 * theta.grad) > entropy(THETA)
 

@@ -157,7 +157,7 @@ def test_a_text_has_one_embedding_whatever_its_company_its_order_and_the_cache(t
 def test_nothing_that_another_machine_or_version_computed_is_read(encoder, monkeypatch):
     key = encoder._keys(["a text"])
     for there in (["cuda", "a card"], ["cpu", "x86_64", "AVX2", "avx2"], ["cpu", "x86_64", "AVX2", "avx2", "fma"]):
-        monkeypatch.setattr(encoder_module, "_arithmetic", lambda device, there=there: there)
+        monkeypatch.setattr(encoder_module, "_hardware", lambda device, there=there: there)
         assert encoder._keys(["a text"]) != key
         key = encoder._keys(["a text"])
     monkeypatch.setattr(encoder_module.importlib.metadata, "version", lambda name: "9.9")

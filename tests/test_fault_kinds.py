@@ -31,6 +31,7 @@ SECTION = dataclasses.replace(
     scale_advantages="none", max_grad_norm=1e9, alpha=0.0)
 VALIDATION = [SimpleNamespace(id=f"v{i}", text=text, gold=gold) for i, (text, gold) in enumerate(
     [("Is the bakery open on Sunday?", ("Until noon.", "No idea.")), ("Snow in May, why not.", ("Why not.",))])]
+STILL = 1e-300  # a learning rate that float32 rounds to 0; the settings refuse 0 itself
 
 
 def change(**settings):
@@ -54,7 +55,7 @@ def base():
 def quick(base, tmp_path, monkeypatch):
     plain = models.load_model
     monkeypatch.setattr(models, "load_model", lambda cfg, parents=(), seed=0: talkative(plain(cfg, parents, seed), 2)
-                        if parents else models.shadow_of(base[1]))
+                        if parents else models.sampling_copy(base[1]))
     monkeypatch.setattr(models, "load_tokenizer", lambda cfg: base[0])
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.chdir(tmp_path)
@@ -196,7 +197,7 @@ def together(names):
 def test_the_terms_of_the_objective_superpose(tmp_path, descent, moved, kl):
     """The gradient of any two terms, and of all five, is the sum of the gradients of each alone, sign and weight."""
     section = dict(kl_estimator=kl, kl_level="token")
-    start = train(tmp_path / "start", change(alpha=1.0, lr=0.0)).adapter
+    start = train(tmp_path / "start", change(alpha=1.0, lr=STILL)).adapter
     pulls = {}
     wanted = [(name,) for name in WEIGHTS] + list(itertools.combinations(WEIGHTS, 2)) + [tuple(WEIGHTS)]
     for names in wanted if kl == "k2" else [*wanted[:5], wanted[-1]]:
@@ -243,7 +244,7 @@ def star(texts):
 def test_diversity_is_raised_not_lowered_whatever_the_reward(tmp_path, descent, beta):
     """Where D is about a sum over replies, lambda pulls as beta does; so it is rewarded, not punished, beside beta too.
     Not exactly so: equal replies and invalid ones have no distance."""
-    start = flat(train(tmp_path / "start", change(alpha=1.0, lr=0.0)).adapter)
+    start = flat(train(tmp_path / "start", change(alpha=1.0, lr=STILL)).adapter)
     rewarded = flat(train(tmp_path / "reward", change(beta=1.0, lr=10.0)).adapter) - start
     flat_reward = constant_reward if beta else None
     diverse = flat(train(tmp_path / "diversity", change(beta=beta, lam=1.0, lr=1e3), flat_reward, star).adapter) - start
@@ -302,7 +303,7 @@ TWINS = [SimpleNamespace(id=f"t{i}", text="The same words under every post.", go
 def drawn(folder, section, seed=3, posts=TWINS):
     """Replies of each training call, by a policy that does not move: only random numbers can tell them apart."""
     reward = Recorder()
-    trained = train(folder, dataclasses.replace(section, beta=1.0, lr=0.0), reward, seed=seed, posts=posts)
+    trained = train(folder, dataclasses.replace(section, beta=1.0, lr=STILL), reward, seed=seed, posts=posts)
     return [tuple(replies) for _, replies in reward.calls[1:]], trained  # the first call is the fingerprint's
 
 
@@ -332,7 +333,7 @@ def test_every_process_draws_its_own_random_numbers(tmp_path, monkeypatch):
         monkeypatch.setattr(Accelerator, "process_index", property(lambda self, rank=rank: rank))
         reward, folder = Recorder(), tmp_path / str(rank)
         folder.mkdir()
-        loop.train(CFG, change(beta=1.0, steps=3, lr=0.0), "m", 3, TWINS, VALIDATION, paths=run.Paths("t", folder),
+        loop.train(CFG, change(beta=1.0, steps=3, lr=STILL), "m", 3, TWINS, VALIDATION, paths=run.Paths("t", folder),
                    reward=reward, encode=letters)
         seen += [tuple(replies) for _, replies in reward.calls[1:]]
     assert len(seen) == 6 and len(set(seen)) == 6 and {len(replies) for replies in seen} == {4}
@@ -352,7 +353,7 @@ def test_every_step_draws_other_human_replies_and_every_epoch_another_order(tmp_
     orders, asked = [], told(monkeypatch)
     for seed in (3, 4):
         asked.clear()
-        train(tmp_path / str(seed), change(alpha=1.0, steps=30, prompts_per_step=6, lr=0.0), seed=seed, posts=posts)
+        train(tmp_path / str(seed), change(alpha=1.0, steps=30, prompts_per_step=6, lr=STILL), seed=seed, posts=posts)
         people = [reply for post in VALIDATION for reply in post.gold]
         mine = [reply for reply in asked if reply not in people]
         assert len(mine) == 30 * 6
@@ -372,7 +373,7 @@ def test_the_gradient_is_clipped_to_its_norm_at_every_step(tmp_path, descent):
         section = change(alpha=1.0, lr=0.5, max_grad_norm=limit)
         states = [flat(train(tmp_path / f"{limit} {steps}", dataclasses.replace(section, steps=steps)).adapter)
                   for steps in (1, 2, 3)]
-        states.insert(0, flat(train(tmp_path / f"{limit} start", change(alpha=1.0, lr=0.0)).adapter))
+        states.insert(0, flat(train(tmp_path / f"{limit} start", change(alpha=1.0, lr=STILL)).adapter))
         norms[limit] = [((b - a).norm() / 0.5).item() for a, b in zip(states, states[1:])]
         history = train(tmp_path / f"{limit} again", dataclasses.replace(section, steps=3)).history
         before = history.grad_norm[1:].to_numpy()
@@ -401,7 +402,7 @@ def test_each_side_of_the_ratio_clip_stops_tokens_once_the_policy_has_moved(tmp_
 @pytest.mark.parametrize("weights", [dict(beta=1.0), dict(lam=1.0), dict(beta=1.0, lam=1.0)])
 def test_the_advantage_clip_bounds_what_is_trained_on(tmp_path, descent, weights):
     """A limit below every advantage leaves only signs: half the limit is half the pull."""
-    start = flat(train(tmp_path / "start", change(alpha=1.0, lr=0.0)).adapter)
+    start = flat(train(tmp_path / "start", change(alpha=1.0, lr=STILL)).adapter)
     runs = [train(tmp_path / f"{limit}", change(advantage_clip=limit, lr=1e6 if limit else 1.0, **weights))
             for limit in (0.0, 1e-6, 5e-7)]
     pulls = [flat(one.adapter) - start for one in runs]
@@ -431,28 +432,28 @@ def test_a_long_post_and_a_long_reply_are_cut(tmp_path):
     assert len(models.encode_reply(tokens, "word " * 300, 3)) == 3
 
 
-# ------------------------------------------------------------------------------------------- looks, also later ones
-def test_a_policy_that_does_not_move_looks_the_same_at_every_look(tmp_path):
-    """Same posts, same random numbers, same model at every look: and so no look can use posts of training."""
-    section = change(alpha=1.0, beta=1.0, lam=1.0, kappa=0.1, steps=3, lr=0.0, eval_every=1, eval_samples=3)
-    looks = []
+# ------------------------------------------------------------------------------------- validations, also later ones
+def test_a_policy_that_does_not_move_says_the_same_at_every_validation(tmp_path):
+    """Same posts, same random numbers, same model at every validation: and so none can use posts of training."""
+    section = change(alpha=1.0, beta=1.0, lam=1.0, kappa=0.1, steps=3, lr=STILL, eval_every=1, eval_samples=3)
+    seen = []
 
     def watch(posts, replies, rewards):
-        looks.append((posts, replies, rewards.tolist()))
+        seen.append((posts, replies, rewards.tolist()))
         return {"val_level": 0.0}
     found = train(tmp_path / "a", section, watch=watch)
     values = found.history[[name for name in found.history if name.startswith("val_")]].dropna(axis=1)
     assert len(values) == 4 and {"val_ce", "val_reward", "val_diversity", "val_kl", "val_length"} <= set(values)
     assert (values == values.iloc[0]).all(axis=None)
-    assert looks[0][0] == [post.text for post in VALIDATION] and all(one == looks[0] for one in looks)
+    assert seen[0][0] == [post.text for post in VALIDATION] and all(one == seen[0] for one in seen)
     samples = json.loads((found.paths.results("m", 3) / "samples.json").read_text())
-    assert [s["post"] for s in samples] == looks[0][0] and all(s["before"] == s["after"] for s in samples)
+    assert [s["post"] for s in samples] == seen[0][0] and all(s["before"] == s["after"] for s in samples)
     others = train(tmp_path / "b", section, posts=POSTS[:2], watch=watch).history
     assert (others[values.columns] == values).all(axis=None), "whatever posts it trains on"
 
 
-def test_no_look_and_no_step_takes_the_posts_of_the_other(tmp_path, monkeypatch):
-    """Told apart by a reward of 1 for validation posts, at every step and look, with and without a curriculum."""
+def test_no_validation_and_no_step_takes_the_posts_of_the_other(tmp_path, monkeypatch):
+    """Told apart by a reward of 1 for validation posts, at every step and validation, with and without a curriculum."""
     texts = {post.text for post in VALIDATION}
     people = {reply for post in VALIDATION for reply in post.gold}
     posts = [SimpleNamespace(**vars(post), engagement=float(i)) for i, post in enumerate(POSTS)]
@@ -469,11 +470,11 @@ def test_no_look_and_no_step_takes_the_posts_of_the_other(tmp_path, monkeypatch)
         for called, _ in reward.calls:
             assert set(called) <= texts or not set(called) & texts
         assert [s == texts for s in sampled] == [True, False, True, False, True, False, True]
-        assert sum(reply in people for reply in asked) == 4 * 3, "at each look every human reply, once"
+        assert sum(reply in people for reply in asked) == 4 * 3, "at each validation every human reply, once"
 
 
-def test_every_look_sees_the_policy_of_its_own_step(tmp_path):
-    """Three looks of one run equal the last looks of runs that end there: no look is a step late."""
+def test_every_validation_sees_the_policy_of_its_own_step(tmp_path):
+    """Three validations of one run equal the last ones of runs that end there: none is a step late."""
     section = change(alpha=1.0, beta=1.0, steps=3, lr=1e-2, eval_every=1, eval_samples=2)
     whole = train(tmp_path / "whole", section).history
     names = ["val_ce", "val_reward", "val_kl", "val_length"]

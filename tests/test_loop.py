@@ -164,7 +164,7 @@ def gradients(section, micro, seed=5):
         for name, master in actor.masters.items():
             if name.endswith("lora_B"):
                 master.copy_(torch.randn(master.shape, generator=generator) * 0.05)
-    actor.publish()
+    actor.sync_weights()
     sampled = sampling.sample(actor.sampler, actor.tokenizer, [p.text for p in POSTS], 4, CFG.sampling, seed)
     scales = {"reward": loop.RunningScale(), "diversity": loop.RunningScale()}
     scored = scoring.score(section, POSTS, sampled, length_reward, letters, scales)

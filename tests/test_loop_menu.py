@@ -19,7 +19,7 @@ from tiny import CFG, POSTS, letters, talkative, weighted, weights
 from polylib import config, models, run
 from polylib.models import sampling
 from polylib.models.attention import additive_mask
-from polylib.training import loop, measures, pathwise, rollouts, schedules, scoring, step
+from polylib.training import loop, measures, rollouts, scoring, step
 from polylib.training.advantages import RunningScale
 from polylib.training.anatomy import Anatomy
 from polylib.training.policy import Policy
@@ -235,7 +235,7 @@ def actor():
         for name, master in made.masters.items():
             if name.endswith("lora_B"):
                 master.copy_(torch.randn(master.shape, generator=generator) * 0.05)
-    made.publish()
+    made.sync_weights()
     return made
 
 
@@ -286,51 +286,17 @@ def gold_rows(actor):
     return [(prompt, ids) for prompt, group in zip(prompts, groups) for ids in group if ids]
 
 
-def chord(logits, targets):
-    logp = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    p = logp.detach().exp()
-    return -(p * (1 - p) * logp)
-
-
 def cross_entropy(logits, targets):
     return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
-def gem(logits, targets):
-    return torch.stack([pathwise.gem_loss(row[None], y[None], torch.ones(1)) for row, y in zip(logits, targets)])
-
-
-def spread(name):
-    def per_token(logits, targets, actor):
-        p = logits.softmax(-1)
-        if name == "entropy":
-            found = torch.distributions.Categorical(logits=logits).entropy()
-        elif name == "token_gini":
-            found = 1 - (p * p).sum(-1)
-        else:  # 2 (1 - |mean of unit embeddings|^2)
-            e = torch.nn.functional.normalize(actor.model.get_input_embeddings().weight.detach().float(), dim=-1)
-            found = 2 * (1 - (p @ e).square().sum(-1))
-        return cross_entropy(logits, targets) - 0.7 * found
-    return per_token
-
-
-@pytest.mark.parametrize("settings, token_loss", [
-    (dict(gold_loss="ce"), cross_entropy), (dict(gold_loss="chord_phi"), chord), (dict(gold_loss="gem"), gem),
-    *((dict(lam=0.7, diversity_gradient=name), spread(name)) for name in pathwise.KINDS)])
-def test_gold_losses_and_pathwise_terms_equal_one_unpacked_row_at_a_time(actor, settings, token_loss):
-    totals, found = gradient(actor, change(micro_prompts=3, **settings), None)
-    rows = gold_rows(actor)
-    losses, plain = [], []
-    for prompt, ids in rows:
-        logits, targets = full_logits(actor, prompt, ids), torch.tensor(ids)
-        losses.append(token_loss(logits, targets, actor) if "lam" in settings else token_loss(logits, targets))
-        plain.append(cross_entropy(logits, targets))
+def test_cross_entropy_equals_one_unpacked_row_at_a_time(actor):
+    totals, found = gradient(actor, change(micro_prompts=3), None)
+    losses = [cross_entropy(full_logits(actor, prompt, ids), torch.tensor(ids)) for prompt, ids in gold_rows(actor)]
     loss = torch.cat(losses).mean()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(actor.params.values()))])
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-3)
-    assert totals["loss"] == pytest.approx(loss.item(), abs=1e-4)
-    assert totals["ce"] == pytest.approx(torch.cat(plain).mean().item(), abs=1e-4)
-    assert np.isfinite(totals["pathwise"]) == ("lam" in settings)
+    assert totals["loss"] == pytest.approx(loss.item(), abs=1e-4) == totals["ce"]
 
 
 def test_the_entropy_bonus_is_the_entropy_of_the_sampled_tokens(actor, rolled):
@@ -412,17 +378,17 @@ def test_anatomy_takes_the_loss_apart_and_leaves_the_gradient_alone(actor, rolle
     section = change(HYBRID, alpha=0.3, kappa=0.2, micro_prompts=3)
     scored = scoring.score(section, POSTS, rolled, length_reward, letters, scales)
     anatomy = Anatomy(actor.params.values())
-    totals, with_it = gradient(actor, section, scored, anatomy=anatomy, share=0.5)
-    again, without = gradient(actor, section, scored, share=0.5)
+    totals, with_it = gradient(actor, section, scored, anatomy=anatomy)
+    again, without = gradient(actor, section, scored)
     assert torch.equal(with_it, without) and totals["loss"] == again["loss"]
     nothing = torch.zeros(4, 4)
     alone = {
         "ce": gradient(actor, change(section, kappa=0.0), dataclasses.replace(
             scored, reward_advantages=nothing, diversity_advantages=nothing))[1],
         "reward": gradient(actor, change(section, alpha=0.0, kappa=0.0), dataclasses.replace(
-            scored, diversity_advantages=nothing), share=0.5)[1],
+            scored, diversity_advantages=nothing))[1],
         "diversity": gradient(actor, change(section, alpha=0.0, kappa=0.0), dataclasses.replace(
-            scored, reward_advantages=nothing), share=0.5)[1],
+            scored, reward_advantages=nothing))[1],
         "kl": gradient(actor, change(section, alpha=0.0), dataclasses.replace(
             scored, reward_advantages=nothing, diversity_advantages=nothing))[1]}
     torch.testing.assert_close(sum(alone.values()), with_it, atol=1e-6, rtol=1e-4)
@@ -430,9 +396,6 @@ def test_anatomy_takes_the_loss_apart_and_leaves_the_gradient_alone(actor, rolle
     for name, g in alone.items():
         assert row[f"norm_{name}"] == pytest.approx(g.norm().item(), rel=1e-3)
     assert row["cos_ce_kl"] == pytest.approx(torch.cosine_similarity(alone["ce"], alone["kl"], 0).item(), abs=1e-3)
-    pathwise_anatomy = Anatomy(actor.params.values())
-    gradient(actor, change(lam=0.5, diversity_gradient="entropy"), None, anatomy=pathwise_anatomy)
-    assert pathwise_anatomy.row()["norm_diversity"] > 0 and np.isnan(pathwise_anatomy.row()["norm_reward"])
 
 
 def test_prompts_are_formatted_once(actor, rolled, monkeypatch):
@@ -462,15 +425,15 @@ def test_the_adaptive_kappa_moves_as_its_rule_says(tmp_path):
 
 
 def spied(monkeypatch):
-    """What each step is given: (position of its posts, completions, settings, share)."""
+    """What each step is given: (position of its posts, completions, settings, weights)."""
     seen, plain = [], step.backward
 
-    def backward(policy, cfg, section, posts, scored, key, average=float, share=1.0, anatomy=None, **weights):
+    def backward(policy, cfg, section, posts, scored, key, average=float, anatomy=None, **weights):
         completions = None if scored is None else scored.rollouts.completion_ids.tolist()
         old = None if scored is None else scored.old_logprobs
-        seen.append(SimpleNamespace(posts=[p.id for p in posts], completions=completions, section=section, share=share,
-                                    old=old, scored=scored, weights=weights))
-        return plain(policy, cfg, section, posts, scored, key, average, share, anatomy, **weights)
+        seen.append(SimpleNamespace(posts=[p.id for p in posts], completions=completions, section=section, old=old,
+                                    scored=scored, weights=weights))
+        return plain(policy, cfg, section, posts, scored, key, average, anatomy, **weights)
     monkeypatch.setattr(loop, "backward", backward)
     return seen
 
@@ -498,8 +461,7 @@ def test_replay_uses_the_same_rollouts_and_the_ratio(tmp_path, monkeypatch, ahea
 
 
 EVERYTHING = change(HYBRID, steps=7, save_every=3, updates_per_rollout=2, rollout_every=2, kappa=0.1, kl_target=0.05,
-                    entropy=0.01, diversity_gradient="f_poly", chord=dict(warmup=2, decay=6, peak=0.5, valley=0.1),
-                    eval_every=3, eval_samples=2, anatomy_every=2)
+                    entropy=0.01, diversity_gradient="f_poly", eval_every=3, eval_samples=2, anatomy_every=2)
 
 
 def test_a_killed_run_of_everything_continues_to_the_same_weights(tmp_path):
@@ -546,33 +508,6 @@ def test_anatomy_changes_no_weight_and_is_written_when_asked(tmp_path):
     columns = [c for c in taken[0] if c.startswith(("norm_", "cos_"))]
     assert len(columns) == 10 and plain[0][columns].isna().all(axis=None)
     assert taken[0][columns].notna().all(axis=1).tolist() == [False, False, True]
-
-
-def test_chord_gives_gold_its_mu_and_the_samples_the_rest(tmp_path, monkeypatch):
-    seen = spied(monkeypatch)
-    schedule = dict(warmup=1.0, decay=2.0, peak=0.8, valley=0.2)
-    train(tmp_path, change(HYBRID, chord=schedule, steps=4))
-    mu = [schedules.chord_mu(i, 1, 2, 0.8, 0.2) for i in range(4)]
-    assert mu == pytest.approx([0, 0.8, 0.5, 0.2])
-    assert [s.weights["alpha"] for s in seen] == pytest.approx(mu)
-    assert [s.share for s in seen] == pytest.approx([1 - m for m in mu])
-    assert {s.weights["kappa"] for s in seen} == {HYBRID.kappa}
-
-
-def test_chord_at_one_is_sft_bit_for_bit(tmp_path):
-    all_gold = dict(warmup=0.0, decay=1.0, peak=1.0, valley=1.0)
-    sft = train(tmp_path / "a", SECTION)[1]
-    assert equal(train(tmp_path / "b", change(HYBRID, kappa=0.0, chord=all_gold))[1], sft)
-    halved = dict(all_gold, peak=0.5, valley=0.5)
-    assert not equal(train(tmp_path / "c", change(HYBRID, kappa=0.0, chord=halved))[1], sft)
-
-
-def test_pathwise_diversity_needs_people_only(tmp_path):
-    sft = train(tmp_path / "a", change(steps=2))
-    history, adapter, paths = train(tmp_path / "b", change(steps=2, lam=0.5, diversity_gradient="token_gini"),
-                                    reward=None, encode=None)
-    assert not equal(adapter, sft[1]) and history.pathwise[1:].notna().all() and history.length.isna().all()
-    assert json.loads((paths.results("m", 3) / "metrics.json").read_text())["literal_lambda"] == 0.5
 
 
 @pytest.mark.parametrize("normalizer, scale", [("grpo", "running"), ("token", "running"), ("dr_grpo", "batch")])
@@ -624,6 +559,26 @@ def test_the_original_design_all_at_once(tmp_path, monkeypatch):
     assert (seen[1].old - r.logprobs)[mask].abs().max() < 1e-4
 
 
+def test_the_history_holds_the_share_of_clipped_advantages(tmp_path, monkeypatch):
+    asked, seen = [], spied(monkeypatch)
+
+    def counted(posts, replies):
+        asked.append(length_reward(posts, replies).reshape(-1, 4))
+        return asked[-1].flatten()
+    plain = change(GRPO, scale_advantages="none", advantage_clip=4.0)  # letters above or below the mean of four
+    history = train(tmp_path / "a", plain, reward=counted)[0]
+    by_hand = [np.mean(np.abs(r - r.mean(1, keepdims=True)) > 4.0) for r in asked[1:]]  # the first is the fingerprint's
+    assert len(by_hand) == 3 and any(0 < share < 1 for share in by_hand), "a clip that acts on some"
+    assert history.advantage_clipped[1:].tolist() == pytest.approx(by_hand)
+    seen.clear()
+    history = train(tmp_path / "b", change(HYBRID, advantage_clip=0.8, lam=2.0))[0]
+    by_hand = [np.mean(np.abs(s.scored.reward_advantages.numpy() / s.scored.reward_scale + 2.0 *
+                              s.scored.diversity_advantages.numpy() / s.scored.diversity_scale) > 0.8) for s in seen]
+    assert len(by_hand) == 3 and any(0 < share < 1 for share in by_hand)
+    assert history.advantage_clipped[1:].tolist() == pytest.approx(by_hand)
+    assert train(tmp_path / "c", GRPO)[0].advantage_clipped.isna().all(), "no clip, no share"
+
+
 def test_k1_in_the_loss_says_that_it_does_nothing(tmp_path, capsys):
     train(tmp_path, change(GRPO, kappa=0.1, kl_estimator="k1", kl_level="token", steps=1))
     assert "kappa does nothing" in capsys.readouterr().out
@@ -668,9 +623,6 @@ def test_a_watch_may_not_write_other_columns(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------- the settings
-CHORD = dict(warmup=10, decay=50, peak=0.5, valley=0.02)
-
-
 @pytest.mark.parametrize("section, settings, says", [
     ("grpo", dict(samples_per_prompt=1, reward_gradient="pass_at_k"), "samples_per_prompt >= 2"),
     ("grpo", dict(reward_gradient="max_at_k", samples_per_prompt=4, subset_size=4), "subset_size 4"),
@@ -678,13 +630,10 @@ CHORD = dict(warmup=10, decay=50, peak=0.5, valley=0.02)
     ("grpo", dict(reward_gradient="max_at_k", samples_per_prompt=20, subset_size=10), "20 000"),
     ("grpo", dict(reward_gradient="max_at_k", scale_advantages="group"), "scale_advantages group"),
     ("polychromic", dict(samples_per_prompt=2), "samples_per_prompt >= 3"),
-    ("polychromic", dict(diversity_gradient="entropy", gold_per_prompt=0), "gold_per_prompt"),
+    ("polychromic", dict(gold_per_prompt=0), "gold_per_prompt"),
     ("polychromic", dict(diversity_gradient="shared", prompts_per_step=1, rollout_every=1), "other posts"),
     ("sft", dict(entropy=0.1, samples_per_prompt=0), "entropy acts on sampled"),
     ("sft", dict(kappa=0.1, samples_per_prompt=0), "kappa acts on sampled"),
-    ("hybrid", dict(chord=dict(warmup=1, decay=2, peak=0.5)), "chord needs the keys"),
-    ("hybrid", dict(chord=CHORD | dict(peak=0.01)), "valley <= peak"),
-    ("sft", dict(chord=CHORD), "both are 0"),
     ("grpo", dict(kl_target=1.0, kappa=0.0), "kappa must be above 0"),
     ("grpo", dict(kl_target=1.0, kappa=0.1, kl_bounds=[0.2, 1.0]), "kl_bounds"),
     ("polychromic", dict(kl_estimator="k1_in_reward", kappa=0.1), "k1_in_reward"),
@@ -718,9 +667,6 @@ def test_a_choice_that_cannot_work_is_one_line(tmp_path, section, settings, says
     assert says in message and section in message and "mine.yaml" in message and "\n" not in message
 
 
-def test_the_settings_and_the_pure_rooms_know_the_same_kinds():
-    assert config.PATHWISE == pathwise.KINDS
+def test_the_settings_may_use_the_whole_menu_at_once():
     bare = dataclasses.replace(CFG, ablation=dataclasses.replace(CFG.ablation, grid={}))  # no grid over the menu
     config._check(dataclasses.replace(bare, hybrid=change(EVERYTHING, diversity_gradient="set_level")), Path("x.yaml"))
-    config._check(dataclasses.replace(CFG, polychromic=change(lam=1.0, diversity_gradient="token_gini",
-                                                              samples_per_prompt=0, eval_samples=1)), Path("x.yaml"))

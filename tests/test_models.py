@@ -26,13 +26,13 @@ def logits(model):
 def trained():
     """(plain copy, peft model with random B): an adapter that does something."""
     plain = models.load_model(CFG.model)
-    shadow = models.shadow_of(plain)
+    sampler = models.sampling_copy(plain)
     peft = models.add_lora(plain, CFG.model, seed=0)
     generator = torch.Generator().manual_seed(1)
     for _, layer in models.lora_layers(peft):
         weight = layer.lora_B["default"].weight
         weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
-    return shadow, peft
+    return sampler, peft
 
 
 def masters(peft):
@@ -48,11 +48,11 @@ def test_all_linear_layers_but_the_head_get_an_adapter(trained):
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-def test_a_refreshed_shadow_says_what_the_adapter_model_says(trained):
-    shadow, peft = trained
-    assert (logits(shadow) - logits(peft)).abs().max() > 1e-3
-    models.refresh_shadow(shadow, peft)
-    torch.testing.assert_close(logits(shadow), logits(peft), atol=1e-5, rtol=1e-4)
+def test_a_refreshed_sampling_copy_says_what_the_adapter_model_says(trained):
+    sampler, peft = trained
+    assert (logits(sampler) - logits(peft)).abs().max() > 1e-3
+    models.refresh_sampling_copy(sampler, peft)
+    torch.testing.assert_close(logits(sampler), logits(peft), atol=1e-5, rtol=1e-4)
 
 
 def test_a_merged_parent_says_what_the_adapter_model_says(trained, tmp_path):

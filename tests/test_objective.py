@@ -153,12 +153,40 @@ def test_literal_lambda_example_and_its_limits():
     assert math.isnan(ob.literal_lambda(1.0, 0.06, 4, 40, "grpo"))
 
 
+# ------------------------------------------------------------------------------------- the entropy bonus
+def logits() -> torch.Tensor:
+    return torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_the_entropy_of_the_next_token_and_its_gradient():
+    p = logits().softmax(-1)
+    assert torch.allclose(ob.token_entropy(logits()), -(p * p.log()).sum(-1), rtol=1e-12)
+    assert torch.autograd.gradcheck(ob.token_entropy, logits().requires_grad_())
+    certain = torch.tensor([1e4, 0.0, 0.0])
+    assert ob.token_entropy(torch.zeros(5)).item() == pytest.approx(math.log(5))
+    assert ob.token_entropy(certain).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_tokens_that_could_not_be_drawn_are_as_good_as_absent():
+    """Logits of -inf at two of five tokens: value and gradient are those of the three that are left."""
+    left, full = [0, 2, 4], logits()
+    full[..., [1, 3]] = -torch.inf
+    full.requires_grad_()
+    few = logits()[..., left].requires_grad_()
+    found, expected = ob.token_entropy(full), ob.token_entropy(few)
+    assert found.shape == (2, 3)
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(full.grad[..., left], few.grad)
+    assert not full.grad[..., [1, 3]].any()
+
+
 # --------------------------------------------------------------------------------------------- the sum
 def test_total_is_the_one_line_it_says():
-    ce, policy, kl, rao, h = (torch.tensor(x) for x in (2.0, -0.5, 0.25, 0.8, 1.5))
-    found = ob.total(alpha=0.3, ce=ce, policy=policy, kappa=0.1, kl=kl, pathwise_weight=2.0, pathwise=rao,
-                     entropy_weight=0.01, entropy=h)
-    assert found.item() == pytest.approx(0.3 * 2.0 - 0.5 - 2.0 * 0.8 - 0.01 * 1.5 + 0.1 * 0.25)
+    ce, policy, kl, h = (torch.tensor(x) for x in (2.0, -0.5, 0.25, 1.5))
+    found = ob.total(alpha=0.3, ce=ce, policy=policy, kappa=0.1, kl=kl, entropy_weight=0.01, entropy=h)
+    assert found.item() == pytest.approx(0.3 * 2.0 - 0.5 - 0.01 * 1.5 + 0.1 * 0.25)
     with pytest.raises(ValueError, match="weight of kl is 0.1"):
         ob.total(alpha=1.0, ce=ce, kappa=0.1)
     with pytest.raises(ValueError, match="no term"):

@@ -95,8 +95,8 @@ def test_kept_sets_are_those_of_transformers(name, spread):
 def test_every_depth_of_the_search_occurs_above():
     sizes = [kept_tokens(torch.randn(12, 6000, generator=torch.manual_seed(5)) * spread / 0.8, 0.9).sum(-1)
              for spread in (0.3, 1.5, 4.0)]
-    assert sizes[0].min() > 16 * truncation.FIRST_LOOK > sizes[1].max()
-    assert sizes[1].min() > truncation.FIRST_LOOK > sizes[2].max()
+    assert sizes[0].min() > 16 * truncation.FIRST_DEPTH > sizes[1].max()
+    assert sizes[1].min() > truncation.FIRST_DEPTH > sizes[2].max()
 
 
 def test_equal_logits_at_the_boundary():
@@ -336,7 +336,7 @@ def test_policy_and_reference_are_scored_on_the_same_set():
         for name, master in policy.masters.items():
             if name.endswith("lora_B"):
                 master.add_(0.05 * torch.randn(master.shape, generator=torch.manual_seed(2)))
-        policy.publish()
+        policy.sync_weights()
         now, table = policy.logprobs(packed, 0.8, kept=kept, value=whole)
         reference, other = policy.logprobs(packed, 0.8, reference=True, kept=kept, value=whole)
     torch.testing.assert_close(reference, before, atol=1e-6, rtol=0)

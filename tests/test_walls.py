@@ -35,7 +35,6 @@ PURE = {  # module: what it may import besides mathematics and the other pure mo
     "polylib.training.advantages": {"torch"},
     "polylib.training.measures": {"torch"},
     "polylib.training.schedules": {"torch"},
-    "polylib.training.pathwise": {"torch"},
     "polylib.training.anatomy": {"torch"},
     "polylib.training.toy": {"torch"},
     "polylib.metrics": {"numpy", "scipy"},

@@ -157,16 +157,16 @@ def _merge_adapter(model, folder: Path) -> None:
         raise UserError(f"warm start: {folder} moved only {moved} of {len(names)} weights; train its stage again")
 
 
-def shadow_of(model):
-    """A second copy of the plain model (before LoRA) for decoding; `refresh_shadow` keeps it merged."""
+def sampling_copy(model):
+    """A second copy of the plain model (before LoRA) for decoding; `refresh_sampling_copy` keeps it merged."""
     return copy.deepcopy(model)
 
 
 @torch.no_grad()
-def refresh_shadow(shadow, peft_model) -> None:
-    """Write W + (alpha/r)·B·A into the shadow: decoding then runs without adapters and never drifts,
+def refresh_sampling_copy(sampler, peft_model) -> None:
+    """Write W + (alpha/r)·B·A into the sampling copy: decoding then runs without adapters and never drifts,
     because nothing is ever un-merged from the trained weights."""
     for name, layer in lora_layers(peft_model):
         b, a = layer.lora_B["default"].weight.float(), layer.lora_A["default"].weight.float()
         delta = layer.scaling["default"] * b @ a
-        shadow.get_submodule(name).weight.copy_(layer.base_layer.weight.float() + delta)
+        sampler.get_submodule(name).weight.copy_(layer.base_layer.weight.float() + delta)

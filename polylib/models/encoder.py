@@ -7,7 +7,7 @@ A matrix product of another shape may sum in another order, so an embedding comp
 along depends on that batch: in bfloat16 another batch changes 17 to 31 % of the corpus' embeddings, by up to .007 in
 cosine, in float32 as many in their last bits, and a cache that several processes share then keeps whichever came first.
 Here every forward pass has BATCH rows, empty ones where texts are missing, and its width depends on a text's own number
-of tokens, so a text has one embedding, whatever the company, the order and the cache.
+of tokens, so a text has one embedding, whatever else is in the call, the order and the cache.
 
 Left out on purpose: eviction (60k short texts are 90 MB), pooling or prompt options (the model's own folder
 sets them)."""
@@ -84,14 +84,14 @@ class Encoder:
         keys = self._keys(clean)
         todo = {key: text for key, text in zip(keys, clean) if key not in self._memory}
         if todo:
-            self._read(todo)
+            self._load_cached(todo)
             missing = {key: text for key, text in todo.items() if key not in self._memory}
             for chunk in _chunks(sorted(missing, key=lambda key: len(missing[key])), CHUNK):  # like lengths together
                 vectors = {}
                 for rows, output, _ in self._forward([missing[key] for key in chunk]):
                     found = output["sentence_embedding"][:len(rows)].float().cpu().numpy()
                     vectors.update((chunk[row], vector) for row, vector in zip(rows, found))
-                self._keep(vectors)
+                self._store(vectors)
         if not keys:
             return np.zeros((0, self._dimension()), dtype=np.float32)
         return np.stack([self._memory[key] for key in keys])
@@ -109,7 +109,7 @@ class Encoder:
             return {}
         clean = {text: _utf8(text) for text in dict.fromkeys(texts)}
         names, keys = list(clean), self._keys(clean.values())
-        self._read([key for key in keys if key not in self._memory])
+        self._load_cached([key for key in keys if key not in self._memory])
         tokenizer = self._load().tokenizer
         special, unknown = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}, tokenizer.unk_token_id
         states, new = dict.fromkeys(names), {}
@@ -126,7 +126,7 @@ class Encoder:
                 if keys[row] not in self._memory:
                     new[keys[row]] = vectors[place].float().cpu().numpy()
         if new:
-            self._keep(new)
+            self._store(new)
         return states
 
     @property
@@ -138,7 +138,7 @@ class Encoder:
     def _keys(self, texts) -> list[bytes]:
         """sha256 of everything that may change a bit of an embedding, and of the text."""
         versions = [importlib.metadata.version(name) for name in LIBRARIES]
-        salt = "\0".join([self._fingerprint, self.dtype, SHAPES, *versions, *_arithmetic(self.device)])
+        salt = "\0".join([self._fingerprint, self.dtype, SHAPES, *versions, *_hardware(self.device)])
         return [hashlib.sha256(f"{salt}\0{text}".encode()).digest() for text in texts]
 
     def _load(self):
@@ -183,7 +183,7 @@ class Encoder:
                     output = model(dict(batch))
                 yield rows, output, batch
 
-    def _keep(self, raw: dict[bytes, np.ndarray]) -> None:
+    def _store(self, raw: dict[bytes, np.ndarray]) -> None:
         keys, vectors = list(raw), np.stack(list(raw.values()))
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         if not np.isfinite(vectors).all():
@@ -196,7 +196,7 @@ class Encoder:
                 [(key, vector.tobytes()) for key, vector in zip(keys, vectors)],
             )
 
-    def _read(self, keys) -> None:
+    def _load_cached(self, keys) -> None:
         with closing(self._connect()) as db:
             for chunk in _chunks(list(keys), 500):  # SQLite's bound on ? in one statement
                 found = db.execute(
@@ -208,7 +208,7 @@ class Encoder:
         return sqlite3.connect(self._file, timeout=60)  # waits for another process's write instead of failing
 
 
-def _arithmetic(device: str) -> list[str]:
+def _hardware(device: str) -> list[str]:
     """What may change the last bits of a matrix product of given shapes on torch device `device`, code apart: the
     graphics card's name, or a CPU's instruction sets and those that torch uses."""
     import torch

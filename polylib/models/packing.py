@@ -142,11 +142,11 @@ def completion_logprobs(hidden: torch.Tensor, head, packed: Packed, temperature,
         found = [score(*pieces[0])]
     else:
         found = [checkpoint(score, *piece, use_reentrant=False) for piece in pieces]
-    outputs = [_spread(torch.cat(parts), mask) for parts in zip(*found)]
+    outputs = [_scatter(torch.cat(parts), mask) for parts in zip(*found)]
     return outputs[0] if value is None else tuple(outputs)
 
 
-def _spread(numbers: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _scatter(numbers: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """(n, ...) numbers of the n True positions of `mask` (B, N, T) -> (B, N, T, ...), 0 elsewhere."""
     out = torch.zeros(*mask.shape, *numbers.shape[1:], dtype=torch.float32, device=mask.device)
     return out.masked_scatter(mask.view(*mask.shape, *[1] * (numbers.ndim - 1)), numbers)

@@ -117,7 +117,7 @@ def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> R
     """K completions of every post at `sampling.temperature`, until EOS or `sampling.max_new_tokens`.
 
     Temperature comes first, then `sampling.top_k` (0 = off), then `sampling.top_p` (1 = off), see `kept_tokens`.
-    `model` is a plain (shadow) model, see `models.shadow_of`. The same seed gives the same completions on the same
+    `model` has no adapters, see `models.sampling_copy`. The same seed gives the same completions on the same
     device. Every row has its own stream of random numbers, so its completion does not depend on which other rows
     finished first. Raises ValueError for k < 1, no posts, or top_p and top_k out of range.
     """

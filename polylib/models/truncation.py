@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-FIRST_LOOK = 256  # most probable tokens looked at first; only rows with a larger set look deeper
+FIRST_DEPTH = 256  # most probable tokens sorted first; only rows with a larger set are sorted deeper
 
 
 def truncates(top_p: float, top_k: int) -> bool:
@@ -33,7 +33,7 @@ def kept_tokens(logits: torch.Tensor, top_p: float = 1.0, top_k: int = 0) -> tor
     if 0 < top_k < vocabulary:
         kept = logits >= logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(~kept, -torch.inf)
-    return kept & _nucleus(logits.softmax(-1), top_p, FIRST_LOOK) if top_p < 1 else kept
+    return kept & _nucleus(logits.softmax(-1), top_p, FIRST_DEPTH) if top_p < 1 else kept
 
 
 def _nucleus(probs: torch.Tensor, top_p: float, depth: int) -> torch.Tensor:

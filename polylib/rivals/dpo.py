@@ -95,7 +95,7 @@ def dpo(cfg, section, seed: int, pairs: pd.DataFrame, val_posts: list, *, paths,
     `pairs` has columns tweet, chosen, rejected; `section` is a RivalConfig (beta is the inverse temperature of DPO);
     `val_posts`, `reward`, `encode`, `watch`, `parents` as in `loop.train`. History: loss, pair_accuracy (share of the
     batch whose better reply gained more log-probability), margin (beta x the difference of the log-ratios, mean) and
-    the looks at validation posts. A killed run starts again. Raises UserError without pairs.
+    the validations. A killed run starts again. Raises UserError without pairs.
     """
     if pairs.empty:
         raise run.UserError("dpo: no preference pairs for these posts; lower data.pair_min_ratio in params/")
@@ -110,13 +110,13 @@ def dpo(cfg, section, seed: int, pairs: pd.DataFrame, val_posts: list, *, paths,
     log = run.History(scratch / "history.csv", COLUMNS)
     log.rows.clear()
 
-    def looked() -> tuple[dict, list[list[str]]]:
+    def run_validation() -> tuple[dict, list[list[str]]]:
         return validate(policy, cfg, section, val_posts, reward, encode, seed, watch)
 
-    row, before = looked()
+    row, before = run_validation()
     log.append({"step": 0, **row})
     samples = {"before": before}
-    trainer.add_callback(_recorder(section, seed, policy, trainer, log, looked, samples))
+    trainer.add_callback(_history_callback(section, seed, policy, trainer, log, run_validation, samples))
     trainer.train()
     return loop.finish(cfg, "dpo", seed, policy, log, paths, parents, val_posts, (samples["before"], samples["after"]),
                        steps=section.steps, resumes=0, seconds=time.monotonic() - started, trl=version("trl"),
@@ -124,11 +124,12 @@ def dpo(cfg, section, seed: int, pairs: pd.DataFrame, val_posts: list, *, paths,
                                              for name in ("pair_accuracy", "margin")})
 
 
-def _recorder(section, seed: int, policy: Policy, trainer, log: run.History, looked: Callable, samples: dict):
-    """A callback that writes a history row a step and looks at validation posts when the loop would."""
+def _history_callback(section, seed: int, policy: Policy, trainer, log: run.History, run_validation: Callable,
+                      samples: dict):
+    """A callback that writes a history row a step and validates when the loop would."""
     from transformers import TrainerCallback
 
-    class Recorder(TrainerCallback):
+    class HistoryCallback(TrainerCallback):
         seen = 0  # tokens before this step
 
         def on_train_begin(self, args, state, control, **kwargs):
@@ -136,7 +137,7 @@ def _recorder(section, seed: int, policy: Policy, trainer, log: run.History, loo
 
         def on_step_begin(self, args, state, control, **kwargs):
             next(self.bar)
-            self.tick = time.monotonic()
+            self.started = time.monotonic()
 
         def on_pre_optimizer_step(self, args, state, control, optimizer, **kwargs):
             self.lr = optimizer.param_groups[0]["lr"]
@@ -144,7 +145,7 @@ def _recorder(section, seed: int, policy: Policy, trainer, log: run.History, loo
         def on_log(self, args, state, control, logs, **kwargs):
             if "grad_norm" not in logs:  # the summary after the last step
                 return
-            step, seconds = state.global_step, time.monotonic() - self.tick
+            step, seconds = state.global_step, time.monotonic() - self.started
             tokens, self.seen = int(logs["num_tokens"]) - self.seen, int(logs["num_tokens"])
             row = {"step": step, "loss": trainer.last_loss, "pair_accuracy": logs["rewards/accuracies"],
                    "margin": logs["rewards/margins"], "grad_norm": float(logs["grad_norm"]),
@@ -153,8 +154,8 @@ def _recorder(section, seed: int, policy: Policy, trainer, log: run.History, loo
                 with torch.no_grad():
                     for name, weight in lora_weights(trainer.model).items():
                         policy.masters[name].copy_(weight)
-                policy.publish()
-                val, samples["after"] = looked()
+                policy.sync_weights()
+                val, samples["after"] = run_validation()
                 row |= val
                 run.say(f"dpo s{seed} step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in val.items()))
             log.append(row)
@@ -162,4 +163,4 @@ def _recorder(section, seed: int, policy: Policy, trainer, log: run.History, loo
         def on_train_end(self, args, state, control, **kwargs):
             next(self.bar, None)  # prints the time it took
 
-    return Recorder()
+    return HistoryCallback()

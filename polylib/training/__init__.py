@@ -1,5 +1,4 @@
-"""Training: pure tensor functions (`objective`, `advantages`, `diversity`, `pathwise`, `schedules`) and one
-loop.
+"""Training: pure tensor functions (`objective`, `advantages`, `diversity`, `schedules`) and one loop.
 
 The one objective of every method in this project is
 

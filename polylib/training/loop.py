@@ -15,7 +15,7 @@ completions are scored at the temperature they were sampled at.
 
 Which estimator carries a term to the weights, what bounds it and how its weight moves are settings (config.TrainConfig,
 explained in params/laptop.yaml). `take_step` is one step from samples to update; `scoring` makes the advantages of
-reward and diversity, `step.backward` weighs and adds the four terms, `schedules` holds the weights that change.
+reward and diversity, `step.backward` weighs and adds the four terms, `schedules` holds the one weight that changes.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ import torch
 from accelerate import Accelerator
 
 from polylib import models, run
-from polylib.training import anatomy, pathwise
+from polylib.training import anatomy
 from polylib.training import objective as obj
 from polylib.training.advantages import RunningScale
 from polylib.training.policy import Policy, load_state, save_state
 from polylib.training.rollouts import batch_of, collect, curriculum
-from polylib.training.schedules import AdaptiveKL, gold_and_samples
+from polylib.training.schedules import AdaptiveKL
 from polylib.training.scoring import describe, human_rewards, uses_ranks, uses_samples
 from polylib.training.step import backward
 from polylib.training.validation import HACKED, WATCHED, rewards_of, validate
 
-COLUMNS = ["step", "loss", "ce", "reward", "reward_std", "diversity", "pathwise", "kl", "kappa", "entropy", "length",
+COLUMNS = ["step", "loss", "ce", "reward", "reward_std", "diversity", "kl", "kappa", "entropy", "length",
            "truncated", "zero_variance", "invalid", "clip_fraction", "advantage_clipped", "grad_norm", "lr", "tokens",
            "tokens_per_s", "seconds", *anatomy.COLUMNS,
            "val_ce", "val_reward", "val_diversity", "val_kl", "val_length", "val_truncated", *WATCHED]
@@ -66,7 +66,7 @@ class Learner:
     controller: AdaptiveKL | None
     people: torch.Tensor | None = None             # sorted rewards of people's replies, where `uses_ranks`
     first: int = 0                                 # the step this process started at
-    coming: list = field(default_factory=list)     # scored batches that wait for their step
+    pending: list = field(default_factory=list)    # scored batches that wait for their step
     scored: object = None                          # of the current step; a replay uses it again
 
     @property
@@ -90,23 +90,22 @@ class Learner:
 
 def take_step(it: Learner, posts: list, step: int) -> dict:
     """Sample, score, loss, update. Returns the step's row of the history."""
-    section, policy, tick = it.section, it.policy, time.monotonic()
+    section, policy, started = it.section, it.policy, time.monotonic()
     position, replay = divmod(step, it.updates)
     batch = own_batch(it, posts, position)
-    alpha, share = gold_and_samples(section.chord, section.alpha, step)
     kappa = it.controller.coef if it.controller else section.kappa
 
     # Sample and score. A replay learns from the same samples again.
     if uses_samples(section) and replay == 0:
-        if not it.coming:
-            it.coming = sample_and_score(it, posts, step, len(batch), kappa)
-        it.scored = it.coming.pop(0)
+        if not it.pending:
+            it.pending = sample_and_score(it, posts, step, len(batch), kappa)
+        it.scored = it.pending.pop(0)
 
     # Loss and gradient: alpha * CE - beta * reward - lam * diversity + kappa * KL.
-    looks = section.anatomy_every and (step + 1) % section.anatomy_every == 0
-    parts = anatomy.Anatomy(policy.params.values()) if looks else None
-    totals = backward(policy, it.cfg, section, batch, it.scored, [it.seed, step], it.average, share, parts,
-                      alpha=alpha, beta=section.beta, lam=section.lam, kappa=kappa)
+    anatomy_due = section.anatomy_every and (step + 1) % section.anatomy_every == 0
+    parts = anatomy.Anatomy(policy.params.values()) if anatomy_due else None
+    totals = backward(policy, it.cfg, section, batch, it.scored, [it.seed, step], it.average, parts,
+                      alpha=section.alpha, beta=section.beta, lam=section.lam, kappa=kappa)
 
     # Update: the weights, the copy that samples, kappa.
     policy.collect_gradients(it.accelerator)
@@ -115,10 +114,10 @@ def take_step(it: Learner, posts: list, step: int) -> dict:
     for group in it.optimizer.param_groups:
         group["lr"] = lr
     it.optimizer.step()
-    policy.publish()
+    policy.sync_weights()
     if it.controller:
         it.controller.update(it.average(totals["kl"]))
-    seconds = time.monotonic() - tick  # validation is not counted
+    seconds = time.monotonic() - started  # validation is not counted
     return {"step": step + 1, **totals, **describe(it.scored), **(parts.row() if parts else {}),
             "kappa": kappa if kappa else None, "grad_norm": norm.item(), "lr": lr, "seconds": seconds,
             "tokens_per_s": totals["tokens"] / seconds}
@@ -135,9 +134,9 @@ def sample_and_score(it: Learner, posts: list, step: int, size: int, kappa: floa
     ahead = min(it.section.rollout_every, -(-(it.section.steps - step) // it.updates),
                 (it.save_every - step % it.save_every) // it.updates)
     first = step // it.updates
-    coming = [post for position in range(first, first + ahead) for post in own_batch(it, posts, position)]
+    upcoming = [post for position in range(first, first + ahead) for post in own_batch(it, posts, position)]
     seed = (it.seed * 1_000_003 + step) * it.accelerator.num_processes + it.accelerator.process_index
-    return collect(it.policy, it.cfg, it.section, coming, size, seed, it.reward, it.encode, it.scales, it.gather,
+    return collect(it.policy, it.cfg, it.section, upcoming, size, seed, it.reward, it.encode, it.scales, it.gather,
                    it.people, kappa)
 
 
@@ -162,9 +161,9 @@ def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *,
     posts = curriculum(posts, section.curriculum)
     scratch = paths.scratch(method, seed)
     own = scratch / (f"rank{rank}" if rank else "")
-    mark = fingerprint(cfg, section, posts, parents, reward if section.beta or uses_ranks(section) else None)
+    digest = fingerprint(cfg, section, posts, parents, reward if section.beta or uses_ranks(section) else None)
     log = run.History(own / "history.csv", COLUMNS)
-    resumes, before = start_or_resume(it, method, posts, val_posts, scratch, own, mark, log, watch)
+    resumes, before = start_or_resume(it, method, posts, val_posts, scratch, own, digest, log, watch)
 
     stopped = None
     for step in run.progress(range(it.first, section.steps), section.steps - it.first, f"{method} s{seed}"):
@@ -179,7 +178,7 @@ def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *,
             stopped = step + 1
             break
         if (step + 1) % it.save_every == 0 and step + 1 < section.steps and rank == 0:
-            checkpoint(it, scratch, step + 1, resumes, mark)
+            checkpoint(it, scratch, step + 1, resumes, digest)
 
     own_history = pd.read_csv(log.path)
     it.accelerator.wait_for_everyone()
@@ -200,7 +199,7 @@ def check_callables(section, method: str, reward, encode) -> None:
     if (section.beta or ranked) and reward is None:
         raise run.UserError(f"{method}: beta is {section.beta} but no reward was given" if section.beta else
                             f"{method}: {section.diversity_gradient} multiplies by a reward but no reward was given")
-    if section.lam and section.diversity_gradient not in pathwise.KINDS and encode is None:
+    if section.lam and encode is None:
         raise run.UserError(f"{method}: lam is {section.lam} but no encoder was given")
     if section.kappa and section.kl_estimator == "k1":
         print(f"{method}: kl_estimator k1 in the loss has an expected gradient of zero: kappa does nothing")
@@ -227,11 +226,11 @@ def learner(cfg, section, seed: int, parents: list[Path] = (), reward=None, enco
     return Learner(cfg, section, seed, policy, optimizer, accelerator, reward, encode, scales, controller)
 
 
-def start_or_resume(it: Learner, method: str, posts: list, val_posts: list, scratch: Path, own: Path, mark: str,
+def start_or_resume(it: Learner, method: str, posts: list, val_posts: list, scratch: Path, own: Path, digest: str,
                     log: run.History, watch) -> tuple[int, list]:
     """(times resumed, replies to `val_posts` before training): from the checkpoint in `scratch`, where there is one of
-    the same `mark` (see fingerprint); else from a first validation, whose row opens the history."""
-    state = load_state(scratch, it.policy, it.optimizer, mark)
+    the same `digest` (see fingerprint); else from a first validation, whose row opens the history."""
+    state = load_state(scratch, it.policy, it.optimizer, digest)
     it.first, resumes = (state["step"], state["resumes"] + 1) if state else (0, 0)
     log.truncate(it.first)
     if state:
@@ -255,10 +254,10 @@ def start_or_resume(it: Learner, method: str, posts: list, val_posts: list, scra
     return resumes, before
 
 
-def checkpoint(it: Learner, scratch: Path, step: int, resumes: int, mark: str) -> None:
+def checkpoint(it: Learner, scratch: Path, step: int, resumes: int, digest: str) -> None:
     """Write what `start_or_resume` reads: weights, optimizer, random numbers, scales and the KL controller."""
     save_state(scratch, it.policy, it.optimizer, {
-        "step": step, "resumes": resumes, "fingerprint": mark,
+        "step": step, "resumes": resumes, "fingerprint": digest,
         "controller": it.controller.state_dict() if it.controller else None,
         "scales": {name: scale.state_dict() for name, scale in it.scales.items()}})
 
@@ -281,8 +280,6 @@ def weights_as_written(cfg, section, scales: dict, history: pd.DataFrame) -> dic
         "value": None, "reason": f"scale_advantages {section.scale_advantages}: another scale at every step"}
     found = {f"{name}_scale": why or scales[name].scale for name, weight in
              (("reward", section.beta), ("diversity", section.lam)) if weight}
-    if section.lam and section.diversity_gradient in pathwise.KINDS:
-        return {name: x for name, x in found.items() if name != "diversity_scale"} | {"literal_lambda": section.lam}
     if not section.lam:
         return found
     tokens, normalizer = cfg.sampling.max_new_tokens, section.loss_normalizer

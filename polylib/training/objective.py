@@ -62,16 +62,21 @@ def _reduce(values: Tensor, mask: Tensor, normalizer: str, max_tokens: int | Non
 
 
 # -------------------------------------------------------------------------------------- the four terms
-def cross_entropy(logprobs: Tensor, mask: Tensor, normalizer: str = "token", weights: Tensor | None = None,
+def cross_entropy(logprobs: Tensor, mask: Tensor, normalizer: str = "token",
                   denominator: float | None = None) -> Tensor:
-    """Negative log-likelihood of the gold replies, nats per token. `logprobs (N, T)`, `mask (N, T)` ->
-    scalar.
+    """Negative log-likelihood of the gold replies, nats per token. `logprobs (N, T)`, `mask (N, T)` -> scalar."""
+    return _reduce(-logprobs, mask.bool(), normalizer, None, denominator)
 
-    `weights (N, T)` are optional detached token weights (CHORD's phi, `schedules.chord_phi`).
+
+def token_entropy(logits: Tensor, targets: Tensor | None = None) -> Tensor:
+    """Shannon entropy of each next token, nats in [0, log V]: the entropy bonus. `logits (..., V)` -> `(...)`.
+
+    Logits may hold -inf (tokens that a truncated sampler could not draw): they count as probability 0, in value and
+    gradient. `targets`, the tokens that came, play no part; `completion_logprobs` passes them.
     """
-    mask = mask.bool()
-    values = -logprobs if weights is None else -logprobs * weights.detach()
-    return _reduce(values, mask, normalizer, None, denominator)
+    logp = logits.log_softmax(-1)
+    # p log p is then 0 with gradient 0, where autograd would say NaN
+    return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
 
 
 def policy_loss(logprobs: Tensor, old_logprobs: Tensor | None, advantages: Tensor, mask: Tensor,
@@ -147,8 +152,9 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: 
     elif level == "sequence":
         if normalizer == "grpo":
             raise ValueError("level 'sequence' has one term a reply; the token mean of 'grpo' does not apply")
-        bottom = batch_denominator(mask, normalizer, max_tokens) if denominator is None else denominator
-        return _kl_terms(log_ratio.sum(-1), estimator).sum() / bottom
+        if denominator is None:
+            denominator = batch_denominator(mask, normalizer, max_tokens)
+        return _kl_terms(log_ratio.sum(-1), estimator).sum() / denominator
     elif level == "togo":
         if estimator != "k2":
             raise ValueError(f"level 'togo' is a form of k2's gradient; it is not defined for {estimator!r}")
@@ -223,17 +229,15 @@ def literal_lambda(lam: float, scale: float, k: int, tokens: float, normalizer: 
 
 
 def total(*, alpha: float = 0.0, ce: Tensor | None = None, policy: Tensor | None = None, kappa: float = 0.0,
-          kl: Tensor | None = None, pathwise_weight: float = 0.0, pathwise: Tensor | None = None,
-          entropy_weight: float = 0.0, entropy: Tensor | None = None) -> Tensor:
-    """L = alpha * CE + policy + kappa * KL - entropy_weight * entropy - pathwise_weight * pathwise, a scalar.
+          kl: Tensor | None = None, entropy_weight: float = 0.0, entropy: Tensor | None = None) -> Tensor:
+    """L = alpha * CE + policy + kappa * KL - entropy_weight * entropy, a scalar.
 
     `policy` is `policy_loss` of `combined_advantages`: it *is* "- beta * reward - lambda * diversity". Its two
     weights are inside the advantages and not here, because what is clipped is the ratio times their sum.
-    `pathwise` is a diversity that can be differentiated directly (`pathwise.py`).
     A term with weight 0 may be None; raises ValueError if a weighted term is missing.
     """
-    terms = [(alpha, ce, "ce"), (1.0, policy, "policy"), (-pathwise_weight, pathwise, "pathwise"),
-             (-entropy_weight, entropy, "entropy"), (kappa, kl, "kl")]
+    terms = [(alpha, ce, "ce"), (1.0, policy, "policy"), (-entropy_weight, entropy, "entropy"),
+             (kappa, kl, "kl")]
     for weight, term, name in terms:
         if weight != 0 and term is None and name != "policy":
             raise ValueError(f"the weight of {name} is {weight} but the term is missing")

@@ -32,7 +32,7 @@ class Policy:
         self.cfg_model = cfg_model
         self.tokenizer = models.load_tokenizer(cfg_model)
         plain = models.load_model(cfg_model, parents)
-        self.sampler = models.shadow_of(plain)
+        self.sampler = models.sampling_copy(plain)
         self.model = models.add_lora(plain, cfg_model, seed)
         self.head = plain.get_output_embeddings()
         self.params = lora_weights(self.model)
@@ -65,11 +65,11 @@ class Policy:
             param.grad = None
 
     @torch.no_grad()
-    def publish(self) -> None:
+    def sync_weights(self) -> None:
         """After an optimizer step: round the masters into the forward parameters and the merged copy that samples."""
         for name, param in self.params.items():
             param.copy_(self.masters[name])
-        models.refresh_shadow(self.sampler, self.model)
+        models.refresh_sampling_copy(self.sampler, self.model)
 
 
 def lora_weights(model) -> dict[str, torch.nn.Parameter]:
@@ -116,5 +116,5 @@ def load_state(folder: Path, policy: Policy, optimizer, fingerprint: str) -> dic
             optimizer.state[master] = {"step": tensors[f"adam.step.{name}"]} | {
                 key: tensors[f"adam.{key}.{name}"].to(master.device) for key in ("exp_avg", "exp_avg_sq")}
     torch.set_rng_state(tensors["rng.torch"])
-    policy.publish()
+    policy.sync_weights()
     return scalars

@@ -99,13 +99,13 @@ def collect(policy: Policy, cfg, section, posts: list, size: int, seed: int, rew
     rollouts = sampling.sample(policy.sampler, policy.tokenizer, [post.text for post in posts],
                                section.samples_per_prompt, cfg.sampling, seed)
     in_reward = kappa and section.kl_estimator == "k1_in_reward"
-    moves = len(posts) > size or section.updates_per_rollout > 1
+    off_policy = len(posts) > size or section.updates_per_rollout > 1
     rows = section.micro_prompts or size
-    old = behaviour_logprobs(policy, cfg, rollouts, rows) if moves or in_reward else None
+    old = behaviour_logprobs(policy, cfg, rollouts, rows) if off_policy or in_reward else None
     logprobs = (old, behaviour_logprobs(policy, cfg, rollouts, rows, reference=True)) if in_reward else None
     whole = score(section, posts, rollouts, reward if section.beta or uses_ranks(section) else None, encode, scales,
                   gather, people, logprobs, kappa)
-    parts = split(replace(whole, old_logprobs=old if moves else None), size)
+    parts = split(replace(whole, old_logprobs=old if off_policy else None), size)
     if section.updates_per_rollout == 1:
         parts[0].old_logprobs = None  # it learns before the policy has moved: the ratio is 1 by definition
     return parts

@@ -1,45 +1,7 @@
-"""Weights that change during training: hybrid schedules (how much CE, how much RL) and the KL controller."""
+"""The weight that changes during training: kappa, moved by the measured KL."""
 from __future__ import annotations
 
 import math
-
-from torch import Tensor
-
-
-def constant(step: int, value: float) -> float:
-    """The same weight at every step."""
-    return value
-
-
-def chord_mu(step: int, warmup: int, decay: int, peak: float, valley: float) -> float:
-    """CHORD's mu in L = (1 - mu) * L_RL + mu * L_SFT (arXiv 2508.11408): 0 -> peak linearly, then cosine to
-    valley.
-
-    `step` counts from 0; `warmup` and `decay` are lengths in steps. Raises ValueError unless 0 <= valley <=
-    peak <= 1.
-    """
-    if not 0.0 <= valley <= peak <= 1.0:
-        raise ValueError(f"CHORD needs 0 <= valley <= peak <= 1, got valley {valley} and peak {peak}")
-    if step < warmup:
-        return peak * step / warmup
-    if step >= warmup + decay:
-        return valley
-    return valley + (peak - valley) * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / decay))
-
-
-def gold_and_samples(chord: dict[str, float], alpha: float, step: int) -> tuple[float, float]:
-    """(weight of the gold loss, factor on beta and lambda) at `step`: (alpha, 1) without a schedule, (mu, 1 -
-    mu) with one. `chord` holds the arguments of `chord_mu`, or nothing."""
-    if not chord:
-        return alpha, 1.0
-    mu = chord_mu(step, **chord)
-    return mu, 1.0 - mu
-
-
-def chord_phi(logprobs: Tensor) -> Tensor:
-    """CHORD's token weight p (1 - p), detached: a gold token already known or hopeless teaches little."""
-    p = logprobs.detach().exp()
-    return p * (1.0 - p)
 
 
 class AdaptiveKL:

@@ -11,7 +11,6 @@ import torch
 from polylib.models import sampling
 from polylib.training import diversity as div
 from polylib.training import objective as obj
-from polylib.training import pathwise
 from polylib.training.advantages import kl_in_reward, zero_variance
 from polylib.training.measures import TOKEN_MEASURES
 
@@ -35,8 +34,7 @@ class Scored:
 
 def uses_samples(section) -> bool:
     """Does any term of these settings need sampled replies?"""
-    sampled_diversity = section.lam and section.diversity_gradient not in pathwise.KINDS
-    return bool(section.beta or section.kappa or section.entropy or sampled_diversity)
+    return bool(section.beta or section.lam or section.kappa or section.entropy)
 
 
 def uses_ranks(section) -> bool:
@@ -111,15 +109,15 @@ def score(section, posts: list, rollouts, reward, encode, scales: dict,
         valid &= torch.einsum("bkd,bd->bk", embeddings, of_posts) >= section.min_relevance
         distances = div.pairwise_distances(embeddings)
         d = div.mean_pairwise(distances)
-    worth = rewards
+    shaped = rewards
     if logprobs is not None:
         now, reference = (x.cpu() for x in logprobs)
         mask = rollouts.completion_mask.cpu()
-        worth = kl_in_reward(rewards, now, reference, mask, kappa)
+        shaped = kl_in_reward(rewards, now, reference, mask, kappa)
         kl = torch.stack([obj.kl_value(*group) for group in zip(now, reference, mask)])
     if section.beta:
-        found["reward"] = reward_advantages(section, worth, ranks)
-    if section.lam and section.diversity_gradient not in pathwise.KINDS:
+        found["reward"] = reward_advantages(section, shaped, ranks)
+    if section.lam:
         found["diversity"] = diversity_advantages(section, rollouts, distances, valid, ranks)
     divisors = {"reward": 1.0, "diversity": 1.0}
     for name, advantages in found.items():
@@ -127,7 +125,7 @@ def score(section, posts: list, rollouts, reward, encode, scales: dict,
             divisors[name] = scales[name].update(gather(advantages))
         elif section.scale_advantages == "batch":  # as TRL: the std of all rewards; of advantages where there is none
             plain = name == "reward" and section.reward_gradient == "mean"
-            divisors[name] = gather(worth if plain else advantages).std(correction=1).item() or 1.0
+            divisors[name] = gather(shaped if plain else advantages).std(correction=1).item() or 1.0
     nothing = torch.zeros(b, k)
     return Scored(posts, rollouts, rewards, d, found.get("reward", nothing), found.get("diversity", nothing), valid,
                   kl=kl, reward_scale=divisors["reward"], diversity_scale=divisors["diversity"])

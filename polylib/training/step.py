@@ -8,19 +8,17 @@ import numpy as np
 import torch
 
 from polylib import models
-from polylib.models.packing import Packed, pack, replayed
+from polylib.models.packing import pack, replayed
 from polylib.training import objective as obj
-from polylib.training import pathwise
 from polylib.training.advantages import clip_advantages, mask_truncated
 from polylib.training.anatomy import Anatomy
 from polylib.training.policy import Policy
 from polylib.training.rollouts import gold_ids, sampled_ids
-from polylib.training.schedules import chord_phi
 from polylib.training.scoring import Scored
 
 
 def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, key: list[int],
-             average: Callable[[float], float] = float, share: float = 1.0, anatomy: Anatomy | None = None, *,
+             average: Callable[[float], float] = float, anatomy: Anatomy | None = None, *,
              alpha: float, beta: float, lam: float, kappa: float) -> dict[str, float]:
     """Loss and gradient of one step: alpha * CE - beta * reward - lam * diversity + kappa * KL on `posts`.
 
@@ -29,11 +27,10 @@ def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, k
     One packed row per post: [prompt | gold replies | sampled replies]. Samples whose advantage is 0 are left out
     when nothing else needs them (no KL, no entropy): they would only be multiplied by zero. `key` seeds the choice
     of gold replies; `average` is the mean of a number over processes, which makes their mean gradient that of the
-    whole; `share` multiplies beta and lambda (CHORD); `anatomy` is given the weighted terms of every slice, which
-    leaves loss and gradient as they are. Returns the numbers of the history; NaN for a term that is not there.
+    whole; `anatomy` is given the weighted terms of every slice, which leaves loss and gradient as they are. Returns
+    the numbers of the history; NaN for a term that is not there.
     """
-    spread = lam if section.diversity_gradient in pathwise.KINDS else 0.0
-    g = section.gold_per_prompt if alpha or spread else 0
+    g = section.gold_per_prompt if alpha else 0
     limit, t = cfg.sampling.max_new_tokens, cfg.sampling.temperature
     gold = gold_ids(policy, posts, g, limit, key) if g else [[] for _ in posts]
     prompts = scored.rollouts.prompt_ids if scored else [
@@ -41,7 +38,7 @@ def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, k
     k = 0 if scored is None else scored.rollouts.truncated.shape[1]
     kappa = kappa if k and section.kl_estimator != "k1_in_reward" else 0.0
     entropy = section.entropy if k else 0.0
-    bottom = sampled_tokens = 0
+    denominator = sampled_tokens = 0
     if k:
         counted = scored.rollouts.completion_mask.flatten(0, 1).cpu()
         cut_off = scored.rollouts.truncated.cpu() & section.mask_truncated
@@ -49,22 +46,20 @@ def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, k
         def advantages_of(beta, lam, limit=0.0):
             return obj.combined_advantages(scored.reward_advantages, scored.diversity_advantages, beta, lam,
                                            scored.reward_scale, scored.diversity_scale, limit)
-        advantages = advantages_of(beta, lam, section.advantage_clip)
-        advantages = (advantages * share).masked_fill(cut_off, 0.0)
+        advantages = advantages_of(beta, lam, section.advantage_clip).masked_fill(cut_off, 0.0)
         needed = torch.ones_like(advantages) if kappa or entropy else advantages != 0
         sampled = sampled_ids(scored.rollouts, needed.long().to(scored.rollouts.lengths.device))
         sampled_tokens = int(counted.sum())
         # a token mean of no token at all: every reply was cut off, and so is its term
         empty = sampled_tokens == 0 and section.loss_normalizer in ("dapo", "token")
-        bottom = average(0.0 if empty else obj.batch_denominator(counted, section.loss_normalizer, limit)) or 1.0
+        denominator = average(0.0 if empty else obj.batch_denominator(counted, section.loss_normalizer, limit)) or 1.0
     gold_tokens = sum(len(y) for group in gold for y in group)
-    bottom_ce = average(gold_tokens)
+    ce_denominator = average(gold_tokens)
     temperatures = torch.tensor([1.0] * g + [t] * k).to(policy.device)
-    value, columns = token_values(policy, section, g if alpha else 0, spread, entropy)
     nan = float("nan")
     totals = {"tokens": sum(map(len, prompts)) + gold_tokens + (int(scored.rollouts.lengths.sum()) if k else 0),
-              "loss": 0.0, "ce": 0.0 if g else nan, "pathwise": 0.0 if spread else nan, "kl": 0.0 if kappa else nan,
-              "entropy": 0.0 if entropy else nan, "clip_fraction": 0.0 if k else nan}
+              "loss": 0.0, "ce": 0.0 if g else nan, "kl": 0.0 if kappa else nan, "entropy": 0.0 if entropy else nan,
+              "clip_fraction": 0.0 if k else nan}
     if k and scored.kl is not None:
         totals["kl"] = scored.kl.mean().item()
     if k and section.advantage_clip:
@@ -77,89 +72,45 @@ def backward(policy: Policy, cfg, section, posts: list, scored: Scored | None, k
         if not packed.completion_mask.any():
             continue  # every group of this slice has zero advantage and no gold reply: no gradient
         kept = replayed(scored.rollouts.kept[cut], packed, g) if k and scored.rollouts.kept is not None else None
-        logprobs = policy.logprobs(packed, temperatures, kept=kept, value=value)
-        logprobs, values = logprobs if columns else (logprobs, None)
-        terms = dict(alpha=alpha, kappa=kappa, pathwise_weight=spread * share, entropy_weight=entropy)
+        found = policy.logprobs(packed, temperatures, kept=kept, value=obj.token_entropy if entropy else None)
+        logprobs, entropies = found if entropy else (found, None)
+        terms = dict(alpha=alpha, kappa=kappa, entropy_weight=entropy)
         if g:
-            found = gold_terms(section, logprobs, values, packed, g, columns, bottom_ce)
-            terms |= {name: found[name] for name in ("ce", "pathwise") if name in found}
-            totals["ce"] += found["nll"].item()
-            totals["pathwise"] += found["pathwise"].item() if spread else 0.0
+            gold_mask = packed.completion_mask[:, :g].flatten(0, 1)
+            terms["ce"] = obj.cross_entropy(logprobs[:, :g].flatten(0, 1), gold_mask, denominator=ce_denominator)
+            totals["ce"] += terms["ce"].item()
         if k:
             new, mask = logprobs[:, g:].flatten(0, 1), packed.completion_mask[:, g:].flatten(0, 1)
-            everyone, mask = mask, mask_truncated(mask, cut_off[cut].flatten().to(mask.device))
+            all_tokens, mask = mask, mask_truncated(mask, cut_off[cut].flatten().to(mask.device))
             old = None if scored.old_logprobs is None else \
                 scored.old_logprobs[cut, :, :new.shape[-1]].flatten(0, 1).to(new.device)
 
             def policy_term(weights, new=new, old=old, mask=mask):
                 return obj.policy_loss(new, old, weights.flatten().to(new.device), mask, section.clip_low,
-                                       section.clip_high, section.loss_normalizer, limit, denominator=bottom)
+                                       section.clip_high, section.loss_normalizer, limit, denominator=denominator)
             terms["policy"], stats = policy_term(advantages[cut])
             totals["clip_fraction"] += np.nan_to_num(stats["clip_fraction"]) * len(rows) / len(posts)
             if kappa:
                 with torch.no_grad():
                     ref = policy.logprobs(packed, temperatures, reference=True, kept=kept)[:, g:].flatten(0, 1)
                 terms["kl"] = obj.kl_penalty(new, ref, mask, section.kl_estimator, section.loss_normalizer, limit,
-                                             denominator=bottom, level=section.kl_level)
-                totals["kl"] += obj.kl_value(new, ref, everyone).item() * len(rows) / len(posts)
+                                             denominator=denominator, level=section.kl_level)
+                totals["kl"] += obj.kl_value(new, ref, all_tokens).item() * len(rows) / len(posts)
             if entropy:
-                bonus = values[:, g:, :, columns.index("entropy")].flatten(0, 1)
+                bonus = entropies[:, g:].flatten(0, 1)
                 # summed like the policy term (as minus a log-likelihood), so that both weights mean the same
-                terms["entropy"] = obj.cross_entropy(-bonus, mask, section.loss_normalizer, denominator=bottom)
+                terms["entropy"] = obj.cross_entropy(-bonus, mask, section.loss_normalizer, denominator=denominator)
                 totals["entropy"] += bonus.detach()[mask].sum().item() / max(sampled_tokens, 1)
         if anatomy is not None:
-            weighted = {"ce": alpha * terms["ce"]} if g and alpha else {}
+            weighted = {"ce": alpha * terms["ce"]} if g else {}
             for name, weights in (("reward", (beta, 0.0)), ("diversity", (0.0, lam))):
-                if k and any(weights) and not (spread and name == "diversity"):
+                if k and any(weights):
                     mine = advantages_of(*weights)
                     if section.advantage_clip:  # the sum decides how far both parts shrink
                         mine = mine * obj.clip_factors(advantages_of(beta, lam), section.advantage_clip)
-                    mine = (mine * share).masked_fill(cut_off, 0.0)
-                    weighted[name] = policy_term(mine[cut])[0]
-            weighted |= {"diversity": -spread * share * terms["pathwise"]} if spread else {}
+                    weighted[name] = policy_term(mine.masked_fill(cut_off, 0.0)[cut])[0]
             anatomy.add(weighted | ({"kl": kappa * terms["kl"]} if kappa else {}))
         loss = obj.total(**terms)
         loss.backward()
         totals["loss"] += loss.item()
     return totals
-
-
-def token_values(policy: Policy, section, gold: int, spread: float, entropy: float):
-    """(function, names) of what is read off each token's logits besides its log-probability, one column a name:
-    (logits (n, V), targets (n,)) -> (n, C); (None, []) if nothing is."""
-    columns = {}
-    if gold and section.gold_loss == "gem":
-        columns["gem"] = pathwise.gem_losses
-    if spread and section.diversity_gradient == "embedding_rao":
-        units = pathwise.unit_rows(policy.model.get_input_embeddings().weight)
-        columns["pathwise"] = lambda logits, targets: pathwise.raos(logits, units)
-    elif spread:
-        per_token = {"entropy": pathwise.entropies, "token_gini": pathwise.ginis}[section.diversity_gradient]
-        columns["pathwise"] = lambda logits, targets: per_token(logits)
-    if entropy:
-        columns["entropy"] = lambda logits, targets: pathwise.entropies(logits)
-    if not columns:
-        return None, []
-    return (lambda logits, targets: torch.stack([f(logits, targets) for f in columns.values()], -1)), list(columns)
-
-
-def gold_terms(section, logprobs: torch.Tensor, values: torch.Tensor | None, packed: Packed, g: int,
-               columns: list[str], bottom: float) -> dict[str, torch.Tensor]:
-    """Terms on the `g` gold replies of each row, summed over tokens and divided by `bottom`.
-
-    nll: the plain cross-entropy, for the history; ce: what `gold_loss` trains on; pathwise: the mean spread of the
-    next token, if it is asked for.
-    """
-    gold, mask = logprobs[:, :g].flatten(0, 1), packed.completion_mask[:, :g].flatten(0, 1)
-    found = {"nll": obj.cross_entropy(gold, mask, denominator=bottom)}
-    found["ce"] = found["nll"]
-
-    def column(name):
-        return values[:, :g, :, columns.index(name)].flatten(0, 1)
-    if section.gold_loss == "chord_phi":
-        found["ce"] = obj.cross_entropy(gold, mask, weights=chord_phi(gold), denominator=bottom)
-    elif "gem" in columns:
-        found["ce"] = obj.cross_entropy(-column("gem"), mask, denominator=bottom)
-    if "pathwise" in columns:
-        found["pathwise"] = -obj.cross_entropy(column("pathwise"), mask, denominator=bottom)
-    return found

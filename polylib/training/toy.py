@@ -161,7 +161,7 @@ def snr(kind: str, measure: str, k: int, seed: int = 0) -> dict[str, str | float
 
     signal = ||E g||, noise = sqrt(tr Cov g), snr = signal / noise (0 for an update that is always 0: 1 / snr^2
     prompts make them equal); relative_error against the estimator's own target, E of sets of `target`
-    replies; cosine and aligned_snr (cosine * snr) against the common yardstick, the gradient for all K
+    replies; cosine and aligned_snr (cosine * snr) against the common reference, the gradient for all K
     replies. `kind`: those of `diversity_advantages`, max_at_k, pass_at_k, or "bare", which is shared without
     a baseline. "shared" gets the exact E[D] as its baseline, better than any batch could estimate it. Sizes
     that are not given by the name are K // 2. -> estimator, measure, K, policy, target, and the numbers.
@@ -173,8 +173,8 @@ def snr(kind: str, measure: str, k: int, seed: int = 0) -> dict[str, str | float
     target = n.get(kind, k)
     mean = chance @ update
     signal, noise = mean.norm().item(), (chance @ (update - mean).square().sum(-1)).sqrt().item()
-    truth, yardstick = (exact_gradient(lambda _, m=m: _objective(kind, measure, m), m, theta) for m in (target, k))
-    ratio, angle = signal / noise if noise > 0 else 0.0, cosine(mean, yardstick)
+    truth, reference = (exact_gradient(lambda _, m=m: _objective(kind, measure, m), m, theta) for m in (target, k))
+    ratio, angle = signal / noise if noise > 0 else 0.0, cosine(mean, reference)
     return {"estimator": kind, "measure": measure, "K": k, "policy": seed, "target": target, "signal": signal,
             "noise": noise, "snr": ratio, "relative_error": relative_error(mean, truth), "cosine": angle,
             "aligned_snr": ratio * angle}
