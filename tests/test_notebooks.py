@@ -91,7 +91,7 @@ def test_cells_are_few_and_short(path):
     cells = nbformat.read(path, as_version=4).cells
     most = {"02_reward_model": 38}.get(path.stem, 26)  # attacked and validated
     assert 14 <= len(cells) <= most, f"{path.name}: {len(cells)} cells"
-    assert max(len(cell.source.splitlines()) for cell in code_cells(path)) <= 15
+    assert max(len(cell.source.splitlines()) for cell in code_cells(path)) <= 16
 
 
 @each
@@ -115,10 +115,10 @@ def test_a_notebook_of_another_checkout_is_refused(tmp_path, monkeypatch):
 
 @pytest.fixture
 def one_cell(tmp_path):
-    """A notebook with one checked cell that prints 4 and stores what the test says."""
+    """A notebook with one checked cell that prints `shows` and stores what the test says."""
 
-    def write(stored: str, count: int | None = 1):
-        cell = nbformat.v4.new_code_cell(f"# {CHECKED}\nprint(2 + 2)", execution_count=count)
+    def write(stored: str, count: int | None = 1, shows: str = "4\n"):
+        cell = nbformat.v4.new_code_cell(f"# {CHECKED}\nprint({shows!r}, end='')", execution_count=count)
         cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=stored)]
         kernel = {"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}}
         nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "one.ipynb")
@@ -127,23 +127,13 @@ def one_cell(tmp_path):
     return write
 
 
-def test_a_wrong_stored_output_fails(one_cell, tmp_path):
-    assert "1 passed" in nbval(one_cell("4\n"), cwd=tmp_path)
-    assert "1 failed" in nbval(one_cell("5\n"), cwd=tmp_path, fail=False)
-
-
-def test_a_wrong_stored_output_in_a_real_notebook_fails(tmp_path):
+def test_what_a_real_notebook_stores_is_compared_digit_by_digit(one_cell, tmp_path):
     """What is cut out before two outputs are compared (sanitize.cfg) leaves something to compare."""
-    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
-    last = next(i for i, c in enumerate(notebook.cells) if c.cell_type == "code" and CHECKED in c.source)
-    cell = notebook.cells[last]
-    notebook.cells = [nbformat.v4.new_code_cell(f"print({cell.outputs[0].text.strip()!r})"), cell]
-    notebook.cells[1].source = f"# {CHECKED}\n" + notebook.cells.pop(0).source
-    nbformat.write(notebook, tmp_path / "right.ipynb")
-    cell.outputs[0].text = cell.outputs[0].text.replace("1", "2", 1)
-    nbformat.write(notebook, tmp_path / "wrong.ipynb")
-    assert "1 passed" in nbval(tmp_path / "right.ipynb", cwd=tmp_path)
-    assert "1 failed" in nbval(tmp_path / "wrong.ipynb", cwd=tmp_path, fail=False)
+    cell = next(cell for cell in code_cells(NOTEBOOKS[0]) if CHECKED in cell.source)
+    stored, = (output.text for output in cell.outputs)
+    wrong = re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), stored, count=1)
+    assert "1 passed" in nbval(one_cell(stored, shows=stored), cwd=tmp_path)
+    assert "1 failed" in nbval(one_cell(wrong, shows=stored), cwd=tmp_path, fail=False)
 
 
 # ---- the notebooks run by hand, in a clone of its own
