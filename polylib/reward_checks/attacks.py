@@ -114,8 +114,8 @@ def flag(card: dict[str, dict], attacked: pd.DataFrame) -> dict[str, dict]:
 def best_constant(reward, posts: list[str], pieces: list[str]) -> str:
     """The string of highest mean reward over `posts`: the bank, then a beam search that appends `pieces`.
 
-    The best tenth of the pieces (at least four) is what the search appends. Deterministic; about len(BANK) + n + ROUNDS * BEAM * n / 10
-    strings, for n pieces, are tried under every post."""
+    The best tenth of the pieces (at least four) is what the search appends. Deterministic; about len(BANK) + n +
+    ROUNDS * BEAM * n / 10 strings, for n pieces, are tried under every post."""
     alone = dict(zip([*BANK, *pieces], _means(reward, posts, [*BANK, *pieces])))
     best = sorted(alone, key=alone.get, reverse=True)
     beam, more, scores = best[:BEAM], [text for text in best if text in set(pieces)], dict(alone)
