@@ -212,10 +212,9 @@ def test_the_terms_of_the_objective_superpose(tmp_path, descent, moved, kl):
 @pytest.mark.parametrize("weight, settings", [("beta", {}), ("lam", {}), ("beta", dict(reward_gradient="max_at_k"))])
 def test_twice_the_weight_is_twice_the_pull_beside_the_other_terms(tmp_path, descent, moved, weight, settings):
     section = change(alpha=0.3, beta=0.7, lam=1.5, kappa=0.4, lr=0.1, **settings)
-    none, once, twice, wrong = (flat(train(tmp_path / str(w), dataclasses.replace(section, **{weight: w})).adapter)
-                                for w in (0.0, 1.0, 2.0, -1.0))
+    none, once, twice = (flat(train(tmp_path / str(w), dataclasses.replace(section, **{weight: w})).adapter)
+                         for w in (0.0, 1.0, 2.0))
     torch.testing.assert_close(twice - none, 2 * (once - none), atol=2e-6, rtol=2e-3)
-    torch.testing.assert_close(wrong - none, none - once, atol=2e-6, rtol=2e-3)
     assert (once - none).norm() > 1e-4
 
 
