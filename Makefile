@@ -27,11 +27,11 @@ help:             ## this list
 setup: .venv/.installed ## the environment in .venv: pinned packages, torch, Jupyter kernel
 
 test: setup       ## style, unit tests, the smoke study from a clean copy, every notebook again under nbval
-	ruff check .
+	ruff check . && ruff format --check .
 	$(PYTEST) $(ARGS)
 
 quick: setup      ## the same without the smoke study and the notebooks
-	ruff check .
+	ruff check . && ruff format --check .
 	$(PYTEST) -m "not pipeline" $(ARGS)
 
 mutants: setup    ## put known faults into the code, one at a time, and name the test that catches each (half an hour of two cores)

@@ -16,7 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: a spinning thread would count as CPU time
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # before torch: a spinning thread would count as CPU time
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python benchmarks/x.py` works without an installed package
 
@@ -31,7 +33,9 @@ def arguments(description: str, argv: list[str] | None, parts: tuple[str, ...] =
     parser.add_argument("--model", choices=["wheel", "tiny"], default="wheel")
     parser.add_argument("--rounds", type=int, default=3)
     if parts:
-        parser.add_argument("--part", nargs="+", choices=parts, default=parts, help="default: all of them")
+        parser.add_argument(
+            "--part", nargs="+", choices=parts, default=parts, help="default: all of them"
+        )
     return parser.parse_args(argv)
 
 
@@ -60,7 +64,9 @@ def clocks() -> tuple[float, float]:
     return usage.ru_utime + usage.ru_stime, time.perf_counter()
 
 
-def interleave(variants: dict, rounds: int, warm_up: bool = True) -> dict[str, list[tuple[float, float, int]]]:
+def interleave(
+    variants: dict, rounds: int, warm_up: bool = True
+) -> dict[str, list[tuple[float, float, int]]]:
     """{name: function} -> {name: [(CPU s, wall s, units)] one a round}; the order turns by one every round.
 
     A function returns how many units of work it did (tokens, say), or None for one.
@@ -70,7 +76,7 @@ def interleave(variants: dict, rounds: int, warm_up: bool = True) -> dict[str, l
             function()
     names, taken = list(variants), {name: [] for name in variants}
     for r in range(rounds):
-        for name in names[r % len(names):] + names[:r % len(names)]:
+        for name in names[r % len(names) :] + names[: r % len(names)]:
             before = clocks()
             units = variants[name]()
             cpu, wall = (b - a for a, b in zip(before, clocks()))

@@ -25,12 +25,20 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     pad, t = exact.tokenizer.pad_token_id, cfg.sampling.temperature
     prompts = [models.format_prompt(exact.tokenizer, text) for text in common.posts(PROMPTS)]
     length = cfg.sampling.max_new_tokens
-    ids = torch.randint(100, 40000, (PROMPTS, K, length), generator=torch.Generator().manual_seed(0)).tolist()
-    layouts = {"one row a post": pack(prompts, ids, pad),
-               "one row a reply": pack([p for p in prompts for _ in range(K)], [[y] for row in ids for y in row], pad)}
+    ids = torch.randint(
+        100, 40000, (PROMPTS, K, length), generator=torch.Generator().manual_seed(0)
+    ).tolist()
+    layouts = {
+        "one row a post": pack(prompts, ids, pad),
+        "one row a reply": pack(
+            [p for p in prompts for _ in range(K)], [[y] for row in ids for y in row], pad
+        ),
+    }
 
     with torch.no_grad():
-        packed, plain = (exact.logprobs(layout, t).view(PROMPTS, K, length) for layout in layouts.values())
+        packed, plain = (
+            exact.logprobs(layout, t).view(PROMPTS, K, length) for layout in layouts.values()
+        )
     worst = (packed - plain).abs().max().item()
     assert worst < 1e-4, f"packed and plain log-probabilities differ by {worst}"
     assert packed.std() > 0
@@ -41,12 +49,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         def run():
             policy.logprobs(layout, t).mean().backward()
             policy.model.zero_grad()
+
         return run
 
     taken = common.interleave({name: step(layout) for name, layout in layouts.items()}, args.rounds)
-    return common.report(f"packing: {args.model}, {PROMPTS} posts x {K} replies x {length} tokens, mean prompt "
-                         f"{sum(map(len, prompts)) / PROMPTS:.0f} tokens, float32 difference {worst:.0e}",
-                         taken, "one row a post")
+    return common.report(
+        f"packing: {args.model}, {PROMPTS} posts x {K} replies x {length} tokens, mean prompt "
+        f"{sum(map(len, prompts)) / PROMPTS:.0f} tokens, float32 difference {worst:.0e}",
+        taken,
+        "one row a post",
+    )
 
 
 if __name__ == "__main__":

@@ -29,11 +29,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             for _ in range(repeats):
                 function()
             return repeats
+
         return run
 
-    taken = common.interleave({"inverse CDF": times(lambda: inverse_cdf(probs, torch.rand(rows))),
-                               "torch.multinomial": times(lambda: torch.multinomial(probs, 1)),
-                               f"top-p {TOP_P} by sorting": times(lambda: top_p(probs))}, args.rounds)
+    taken = common.interleave(
+        {
+            "inverse CDF": times(lambda: inverse_cdf(probs, torch.rand(rows))),
+            "torch.multinomial": times(lambda: torch.multinomial(probs, 1)),
+            f"top-p {TOP_P} by sorting": times(lambda: top_p(probs)),
+        },
+        args.rounds,
+    )
     return common.report(f"sampler: ({rows}, {vocabulary}) float32", taken, "inverse CDF")
 
 

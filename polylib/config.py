@@ -7,6 +7,7 @@
 params/laptop.yaml holds every value and explains it; another preset is `extends: laptop` and its departures. Left
 out on purpose: environment overrides, command-line flags.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -40,9 +41,26 @@ from polylib.settings import (
     TrainConfig,
 )
 
-__all__ = ["METHODS", "AblationConfig", "Config", "DataConfig", "EvaluationConfig", "LLMJudgeConfig",
-           "ModelConfig", "PaperFiguresConfig", "RewardModelConfig", "RivalConfig", "SamplingConfig", "TrainConfig",
-           "UserError", "load", "read_yaml", "resolved", "training", "write_yaml"]
+__all__ = [
+    "METHODS",
+    "AblationConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "LLMJudgeConfig",
+    "ModelConfig",
+    "PaperFiguresConfig",
+    "RewardModelConfig",
+    "RivalConfig",
+    "SamplingConfig",
+    "TrainConfig",
+    "UserError",
+    "load",
+    "read_yaml",
+    "resolved",
+    "training",
+    "write_yaml",
+]
 
 
 TRAINED = ("sft", "polychromic", "grpo", "hybrid")  # sections that depart from `training`
@@ -104,7 +122,9 @@ def _resolve(path: Path, folder: Path, below: tuple[Path, ...] = ()) -> tuple[di
     if "extends" in own:
         parent = str(own.pop("extends"))
         near = path.parent / f"{parent}.yaml"
-        values, common = _resolve(near if near.is_file() else _file(parent, folder), folder, (*below, path))
+        values, common = _resolve(
+            near if near.is_file() else _file(parent, folder), folder, (*below, path)
+        )
     shared = own.pop("training", {})
     for name in TRAINED if shared else ():
         own[name] = {**shared, **own.get(name, {})}
@@ -116,7 +136,10 @@ def _resolve(path: Path, folder: Path, below: tuple[Path, ...] = ()) -> tuple[di
 def _known(own: dict, path: Path) -> None:
     """Every key of one file as it is written there: a section or setting that exists, a section a mapping."""
     hints = typing.get_type_hints(Config)
-    hints = {key: hint for key, hint in hints.items() if key != "preset"} | {"extends": str, "training": TrainConfig}
+    hints = {key: hint for key, hint in hints.items() if key != "preset"} | {
+        "extends": str,
+        "training": TrainConfig,
+    }
     _spelled(own, hints, path, "")
     for name, values in own.items():
         if dataclasses.is_dataclass(hints[name]):
@@ -150,7 +173,9 @@ def _explain(error: dict) -> str:
     field = Config.__pydantic_fields__[section]
     if rest and dataclasses.is_dataclass(field.annotation):
         field = field.annotation.__pydantic_fields__[rest[0]]
-        key = f"{section}.{rest[0]}" + "".join(f"[{i}]" if isinstance(i, int) else f".{i}" for i in rest[1:])
+        key = f"{section}.{rest[0]}" + "".join(
+            f"[{i}]" if isinstance(i, int) else f".{i}" for i in rest[1:]
+        )
     else:
         key = str(section) + "".join(f"[{i}]" for i in rest)
     if error["type"] == "missing":
@@ -158,9 +183,13 @@ def _explain(error: dict) -> str:
     kind, context = error["type"], error.get("ctx", {})
     found = f"found {error['input']!r}"
     if set(context) & set(RANGES):  # both ends of the range, where the field itself has them
-        ends = [(name, getattr(m, name)) for m in field.metadata for name in RANGES if hasattr(m, name)]
-        words = " and ".join(f"{RANGES[name]} {end:g}" if (name, end) != ("ge", 0) else "0 or more"
-                             for name, end in ends or [(n, c) for n, c in context.items() if n in RANGES])
+        ends = [
+            (name, getattr(m, name)) for m in field.metadata for name in RANGES if hasattr(m, name)
+        ]
+        words = " and ".join(
+            f"{RANGES[name]} {end:g}" if (name, end) != ("ge", 0) else "0 or more"
+            for name, end in ends or [(n, c) for n, c in context.items() if n in RANGES]
+        )
         return f"{key} must be {words}{f' ({field.description})' if field.description else ''}, {found}"
     if kind == "literal_error":
         return f"{key} must be {' | '.join(CHOICE.findall(context['expected']))}, {found}"
@@ -170,101 +199,200 @@ def _explain(error: dict) -> str:
 
 def _check(cfg: Config, path: Path) -> None:
     """The rules that tie several settings together; each would otherwise surface hours into a run."""
+
     def require(ok: bool, message: str) -> None:
         if not ok:
             raise UserError(f"{path}: {message}")
 
     e, parts = cfg.evaluation, (cfg.data.train, cfg.data.validation, cfg.data.test, cfg.data.judge)
-    require(math.isclose(sum(parts), 1.0, abs_tol=1e-9),
-            f"data.train + validation + test + judge must sum to 1, found {sum(parts):.4g}")
-    require(bool(cfg.seeds) and len(set(cfg.seeds)) == len(cfg.seeds), "seeds must be a list without repeats")
-    require(len(set(cfg.methods)) == len(cfg.methods) and set(cfg.methods) <= set(METHODS),
-            f"methods must be names out of {', '.join(METHODS)}, each once; found {list(cfg.methods)}")
+    require(
+        math.isclose(sum(parts), 1.0, abs_tol=1e-9),
+        f"data.train + validation + test + judge must sum to 1, found {sum(parts):.4g}",
+    )
+    require(
+        bool(cfg.seeds) and len(set(cfg.seeds)) == len(cfg.seeds),
+        "seeds must be a list without repeats",
+    )
+    require(
+        len(set(cfg.methods)) == len(cfg.methods) and set(cfg.methods) <= set(METHODS),
+        f"methods must be names out of {', '.join(METHODS)}, each once; found {list(cfg.methods)}",
+    )
     require("sft" in cfg.methods, "methods must hold sft: every other method starts from its model")
     for name in cfg.methods:
         init = vars(cfg)["polychromic" if name == "lambda0" else name].init
-        require(init in ("base", *cfg.methods), f"{name}.init is {init}, which methods does not list: "
-                f"{list(cfg.methods)}")
-    require(set(cfg.swept) <= set(cfg.methods) and ("sft" in cfg.swept or "sft" not in cfg.methods),
-            f"swept must be names out of methods, sft among them: it is the control; found {list(cfg.swept)}")
-    require(bool(e.ks) and max(e.ks) <= e.samples, f"evaluation.ks {e.ks} exceed samples {e.samples}")
-    require(e.sweep_samples <= e.samples, f"evaluation.sweep_samples {e.sweep_samples} is not 2 to samples")
-    require(e.likelihood_samples <= e.samples, f"evaluation.likelihood_samples {e.likelihood_samples} exceeds samples")
+        require(
+            init in ("base", *cfg.methods),
+            f"{name}.init is {init}, which methods does not list: {list(cfg.methods)}",
+        )
+    require(
+        set(cfg.swept) <= set(cfg.methods) and ("sft" in cfg.swept or "sft" not in cfg.methods),
+        f"swept must be names out of methods, sft among them: it is the control; found {list(cfg.swept)}",
+    )
+    require(
+        bool(e.ks) and max(e.ks) <= e.samples, f"evaluation.ks {e.ks} exceed samples {e.samples}"
+    )
+    require(
+        e.sweep_samples <= e.samples,
+        f"evaluation.sweep_samples {e.sweep_samples} is not 2 to samples",
+    )
+    require(
+        e.likelihood_samples <= e.samples,
+        f"evaluation.likelihood_samples {e.likelihood_samples} exceeds samples",
+    )
     for name in TRAINED:
         _check_training(name, vars(cfg)[name], cfg.sampling.max_new_tokens, require)
-    require(cfg.grpo.reward == cfg.hybrid.reward, f"grpo.reward {cfg.grpo.reward} and hybrid.reward "
-            f"{cfg.hybrid.reward} differ: the evaluation scores all methods with one trained reward; use two presets")
+    require(
+        cfg.grpo.reward == cfg.hybrid.reward,
+        f"grpo.reward {cfg.grpo.reward} and hybrid.reward "
+        f"{cfg.hybrid.reward} differ: the evaluation scores all methods with one trained reward; use two presets",
+    )
     j = cfg.llm_judge
-    require(bool(j.criteria) and len(set(j.criteria)) == len(j.criteria),
-            f"llm_judge.criteria must be names, each once; found {j.criteria}")
-    require(not set("@?#") & set(j.url), "llm_judge.url holds more than an address; a key belongs into $LLM_API_KEY")
+    require(
+        bool(j.criteria) and len(set(j.criteria)) == len(j.criteria),
+        f"llm_judge.criteria must be names, each once; found {j.criteria}",
+    )
+    require(
+        not set("@?#") & set(j.url),
+        "llm_judge.url holds more than an address; a key belongs into $LLM_API_KEY",
+    )
     _check_ablation(cfg, require)
 
 
 def _check_ablation(cfg: Config, require: Callable[[bool, str], None]) -> None:
     """One or two weights of the hybrid loss, and every cell of their grid a run that can work."""
     a = cfg.ablation
-    require(len(a.grid) <= 2 and set(a.grid) <= set(WEIGHTS) and all(a.grid.values()),
-            f"ablation.grid holds one or two of {', '.join(WEIGHTS)}, each with a list of values, or nothing; "
-            f"found {a.grid}")
-    require(all(len(set(values)) == len(values) for values in a.grid.values()), "ablation.grid repeats a value")
-    require(not a.grid or 0 < cfg.hybrid.eval_prompts <= a.posts and cfg.hybrid.eval_samples <= a.samples,
-            "ablation.posts and samples must be at least hybrid.eval_prompts (not 0) and eval_samples: the detector "
-            "knows no smaller set")
+    require(
+        len(a.grid) <= 2 and set(a.grid) <= set(WEIGHTS) and all(a.grid.values()),
+        f"ablation.grid holds one or two of {', '.join(WEIGHTS)}, each with a list of values, or nothing; "
+        f"found {a.grid}",
+    )
+    require(
+        all(len(set(values)) == len(values) for values in a.grid.values()),
+        "ablation.grid repeats a value",
+    )
+    require(
+        not a.grid
+        or 0 < cfg.hybrid.eval_prompts <= a.posts
+        and cfg.hybrid.eval_samples <= a.samples,
+        "ablation.posts and samples must be at least hybrid.eval_prompts (not 0) and eval_samples: the detector "
+        "knows no smaller set",
+    )
     for values in itertools.product(*a.grid.values()):
-        _check_training("hybrid", dataclasses.replace(cfg.hybrid, **dict(zip(a.grid, values, strict=True))),
-                        cfg.sampling.max_new_tokens, lambda ok, message: require(ok, f"ablation.grid: {message}"))
+        _check_training(
+            "hybrid",
+            dataclasses.replace(cfg.hybrid, **dict(zip(a.grid, values, strict=True))),
+            cfg.sampling.max_new_tokens,
+            lambda ok, message: require(ok, f"ablation.grid: {message}"),
+        )
 
 
-def _check_training(name: str, t: TrainConfig, max_tokens: int, require: Callable[[bool, str], None]) -> None:
+def _check_training(
+    name: str, t: TrainConfig, max_tokens: int, require: Callable[[bool, str], None]
+) -> None:
     """Choices out of the training menu that cannot work, alone or together."""
     k, kind = t.samples_per_prompt, t.diversity_gradient
-    require(any((t.alpha, t.beta, t.lam, t.kappa, t.entropy)), f"{name}: every weight of the loss is 0")
-    require(not t.lam or k >= 3, f"{name}.lam needs samples_per_prompt >= 3: leaving one of K out must leave a pair")
-    require(t.beta == 0 or k >= 2, f"{name}.beta needs samples_per_prompt >= 2: {t.reward_gradient} compares replies")
+    require(
+        any((t.alpha, t.beta, t.lam, t.kappa, t.entropy)), f"{name}: every weight of the loss is 0"
+    )
+    require(
+        not t.lam or k >= 3,
+        f"{name}.lam needs samples_per_prompt >= 3: leaving one of K out must leave a pair",
+    )
+    require(
+        t.beta == 0 or k >= 2,
+        f"{name}.beta needs samples_per_prompt >= 2: {t.reward_gradient} compares replies",
+    )
     for key in ("kappa", "entropy"):
-        require(vars(t)[key] == 0 or k >= 1, f"{name}.{key} acts on sampled replies: samples_per_prompt must be >= 1")
-    require(t.gold_per_prompt >= 1 or not t.alpha,
-            f"{name}.alpha acts on people's replies: gold_per_prompt must be >= 1")
+        require(
+            vars(t)[key] == 0 or k >= 1,
+            f"{name}.{key} acts on sampled replies: samples_per_prompt must be >= 1",
+        )
+    require(
+        t.gold_per_prompt >= 1 or not t.alpha,
+        f"{name}.alpha acts on people's replies: gold_per_prompt must be >= 1",
+    )
 
-    sets = [f"reward_gradient {t.reward_gradient}"] if t.beta and t.reward_gradient != "mean" else []
+    sets = (
+        [f"reward_gradient {t.reward_gradient}"] if t.beta and t.reward_gradient != "mean" else []
+    )
     sets += [f"diversity_gradient {kind}"] if t.lam and kind in ("set_level", "f_poly") else []
     for what in sets if t.subset_size else []:
         low = 1 if what.startswith("reward") else 2
-        require(low <= t.subset_size < k, f"{name}.subset_size {t.subset_size} does not suit {what}: "
-                f"it must be {low} to samples_per_prompt - 1 ({k - 1}), or 0 for half")
-    require(not sets or math.comb(k, t.subset_size or k // 2) <= 20_000,
-            f"{name}: {sets and sets[0]} looks at every subset and {k} samples have over 20 000; lower subset_size")
-    require(not t.lam or kind != "shared" or t.prompts_per_step >= 2,
-            f"{name}.diversity_gradient shared takes its baseline from other posts: prompts_per_step must be >= 2")
-    require(not t.lam or t.diversity != "distinct_2" or max_tokens >= 2,
-            f"{name}.diversity distinct_2 needs sampling.max_new_tokens >= 2")
-    require(not t.lam or kind != "darling" or t.diversity == "semantic",
-            f"{name}.diversity_gradient darling is made of cosine distances: it goes with diversity semantic only")
-    require(not t.lam or t.scale_advantages != "group",
-            f"{name}.scale_advantages group scales rewards alone; with lam above 0 use running, batch or none")
-    require(name not in ("sft", "polychromic") or t.beta == 0 and kind not in ("f_poly", "darling"),
-            f"{name}: its notebook trains without a reward; put beta, f_poly or darling under grpo or hybrid")
-    require(t.beta == 0 or t.reward_gradient == "mean" or t.scale_advantages != "group",
-            f"{name}.scale_advantages group divides rewards by their own sd: it goes with reward_gradient mean only")
+        require(
+            low <= t.subset_size < k,
+            f"{name}.subset_size {t.subset_size} does not suit {what}: "
+            f"it must be {low} to samples_per_prompt - 1 ({k - 1}), or 0 for half",
+        )
+    require(
+        not sets or math.comb(k, t.subset_size or k // 2) <= 20_000,
+        f"{name}: {sets and sets[0]} looks at every subset and {k} samples have over 20 000; lower subset_size",
+    )
+    require(
+        not t.lam or kind != "shared" or t.prompts_per_step >= 2,
+        f"{name}.diversity_gradient shared takes its baseline from other posts: prompts_per_step must be >= 2",
+    )
+    require(
+        not t.lam or t.diversity != "distinct_2" or max_tokens >= 2,
+        f"{name}.diversity distinct_2 needs sampling.max_new_tokens >= 2",
+    )
+    require(
+        not t.lam or kind != "darling" or t.diversity == "semantic",
+        f"{name}.diversity_gradient darling is made of cosine distances: it goes with diversity semantic only",
+    )
+    require(
+        not t.lam or t.scale_advantages != "group",
+        f"{name}.scale_advantages group scales rewards alone; with lam above 0 use running, batch or none",
+    )
+    require(
+        name not in ("sft", "polychromic") or t.beta == 0 and kind not in ("f_poly", "darling"),
+        f"{name}: its notebook trains without a reward; put beta, f_poly or darling under grpo or hybrid",
+    )
+    require(
+        t.beta == 0 or t.reward_gradient == "mean" or t.scale_advantages != "group",
+        f"{name}.scale_advantages group divides rewards by their own sd: it goes with reward_gradient mean only",
+    )
 
-    require(t.kappa == 0 or t.kl_estimator != "k1_in_reward" or t.beta > 0 and t.reward_gradient == "mean",
-            f"{name}.kl_estimator k1_in_reward is part of the reward: it needs beta above 0 and reward_gradient mean")
-    require(t.kappa == 0 or t.kl_level != "togo" or t.kl_estimator in ("k2", "k1_in_reward"),
-            f"{name}.kl_level togo is a form of k2; with kl_estimator {t.kl_estimator} use token or sequence")
+    require(
+        t.kappa == 0
+        or t.kl_estimator != "k1_in_reward"
+        or t.beta > 0
+        and t.reward_gradient == "mean",
+        f"{name}.kl_estimator k1_in_reward is part of the reward: it needs beta above 0 and reward_gradient mean",
+    )
+    require(
+        t.kappa == 0 or t.kl_level != "togo" or t.kl_estimator in ("k2", "k1_in_reward"),
+        f"{name}.kl_level togo is a form of k2; with kl_estimator {t.kl_estimator} use token or sequence",
+    )
     whole = t.kappa > 0 and t.kl_level != "token" and t.kl_estimator != "k1_in_reward"
-    require(not whole or t.loss_normalizer != "grpo", f"{name}.kl_level {t.kl_level} is of whole replies and "
-            "loss_normalizer grpo divides each by its own length: use kl_level token")
-    require(not t.kl_target or t.kl_estimator != "k1_in_reward" or t.rollout_every == t.updates_per_rollout == 1,
-            f"{name}.kl_target with k1_in_reward measures the KL once a rollout: rollout_every and updates_per_rollout "
-            "must be 1")
+    require(
+        not whole or t.loss_normalizer != "grpo",
+        f"{name}.kl_level {t.kl_level} is of whole replies and "
+        "loss_normalizer grpo divides each by its own length: use kl_level token",
+    )
+    require(
+        not t.kl_target
+        or t.kl_estimator != "k1_in_reward"
+        or t.rollout_every == t.updates_per_rollout == 1,
+        f"{name}.kl_target with k1_in_reward measures the KL once a rollout: rollout_every and updates_per_rollout "
+        "must be 1",
+    )
     if t.kl_target:
-        require(t.kappa > 0, f"{name}.kl_target {t.kl_target:g} moves kappa: kappa must be above 0 to start with")
-        require(len(t.kl_bounds) == 2 and 0 < t.kl_bounds[0] <= t.kappa <= t.kl_bounds[1],
-                f"{name}.kl_bounds must be [low, high] with 0 < low <= kappa <= high, found {t.kl_bounds}")
-    require(t.eval_samples >= 1, f"{name}.eval_samples must be at least 1: notebooks show sampled replies")
-    require(t.on_hacked != "stop" or name in ("grpo", "hybrid"),
-            f"{name}.on_hacked stop: nothing is watched without a reward; it goes with grpo and hybrid")
+        require(
+            t.kappa > 0,
+            f"{name}.kl_target {t.kl_target:g} moves kappa: kappa must be above 0 to start with",
+        )
+        require(
+            len(t.kl_bounds) == 2 and 0 < t.kl_bounds[0] <= t.kappa <= t.kl_bounds[1],
+            f"{name}.kl_bounds must be [low, high] with 0 < low <= kappa <= high, found {t.kl_bounds}",
+        )
+    require(
+        t.eval_samples >= 1,
+        f"{name}.eval_samples must be at least 1: notebooks show sampled replies",
+    )
+    require(
+        t.on_hacked != "stop" or name in ("grpo", "hybrid"),
+        f"{name}.on_hacked stop: nothing is watched without a reward; it goes with grpo and hybrid",
+    )
 
 
 def read_yaml(path: Path) -> dict:
@@ -292,14 +420,20 @@ def write_yaml(path: Path, values: dict, comment: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Write every setting of a preset to a file. Exit status 2 and one line for a mistake in it."""
-    parser = argparse.ArgumentParser(prog="python -m polylib.config", description="Write a preset's resolved settings.")
+    parser = argparse.ArgumentParser(
+        prog="python -m polylib.config", description="Write a preset's resolved settings."
+    )
     parser.add_argument("preset", help="name of a file in params/, without .yaml")
     parser.add_argument("out", type=Path, help="YAML file to write")
     args = parser.parse_args(argv)
     try:
         values = resolved(args.preset)
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_yaml(args.out, values, f"Every setting of preset {args.preset}; params/laptop.yaml explains them.")
+        write_yaml(
+            args.out,
+            values,
+            f"Every setting of preset {args.preset}; params/laptop.yaml explains them.",
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ What cannot be computed raises Undefined, never gives 0.0; `score` turns it into
 on purpose: anything pooled over prompts, because a method that says the same thing under every post would
 look diverse.
 """
+
 from __future__ import annotations
 
 import numpy as np

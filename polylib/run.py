@@ -2,6 +2,7 @@
 
 Only this room writes files of record, and every write is atomic: a killed stage leaves old or new.
 """
+
 from __future__ import annotations
 
 import csv
@@ -23,10 +24,20 @@ from tqdm import auto, std
 from polylib.config import Config, ModelConfig, UserError
 
 STARTED = time.monotonic()  # first import = start of the stage's process
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "sentence-transformers", "numpy", "pandas", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "sentence-transformers",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+)
 
 
 # ---- where things are --------------------------------------------------------------------------------------
+
 
 def root(start: Path | None = None) -> Path:
     """The project folder: the nearest at or above `start` (default: working directory) that holds dvc.yaml.
@@ -43,7 +54,9 @@ def at_root() -> Path:
     UserError if polylib was imported from another checkout than the notebook's."""
     folder, code = root(), Path(__file__).resolve().parents[1]
     if folder != code:
-        raise UserError(f"{folder}: polylib comes from {code}; run `make setup` here, or set PYTHONPATH={folder}")
+        raise UserError(
+            f"{folder}: polylib comes from {code}; run `make setup` here, or set PYTHONPATH={folder}"
+        )
     os.chdir(folder)
     return folder
 
@@ -81,6 +94,7 @@ class Paths:
 
 # ---- files of record ---------------------------------------------------------------------------------------
 
+
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write next to the target, then rename over it. Parents are created."""
     path = Path(path)
@@ -101,7 +115,9 @@ def append_line(path: Path, line: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(path).open("a+b", buffering=0) as stream:
         stream.seek(max(0, stream.seek(0, os.SEEK_END) - 1))
-        stream.write((b"\n" if stream.read(1) not in (b"", b"\n") else b"") + line.encode("utf-8") + b"\n")
+        stream.write(
+            (b"\n" if stream.read(1) not in (b"", b"\n") else b"") + line.encode("utf-8") + b"\n"
+        )
 
 
 def write_json(path: Path, obj: object) -> None:
@@ -168,14 +184,19 @@ def _cell(value: object) -> str:
 
 # ---- what ran, where, at what cost -------------------------------------------------------------------------
 
+
 def commit(folder: Path) -> tuple[str | None, bool | None, str]:
     """(commit hash, dirty, reason). Dirty = a tracked file differs from that commit, other than what a run
     rewrites (results/, params.yaml, dvc.lock). Read by pygit2, which DVC brings: no process is started."""
     import pygit2
+
     try:
         repo = pygit2.Repository(str(folder))
-        changed = [name for name in repo.status(untracked_files="no")
-                   if not name.startswith("results/") and name not in ("params.yaml", "dvc.lock")]
+        changed = [
+            name
+            for name in repo.status(untracked_files="no")
+            if not name.startswith("results/") and name not in ("params.yaml", "dvc.lock")
+        ]
         return str(repo.head.target), bool(changed), ""
     except pygit2.GitError as error:
         return None, None, f"no git history to read: {error}"
@@ -186,33 +207,52 @@ def write_env(path: Path, cfg: Config, **extra: object) -> None:
     It holds timings, so no stage may depend on it. `extra` is added, and replaces a key of the same name.
     Cost in US dollars needs the machine's hourly price in POLYLIB_USD_PER_HOUR; without it, it is null."""
     import torch
+
     sha, dirty, why = commit(root())
     device, dtype, reason = device_dtype(cfg.model)
     seconds = float(extra.pop("wall_seconds", time.monotonic() - STARTED))
     price = os.environ.get("POLYLIB_USD_PER_HOUR")
     gpu = device.type == "cuda"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    write_json(path, {
-        "commit": sha or {"value": None, "reason": why},
-        "dirty": dirty if sha else {"value": None, "reason": why},
-        "preset": cfg.preset, "platform": platform.platform(), "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name(device) if gpu else f"{device.type}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "dtype": str(dtype).removeprefix("torch."), "dtype_reason": reason,
-        "wall_seconds": round(seconds, 1),
-        "peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
-        "peak_gpu_memory_mb": round(torch.cuda.max_memory_allocated(device) / 2**20) if gpu else 0,
-        "cost_usd": round(float(price) * seconds / 3600, 4) if price else
-        {"value": None, "reason": "POLYLIB_USD_PER_HOUR is not set"},
-        **extra,
-    })
+    write_json(
+        path,
+        {
+            "commit": sha or {"value": None, "reason": why},
+            "dirty": dirty if sha else {"value": None, "reason": why},
+            "preset": cfg.preset,
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "device": torch.cuda.get_device_name(device)
+            if gpu
+            else f"{device.type}, {os.cpu_count()} cores",
+            "threads": torch.get_num_threads(),
+            "dtype": str(dtype).removeprefix("torch."),
+            "dtype_reason": reason,
+            "wall_seconds": round(seconds, 1),
+            "peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
+            "peak_gpu_memory_mb": round(torch.cuda.max_memory_allocated(device) / 2**20)
+            if gpu
+            else 0,
+            "cost_usd": round(float(price) * seconds / 3600, 4)
+            if price
+            else {"value": None, "reason": "POLYLIB_USD_PER_HOUR is not set"},
+            **extra,
+        },
+    )
 
 
 def device_dtype(model: ModelConfig):
     """(torch.device, torch.dtype, reason) for this machine; print the reason where a model is loaded."""
     import torch
-    auto = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+    auto = (
+        "cuda"
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else "cpu"
+    )
     device = torch.device(auto if model.device == "auto" else model.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"model.device {model.device}: no CUDA device here; use device: auto")
@@ -230,14 +270,19 @@ def device_dtype(model: ModelConfig):
 
 
 def cpu_flags() -> set[str]:
-    info = Path("/proc/cpuinfo")  # Linux; elsewhere no CPU we know of has native bfloat16 that torch uses
+    info = Path(
+        "/proc/cpuinfo"
+    )  # Linux; elsewhere no CPU we know of has native bfloat16 that torch uses
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
-    return set(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+    return set(
+        next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    )
 
 
 def seed_everything(seed: int) -> None:
     """Python's, numpy's and torch's global generators. What draws should still take its own generator."""
     import torch
+
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -248,8 +293,15 @@ def progress(iterable: Iterable, total: int, label: str, every: float = 10.0) ->
     Elsewhere (a log; papermill, which would keep the widget's state) a plain line every `every` seconds, at most."""
     if _watched():
         return auto.tqdm(iterable, label, total, file=sys.stdout)
-    return std.tqdm(iterable, label, total, file=_Lines(), mininterval=every, miniters=1,
-                    bar_format="{desc} {n_fmt}/{total_fmt}, {rate_inv_fmt}, {elapsed} gone, {remaining} left")
+    return std.tqdm(
+        iterable,
+        label,
+        total,
+        file=_Lines(),
+        mininterval=every,
+        miniters=1,
+        bar_format="{desc} {n_fmt}/{total_fmt}, {rate_inv_fmt}, {elapsed} gone, {remaining} left",
+    )
 
 
 def say(line: str) -> None:
@@ -274,4 +326,8 @@ def _watched() -> bool:
     tell the kernel with every cell that nobody is there."""
     ipython = sys.modules.get("IPython")
     kernel = getattr(ipython.get_ipython() if ipython else None, "kernel", None)
-    return kernel.get_parent().get("content", {}).get("allow_stdin", False) if kernel else sys.stdout.isatty()
+    return (
+        kernel.get_parent().get("content", {}).get("allow_stdin", False)
+        if kernel
+        else sys.stdout.isatty()
+    )

@@ -2,6 +2,7 @@
 params/laptop.yaml; polylib.config reads the files, checks what ties settings together, and is where to import from.
 A value out of its range is refused wherever a section is made, by `dataclasses.replace` too.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -25,7 +26,11 @@ def _no_bool(value: object) -> object:
 KNOWN = ConfigDict(extra="forbid")  # an unknown key is an error, not dropped
 Str, Bool, Int = Annotated[str, Strict()], Annotated[bool, Strict()], Annotated[int, Strict()]
 Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
-Count, AtLeastOne, AtLeastTwo = Annotated[Int, Field(ge=0)], Annotated[Int, Field(ge=1)], Annotated[Int, Field(ge=2)]
+Count, AtLeastOne, AtLeastTwo = (
+    Annotated[Int, Field(ge=0)],
+    Annotated[Int, Field(ge=1)],
+    Annotated[Int, Field(ge=2)],
+)
 NotNegative, Positive = Annotated[Float, Field(ge=0)], Annotated[Float, Field(gt=0)]
 Share, Quantile = Annotated[Float, Field(ge=0, le=1)], Annotated[Float, Field(ge=0, lt=1)]
 Learning = Annotated[Float, Field(gt=0, description="at 0 nothing is learned")]
@@ -128,7 +133,9 @@ class TrainConfig:
     mask_truncated: Bool
     reward_gradient: Literal["mean", "max_at_k", "pass_at_k", "pass_at_k_training"]
     diversity: Literal["semantic", "logdet", "vendi", "distinct_1", "distinct_2", "self_bleu"]
-    diversity_gradient: Literal["jackknife", "leave_one_out", "shared", "set_level", "f_poly", "darling", "detached"]
+    diversity_gradient: Literal[
+        "jackknife", "leave_one_out", "shared", "set_level", "f_poly", "darling", "detached"
+    ]
     subset_size: Count
     curriculum: Quantile
     min_relevance: Float

@@ -7,6 +7,7 @@ all studies (see tests/test_stats.py).
 
 Left out on purpose: stars, and p-values without an effect.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -55,13 +56,21 @@ def matrix(cells: Mapping, method: str) -> tuple[list, list, np.ndarray]:
     Raises ValueError for a missing method, a repeated prompt, or seeds that answered different prompts."""
     mine = {seed: series for (name, seed), series in cells.items() if name == method}
     if not mine:
-        raise ValueError(f"no cell of method {method!r}; there are {sorted({name for name, _ in cells})}")
+        raise ValueError(
+            f"no cell of method {method!r}; there are {sorted({name for name, _ in cells})}"
+        )
     seeds = sorted(mine, key=lambda seed: -1 if seed is None else seed)
     prompts = sorted(mine[seeds[0]].index)
     for seed in seeds:
         if sorted(mine[seed].index) != prompts or len(set(prompts)) != len(prompts):
-            raise ValueError(f"{method} seed {seed}: its prompts are not those of seed {seeds[0]}, each once")
-    return seeds, prompts, np.array([mine[seed].loc[prompts].to_numpy(dtype=float) for seed in seeds])
+            raise ValueError(
+                f"{method} seed {seed}: its prompts are not those of seed {seeds[0]}, each once"
+            )
+    return (
+        seeds,
+        prompts,
+        np.array([mine[seed].loc[prompts].to_numpy(dtype=float) for seed in seeds]),
+    )
 
 
 def compare(cells: Mapping, a: str, b: str, paired: bool = False) -> Comparison:
@@ -76,7 +85,9 @@ def compare(cells: Mapping, a: str, b: str, paired: bool = False) -> Comparison:
     if prompts != prompts_b:
         raise ValueError(f"{a} and {b} answered different prompts")
     if None not in (*seeds_a, *seeds_b) and seeds_a != seeds_b:
-        raise ValueError(f"{a} has seeds {seeds_a} and {b} has {seeds_b}: the comparison is paired by seed")
+        raise ValueError(
+            f"{a} has seeds {seeds_a} and {b} has {seeds_b}: the comparison is paired by seed"
+        )
     keep = np.isfinite(ya).all(axis=0) & np.isfinite(yb).all(axis=0)
     ya, yb = np.broadcast_arrays(ya[:, keep], yb[:, keep])
     d = ya - yb
@@ -85,8 +96,17 @@ def compare(cells: Mapping, a: str, b: str, paired: bool = False) -> Comparison:
         return Comparison(a, b, np.nan, nothing, nothing, np.nan, np.nan, len(d), *_counts(keep))
     separate = None if paired or len(seeds_a) != len(seeds_b) else (ya, yb)
     exact_p, floor = exact_test(d.mean(axis=1))
-    return Comparison(a, b, float(d.mean()), checkpoints_claim(d), method_claim(d, separate), exact_p, floor,
-                      len(d), *_counts(keep))
+    return Comparison(
+        a,
+        b,
+        float(d.mean()),
+        checkpoints_claim(d),
+        method_claim(d, separate),
+        exact_p,
+        floor,
+        len(d),
+        *_counts(keep),
+    )
 
 
 def _counts(keep: np.ndarray) -> tuple[int, int]:
@@ -187,8 +207,13 @@ def adjust(p: Sequence[float], method: str) -> np.ndarray:
     return adjusted
 
 
-def hierarchical_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray],
-                           draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+def hierarchical_bootstrap(
+    a: np.ndarray,
+    b: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
     """(effect, low, high) of statistic(a) - statistic(b) for statistics that are no mean of prompts.
 
     a, b (S, P); `statistic` maps (..., S, P) to (...). Seeds and prompts are resampled, the same ones for
@@ -197,7 +222,9 @@ def hierarchical_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np
     seed."""
     s, p = a.shape
     if s < 2 or a.shape != b.shape:
-        raise ValueError(f"needs two matrices of the same 2 or more seeds, found {a.shape} and {b.shape}")
+        raise ValueError(
+            f"needs two matrices of the same 2 or more seeds, found {a.shape} and {b.shape}"
+        )
     rng = np.random.default_rng(seed)
     pick = rng.integers(s, size=(draws, s, 1)), rng.integers(p, size=(draws, 1, p))
     spread = (statistic(a[pick]) - statistic(b[pick])).std(ddof=1) * np.sqrt(s / (s - 1))

@@ -1,9 +1,10 @@
 """Choose the study that `dvc repro` runs next: a preset, a data file, and the name their results go under.
 
-    python -m polylib.study laptop                      # params.yaml: study laptop, the bundled corpus
-    python -m polylib.study laptop --data my/tweets.csv # study laptop-tweets, so that nothing is overwritten
-    python -m polylib.study gpu --data hub:owner/name@main # a hub data set, fetched once to data/raw/
+python -m polylib.study laptop                      # params.yaml: study laptop, the bundled corpus
+python -m polylib.study laptop --data my/tweets.csv # study laptop-tweets, so that nothing is overwritten
+python -m polylib.study gpu --data hub:owner/name@main # a hub data set, fetched once to data/raw/
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,11 +34,20 @@ def select(preset: str, data: str = CORPUS, root: Path | None = None) -> dict:
     base = Path(root or ".").resolve()
     cfg = config.load(preset, root)
     place = _place(data, base)
-    study = cfg.preset if place == CORPUS else f"{cfg.preset}-{_slug(Path(place).name.split('.')[0])}"
-    chosen = {"study": study, "preset": cfg.preset, "data": place,
-              "seeds": list(cfg.seeds), "methods": list(cfg.methods),
-              "trained": {name: list(cfg.seeds) if name in cfg.methods else [] for name in config.METHODS},
-              "ablation": list(cfg.seeds) if cfg.ablation.grid and "hybrid" in cfg.methods else []}
+    study = (
+        cfg.preset if place == CORPUS else f"{cfg.preset}-{_slug(Path(place).name.split('.')[0])}"
+    )
+    chosen = {
+        "study": study,
+        "preset": cfg.preset,
+        "data": place,
+        "seeds": list(cfg.seeds),
+        "methods": list(cfg.methods),
+        "trained": {
+            name: list(cfg.seeds) if name in cfg.methods else [] for name in config.METHODS
+        },
+        "ablation": list(cfg.seeds) if cfg.ablation.grid and "hybrid" in cfg.methods else [],
+    }
     config.write_yaml(base / "params.yaml", chosen, COMMENT)
     return chosen
 
@@ -48,11 +58,15 @@ def _place(data: str, base: Path) -> str:
     if data.startswith("hub:"):
         path = fetch(data, base / "data" / "raw")
     if not path.is_file():
-        raise UserError(f"{data}: no such file; give a .jsonl, .csv or .parquet or hub:owner/name@revision")
+        raise UserError(
+            f"{data}: no such file; give a .jsonl, .csv or .parquet or hub:owner/name@revision"
+        )
     path = Path(os.path.normpath(path))
     place = path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
     if not re.fullmatch(r"[\w./+ ,=@-]+", place):  # it becomes part of a command line in dvc.yaml
-        raise UserError(f"{place}: rename it; usable are letters, digits, spaces and / . _ - + , = @")
+        raise UserError(
+            f"{place}: rename it; usable are letters, digits, spaces and / . _ - + , = @"
+        )
     return place
 
 
@@ -72,9 +86,13 @@ def fetch(source: str, folder: Path) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m polylib.study", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m polylib.study", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("preset", help="name of a file in params/, without .yaml")
-    parser.add_argument("--data", default=CORPUS, help="path of the rows, or hub:owner/name@revision")
+    parser.add_argument(
+        "--data", default=CORPUS, help="path of the rows, or hub:owner/name@revision"
+    )
     args = parser.parse_args(argv)
     try:
         chosen = select(args.preset, args.data)

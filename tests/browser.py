@@ -4,6 +4,7 @@ brings along: the tests need no driver package, only a browser.
     with Browser(find()) as page:
         page.open(file); page.run("document.title"); page.screenshot(path)
 """
+
 from __future__ import annotations
 
 import base64
@@ -32,15 +33,29 @@ class Browser:
     def __init__(self, executable: str, patience: float = 30):
         self.patience, self.log, self._count = patience, [], 0
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        flags = ["--headless=new", "--remote-debugging-port=0", f"--user-data-dir={self._folder.name}",
-                 "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions",
-                 "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
-                 "--proxy-server=127.0.0.1:9"]  # no network at all
+        flags = [
+            "--headless=new",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={self._folder.name}",
+            "--no-first-run",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--disable-extensions",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--hide-scrollbars",
+            "--proxy-server=127.0.0.1:9",
+        ]  # no network at all
         flags += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses root
-        self._process = subprocess.Popen([executable, *flags, "about:blank"], stdout=subprocess.DEVNULL,
-                                         stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            [executable, *flags, "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
-            self._socket = websocket.create_connection(self._tab(), timeout=patience, suppress_origin=True)
+            self._socket = websocket.create_connection(
+                self._tab(), timeout=patience, suppress_origin=True
+            )
             for domain in ("Page", "Runtime", "Log"):
                 self.call(f"{domain}.enable")
         except BaseException:
@@ -53,7 +68,8 @@ class Browser:
         while time.monotonic() < end and self._process.poll() is None:
             if port.exists() and len(lines := port.read_text().split()) >= 2:
                 with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-                        f"http://127.0.0.1:{lines[0]}/json/list", timeout=self.patience) as answer:
+                    f"http://127.0.0.1:{lines[0]}/json/list", timeout=self.patience
+                ) as answer:
                     tabs = [tab for tab in json.load(answer) if tab["type"] == "page"]
                 if tabs:
                     return tabs[0]["webSocketDebuggerUrl"]
@@ -90,31 +106,53 @@ class Browser:
 
     def run(self, script: str):
         """Value of a JavaScript expression; RuntimeError if it throws."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        found = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in found:
-            raise RuntimeError(found["exceptionDetails"].get("exception", {}).get("description", script))
+            raise RuntimeError(
+                found["exceptionDetails"].get("exception", {}).get("description", script)
+            )
         return found["result"].get("value")
 
     def size(self, width: int, height: int, dark: bool = False) -> None:
         """A window of that many CSS pixels, a phone below 600."""
         phone = width < 600
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, mobile=phone,
-                  deviceScaleFactor=2 if phone else 1)
-        self.call("Emulation.setEmulatedMedia",
-                  features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            mobile=phone,
+            deviceScaleFactor=2 if phone else 1,
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
 
     def click(self, selector: str) -> None:
         """With a real mouse, in the middle of the first match, scrolled into view: what covers it gets the click."""
-        at = self.run(f"(e => {{ e.scrollIntoView({{block: 'center', inline: 'center'}}); const r = "
-                      f"e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})"
-                      f"(document.querySelector({json.dumps(selector)}))")
+        at = self.run(
+            f"(e => {{ e.scrollIntoView({{block: 'center', inline: 'center'}}); const r = "
+            f"e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})"
+            f"(document.querySelector({json.dumps(selector)}))"
+        )
         for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=at[0], y=at[1], button="left", clickCount=1)
+            self.call(
+                "Input.dispatchMouseEvent", type=kind, x=at[0], y=at[1], button="left", clickCount=1
+            )
 
     def press(self, key: str, code: int, text: str = "") -> None:
         for kind in ("keyDown", "keyUp"):
             extra = {"text": text} if text and kind == "keyDown" else {}
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **extra)
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                **extra,
+            )
 
     def screenshot(self, path: Path, whole: bool = False) -> None:
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole)

@@ -36,7 +36,9 @@ def shell(*command: str, cwd: Path, fail: bool = True, env: dict[str, str] | Non
         stderr=subprocess.STDOUT,
     )
     if fail:
-        assert done.returncode == 0, f"{' '.join(command)} -> {done.returncode}\n{done.stdout[-6000:]}"
+        assert done.returncode == 0, (
+            f"{' '.join(command)} -> {done.returncode}\n{done.stdout[-6000:]}"
+        )
     return done.stdout
 
 
@@ -71,7 +73,9 @@ def module_files(names: set[str]) -> set[Path]:
         for depth in range(1, len(parts) + 1):
             stem = ROOT.joinpath(*parts[:depth])
             files |= {
-                f for f in (stem.with_suffix(".py"), stem / "__init__.py") if f.is_file() and _has_code(f)
+                f
+                for f in (stem.with_suffix(".py"), stem / "__init__.py")
+                if f.is_file() and _has_code(f)
             }
     return files
 
@@ -89,6 +93,7 @@ def _has_code(path: Path) -> bool:
 def needs(path: Path, without: tuple[str, ...] = ()) -> set[str]:
     """Project paths of every polylib module that running `path` can import, directly or through another; what lies in
     the packages `without` (figures, say) is left out, with what only they import."""
+
     def inside(files):
         return {f for f in files if f.relative_to(ROOT).parts[1] not in without}
 

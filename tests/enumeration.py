@@ -4,6 +4,7 @@ The policy is a table: theta[:3] are the logits of the first token, theta[3:] th
 first. Nothing here uses polylib, so an expectation computed here, and its central finite difference, is
 independent evidence about an estimator computed there. All in float64.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -19,7 +20,10 @@ EOS = 2
 
 def parameters(seed: int = 0) -> Tensor:
     """Logits of a policy that is neither uniform nor degenerate, `(12,)`."""
-    return torch.randn(V + V * V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 0.8
+    return (
+        torch.randn(V + V * V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        * 0.8
+    )
 
 
 def replies(eos: bool = False) -> tuple[Tensor, Tensor]:
@@ -63,7 +67,9 @@ def finite_difference(f: Callable[[Tensor], Tensor], theta: Tensor, eps: float =
         return torch.stack([(f(theta + s) - f(theta - s)) / (2 * eps) for s in steps])
 
 
-def expected_update(theta: Tensor, ids: Tensor, mask: Tensor, sets: Tensor, advantages: Tensor) -> Tensor:
+def expected_update(
+    theta: Tensor, ids: Tensor, mask: Tensor, sets: Tensor, advantages: Tensor
+) -> Tensor:
     """E[sum_i A_i grad log pi(y_i)] over all sets, `(12,)`; `advantages (M, k)`."""
     theta = theta.clone().requires_grad_()
     logp = log_p(theta, ids, mask)

@@ -8,6 +8,7 @@ runs in forks of a process that has already imported the slow libraries, test fi
 faulty room first, and stops at the first test that fails; it counts if the same test is green without the fault. One
 fault a row of the checklist (tests/faults_rows.py) must turn red that row's own test. Not collected by pytest: minutes.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -32,16 +33,69 @@ from faults_rows import ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 1200  # a fault may also make a test run for ever
-SLOW = ("two_processes", "row_26", "killed_run", "habit_is_learned", "other_settings")  # after their file's other tests
+SLOW = (
+    "two_processes",
+    "row_26",
+    "killed_run",
+    "habit_is_learned",
+    "other_settings",
+)  # after their file's other tests
 SUITES = {
-    "pure": ["objective", "kl", "advantages", "normalizers", "diversity", "schedules", "anatomy", "toy", "trl_parity"],
-    "engine": ["sampling", "truncated_sampling", "logprobs", "models", "rivals", "fault_kinds", "loop_menu",
-               "loop"],
-    "rewards": ["metrics", "stats", "score", "rewards_learned", "rewards_validate", "rewards_judge", "rewards_ties",
-                "rewards_heuristic", "rewards_features", "attacks", "hacking", "overoptimisation", "rewards_coherence",
-                "hacking_figures", "rewards_context", "rewards_llm", "rewards_llm_load"],
-    "evaluation": ["novelty", "score", "likelihood", "gains", "exact", "stats", "significance",
-                   "error_rates", "winrate", "rewards_llm", "figures", "ablation", "report"],
+    "pure": [
+        "objective",
+        "kl",
+        "advantages",
+        "normalizers",
+        "diversity",
+        "schedules",
+        "anatomy",
+        "toy",
+        "trl_parity",
+    ],
+    "engine": [
+        "sampling",
+        "truncated_sampling",
+        "logprobs",
+        "models",
+        "rivals",
+        "fault_kinds",
+        "loop_menu",
+        "loop",
+    ],
+    "rewards": [
+        "metrics",
+        "stats",
+        "score",
+        "rewards_learned",
+        "rewards_validate",
+        "rewards_judge",
+        "rewards_ties",
+        "rewards_heuristic",
+        "rewards_features",
+        "attacks",
+        "hacking",
+        "overoptimisation",
+        "rewards_coherence",
+        "hacking_figures",
+        "rewards_context",
+        "rewards_llm",
+        "rewards_llm_load",
+    ],
+    "evaluation": [
+        "novelty",
+        "score",
+        "likelihood",
+        "gains",
+        "exact",
+        "stats",
+        "significance",
+        "error_rates",
+        "winrate",
+        "rewards_llm",
+        "figures",
+        "ablation",
+        "report",
+    ],
 }
 FIRST = {  # room -> the test files to try before the others of its suite
     "training/objective": ["normalizers", "objective", "kl"],
@@ -109,16 +163,45 @@ FIRST = {  # room -> the test files to try before the others of its suite
     "analysis/judging": ["winrate"],
     "rewards/llm_controls": ["winrate", "rewards_llm"],
 }
-FAULTS = ([("rows", f"row {number:02d}: {name}", room, old, new) for number, _, _, name, room, old, new in ROWS]
-          + [("pure", name, f"training/{room}", old, new) for name, room, old, new in PURE]
-          + [("engine", *fault) for fault in ENGINE] + [("rewards", *fault) for fault in REWARDS]
-          + [("evaluation", *fault) for fault in EVALUATION])
-IMPORTS = {"": ["pandas", "scipy.stats", "nbformat", "safetensors.torch"],  # before the first fork, by kind of fault
-           "rows": ["accelerate", "peft", "transformers.models.llama.modeling_llama", "trl.trainer.dpo_trainer"],
-           "pure": ["transformers.loss.loss_utils", "trl.trainer.grpo_trainer"],
-           "engine": ["accelerate", "peft", "transformers.models.llama.modeling_llama", "trl.trainer.dpo_trainer"],
-           "rewards": ["sklearn.svm", "sklearn.linear_model", "rouge_score.rouge_scorer", "sacrebleu"],
-           "evaluation": ["sklearn.linear_model", "sacrebleu", "matplotlib.pyplot", "statsmodels.api", "peft"]}
+FAULTS = (
+    [
+        ("rows", f"row {number:02d}: {name}", room, old, new)
+        for number, _, _, name, room, old, new in ROWS
+    ]
+    + [("pure", name, f"training/{room}", old, new) for name, room, old, new in PURE]
+    + [("engine", *fault) for fault in ENGINE]
+    + [("rewards", *fault) for fault in REWARDS]
+    + [("evaluation", *fault) for fault in EVALUATION]
+)
+IMPORTS = {
+    "": [
+        "pandas",
+        "scipy.stats",
+        "nbformat",
+        "safetensors.torch",
+    ],  # before the first fork, by kind of fault
+    "rows": [
+        "accelerate",
+        "peft",
+        "transformers.models.llama.modeling_llama",
+        "trl.trainer.dpo_trainer",
+    ],
+    "pure": ["transformers.loss.loss_utils", "trl.trainer.grpo_trainer"],
+    "engine": [
+        "accelerate",
+        "peft",
+        "transformers.models.llama.modeling_llama",
+        "trl.trainer.dpo_trainer",
+    ],
+    "rewards": ["sklearn.svm", "sklearn.linear_model", "rouge_score.rouge_scorer", "sacrebleu"],
+    "evaluation": [
+        "sklearn.linear_model",
+        "sacrebleu",
+        "matplotlib.pyplot",
+        "statsmodels.api",
+        "peft",
+    ],
+}
 
 
 class SlowLast:
@@ -147,8 +230,9 @@ def first_failure(scratch: Path, arguments: tuple[str, ...]) -> str:
         os.dup2(out, 1)
         os.dup2(out, 2)
         signal.alarm(LIMIT_S)
-        status = pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", *arguments],
-                             plugins=[SlowLast()])
+        status = pytest.main(
+            ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", *arguments], plugins=[SlowLast()]
+        )
         sys.stdout.flush()
         os._exit(int(status))
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -162,14 +246,18 @@ def first_failure(scratch: Path, arguments: tuple[str, ...]) -> str:
         return f"time limit of {LIMIT_S} s in {arguments[0]}"
     found = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - |$)", log.read_text(), re.MULTILINE)
     if found is None:
-        raise SystemExit(f"{' '.join(arguments)} ended with status {status} and no failed test:\n{log.read_text()}")
+        raise SystemExit(
+            f"{' '.join(arguments)} ended with status {status} and no failed test:\n{log.read_text()}"
+        )
     return found[1]
 
 
 def copied(scratch: Path) -> None:
     """What the tests read in `scratch`, and imports of this process's children go there."""
     for folder in ("tests", "polylib", "params", "tools"):
-        shutil.copytree(ROOT / folder, scratch / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / folder, scratch / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
     os.chdir(scratch)
     (scratch / "pytest.ini").write_text("[pytest]\npythonpath = . tests\nmarkers =\n    pipeline\n")
     checkout = (ROOT, ROOT / "tests")
@@ -215,7 +303,9 @@ def main(words: list[str]) -> int:
     torch.set_num_threads(1)
     sys.dont_write_bytecode = True
     faults = [f for f in FAULTS if all(w == f[0] if w in IMPORTS else w in f[1] for w in words)]
-    for module in IMPORTS[""] + sorted({m for kind in {f[0] for f in faults} for m in IMPORTS[kind]}):
+    for module in IMPORTS[""] + sorted(
+        {m for kind in {f[0] for f in faults} for m in IMPORTS[kind]}
+    ):
         importlib.import_module(module)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # half a second a fork
     context, number = multiprocessing.get_context("fork"), min(os.cpu_count() or 1, len(faults))
@@ -233,13 +323,18 @@ def main(words: list[str]) -> int:
                 worker.terminate()
             raise test
         tests[i] = test
-        print(f"{len(tests)}/{len(faults)} {'caught' if test else 'MISSED'} | {faults[i][1]} | {test or '-'} | "
-              f"{seconds:.0f} s", flush=True)
+        print(
+            f"{len(tests)}/{len(faults)} {'caught' if test else 'MISSED'} | {faults[i][1]} | {test or '-'} | "
+            f"{seconds:.0f} s",
+            flush=True,
+        )
     for worker in workers:
         worker.join()
     caught = sum(map(bool, tests.values()))
     if not words:
-        checklist_table.write("faults", checklist_table.faults([(f[1], f[2], tests[i]) for i, f in enumerate(faults)]))
+        checklist_table.write(
+            "faults", checklist_table.faults([(f[1], f[2], tests[i]) for i, f in enumerate(faults)])
+        )
     print(f"caught {caught} of {len(faults)}")
     return int(caught < len(faults) or not faults)
 

@@ -11,7 +11,14 @@ import pandas as pd
 
 from polylib.config import RewardModelConfig
 
-WEIGHTS = {"relevance": 0.3, "length": 0.2, "sentiment": 0.1, "variety": 0.1, "punctuation": 0.1, "toxicity": 0.2}
+WEIGHTS = {
+    "relevance": 0.3,
+    "length": 0.2,
+    "sentiment": 0.1,
+    "variety": 0.1,
+    "punctuation": 0.1,
+    "toxicity": 0.2,
+}
 FAST = RewardModelConfig(
     epochs=40,
     objective="conditional",
@@ -30,7 +37,9 @@ FAST = RewardModelConfig(
     preflight_samples=8,
     heuristic=WEIGHTS,
 )
-THINGS = "kettle bicycle garden parrot violin ladder teapot lantern anchor pillow cactus tunnel".split()
+THINGS = (
+    "kettle bicycle garden parrot violin ladder teapot lantern anchor pillow cactus tunnel".split()
+)
 PLAIN = "it is what people keep near the old wooden door".split()
 
 
@@ -39,7 +48,10 @@ class BagOfWords:
 
     def encode(self, texts: list[str]) -> np.ndarray:
         vectors = np.array(
-            [sum((self._word(w) for w in re.findall(r"\w+", text.lower())), self._word("")) for text in texts]
+            [
+                sum((self._word(w) for w in re.findall(r"\w+", text.lower())), self._word(""))
+                for text in texts
+            ]
         )
         vectors = vectors.reshape(-1, 24)
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
@@ -84,8 +96,12 @@ def threads(
             )
     rows = pd.DataFrame(rows)
     share = rows["tweet_id"].str[1:].astype(int) / posts
-    rows["split"] = np.select([share < 0.6, share < 0.75, share < 0.85], ["train", "validation", "test"], "judge")
+    rows["split"] = np.select(
+        [share < 0.6, share < 0.75, share < 0.85], ["train", "validation", "test"], "judge"
+    )
     rows["engagement"] = (
-        rows["latent"] - rows.groupby("tweet_id")["latent"].transform("mean") + rng.normal(0, 0.1, len(rows))
+        rows["latent"]
+        - rows.groupby("tweet_id")["latent"].transform("mean")
+        + rng.normal(0, 0.1, len(rows))
     )
     return rows

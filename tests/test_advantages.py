@@ -1,4 +1,5 @@
 """Advantages: centring, scaling, refusing, and the options of the GRPO menu."""
+
 from __future__ import annotations
 
 import math
@@ -13,9 +14,13 @@ from polylib.training import objective as ob
 def test_group_std_by_hand_uses_ddof_one():
     r = torch.tensor([[0.0, 1.0], [3.0, 1.0]], dtype=torch.float64)
     half = 1 / math.sqrt(2)
-    assert ob.group_advantages(r, "group").flatten().tolist() == pytest.approx([-half, half, half, -half])
+    assert ob.group_advantages(r, "group").flatten().tolist() == pytest.approx(
+        [-half, half, half, -half]
+    )
     four = ob.group_advantages(torch.tensor([[1.0, 2, 3, 4]], dtype=torch.float64), "group")
-    assert four.flatten().tolist() == pytest.approx([x / math.sqrt(5 / 3) for x in (-1.5, -0.5, 0.5, 1.5)])
+    assert four.flatten().tolist() == pytest.approx(
+        [x / math.sqrt(5 / 3) for x in (-1.5, -0.5, 0.5, 1.5)]
+    )
     batch = ob.group_advantages(r, "batch").flatten().tolist()  # 0, 1, 3, 1: variance 19/12
     assert batch == pytest.approx([x / math.sqrt(19 / 12) for x in (-0.5, 0.5, 1, -1)])
 
@@ -55,12 +60,15 @@ def test_groups_are_rows():
     assert ob.group_advantages(r).sum(1).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("bad, message", [
-    (torch.tensor([[1.0, float("nan")]]), "sample 1 is nan"),
-    (torch.tensor([[1.0, 2.0], [float("inf"), 1.0]]), "prompt 1"),
-    (torch.ones(3, 1), "K >= 2"),
-    (torch.ones(3), "K >= 2"),
-])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (torch.tensor([[1.0, float("nan")]]), "sample 1 is nan"),
+        (torch.tensor([[1.0, 2.0], [float("inf"), 1.0]]), "prompt 1"),
+        (torch.ones(3, 1), "K >= 2"),
+        (torch.ones(3), "K >= 2"),
+    ],
+)
 def test_rewards_that_cannot_be_compared_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         ob.group_advantages(bad)
@@ -95,9 +103,13 @@ def test_running_scale_gives_advantages_unit_size_from_the_past_only():
         sizes.append((a / scale.update(a)).square().mean().item())
     assert sum(sizes[20:]) / 40 == pytest.approx(1.0, abs=0.1)
     before = scale.scale
-    assert scale.update(100 * torch.ones(8, 4)) == before  # the batch at hand is not its own yardstick
+    assert (
+        scale.update(100 * torch.ones(8, 4)) == before
+    )  # the batch at hand is not its own yardstick
     first = adv.RunningScale()
-    assert first.update(torch.tensor([[3.0, -3.0]])) == pytest.approx(3.0)  # except for the very first
+    assert first.update(torch.tensor([[3.0, -3.0]])) == pytest.approx(
+        3.0
+    )  # except for the very first
 
 
 def test_running_scale_resumes_and_ignores_silence():
@@ -117,7 +129,9 @@ def test_running_scale_resumes_and_ignores_silence():
 
 def test_combined_advantages_by_hand():
     r, d = torch.tensor([[1.0, -1.0]]), torch.tensor([[0.2, -0.2]])
-    assert ob.combined_advantages(r, d, 0.5, 3.0, 2.0, 0.1)[0].tolist() == pytest.approx([6.25, -6.25])
+    assert ob.combined_advantages(r, d, 0.5, 3.0, 2.0, 0.1)[0].tolist() == pytest.approx(
+        [6.25, -6.25]
+    )
     assert torch.equal(ob.combined_advantages(r, None, 1.0, 0.0), r)
     with pytest.raises(ValueError, match="diversity is 1.0 but"):
         ob.combined_advantages(r, None, 1.0, 1.0)

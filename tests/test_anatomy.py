@@ -1,4 +1,5 @@
 """Gradient anatomy against hand-computed gradients and against an ordinary backward pass."""
+
 from __future__ import annotations
 
 import math
@@ -10,15 +11,23 @@ from polylib.training.anatomy import COLUMNS, TERMS, Anatomy
 
 
 def parameters():
-    return (torch.tensor([3.0, 1.0], requires_grad=True), torch.tensor([2.0], requires_grad=True),
-            torch.tensor([[7.0]], requires_grad=True))
+    return (
+        torch.tensor([3.0, 1.0], requires_grad=True),
+        torch.tensor([2.0], requires_grad=True),
+        torch.tensor([[7.0]], requires_grad=True),
+    )
 
 
 def test_by_hand():
     a, b, unused = parameters()
     anatomy = Anatomy([a, b, unused])
-    anatomy.add({"ce": (a * torch.tensor([3.0, 4.0])).sum(), "kl": 2 * b.sum() - 2 * a[0],
-                 "diversity": torch.tensor(0.7)})  # read off sampled text: a constant
+    anatomy.add(
+        {
+            "ce": (a * torch.tensor([3.0, 4.0])).sum(),
+            "kl": 2 * b.sum() - 2 * a[0],
+            "diversity": torch.tensor(0.7),
+        }
+    )  # read off sampled text: a constant
     row = anatomy.row()
     assert row["norm_ce"] == pytest.approx(5.0) and row["norm_kl"] == pytest.approx(math.sqrt(8))
     assert row["cos_ce_kl"] == pytest.approx(-6 / (5 * math.sqrt(8)))
@@ -34,8 +43,18 @@ def test_the_columns_are_all_norms_and_all_pairs():
     assert list(anatomy.row()) == COLUMNS and all(math.isnan(x) for x in anatomy.row().values())
     anatomy.add({name: (i + 1) * a.sum() - b.sum() for i, name in enumerate(reversed(TERMS))})
     assert list(anatomy.row()) == COLUMNS and not any(math.isnan(x) for x in anatomy.row().values())
-    assert COLUMNS == ["norm_ce", "norm_reward", "norm_diversity", "norm_kl", "cos_ce_reward", "cos_ce_diversity",
-                       "cos_ce_kl", "cos_reward_diversity", "cos_reward_kl", "cos_diversity_kl"]
+    assert COLUMNS == [
+        "norm_ce",
+        "norm_reward",
+        "norm_diversity",
+        "norm_kl",
+        "cos_ce_reward",
+        "cos_ce_diversity",
+        "cos_ce_kl",
+        "cos_reward_diversity",
+        "cos_reward_kl",
+        "cos_diversity_kl",
+    ]
 
 
 def test_slices_add_up_to_the_whole_and_backward_still_works():
@@ -55,7 +74,11 @@ def test_slices_add_up_to_the_whole_and_backward_still_works():
     row = whole.row()
     assert anatomy.row()["norm_ce"] == pytest.approx(norm, rel=1e-6)
     # the law of cosines joins the parts to the whole
-    law = row["norm_ce"]**2 + row["norm_reward"]**2 + 2 * row["norm_ce"] * row["norm_reward"] * row["cos_ce_reward"]
+    law = (
+        row["norm_ce"] ** 2
+        + row["norm_reward"] ** 2
+        + 2 * row["norm_ce"] * row["norm_reward"] * row["cos_ce_reward"]
+    )
     assert law == pytest.approx(norm**2, rel=1e-5)
 
 

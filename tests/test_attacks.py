@@ -25,7 +25,9 @@ class Reward:
 
     def __call__(self, posts, replies):
         self.seen |= set(zip(posts, replies))
-        return np.array([self.function(post, reply) for post, reply in zip(posts, replies)], dtype=float)
+        return np.array(
+            [self.function(post, reply) for post, reply in zip(posts, replies)], dtype=float
+        )
 
 
 def oracle():
@@ -41,18 +43,29 @@ def outcome(reward, **options):
 def test_a_reward_that_knows_people_is_not_flagged():
     table = outcome(oracle())
     assert tuple(table.index) == attacks.ATTACKS
-    assert table["passed"].all() and (table["human_median"] == 1).all() and (table["score"] < 0.2).all()
+    assert (
+        table["passed"].all()
+        and (table["human_median"] == 1).all()
+        and (table["score"] < 0.2).all()
+    )
     assert attacks.failures(table.reset_index()) == {}
 
 
-@pytest.mark.parametrize(("name", "function", "caught"), [
-    ("question marks", lambda post, reply: reply.count("?"), {"constant", "question_bait"}),
-    ("overlap", lambda post, reply: len(set(post.split()) & set(reply.split())), {"parrot"}),
-    ("emoji", lambda post, reply: reply.count("\U0001f525"), {"emoji_hashtags"}),
-    ("hashtags", lambda post, reply: reply.count("#"), {"emoji_hashtags"}),
-    ("length", lambda post, reply: len(reply), {"padding", "constant"}),
-    ("bag of words", lambda post, reply: -abs(len(set(reply.split())) - 7), {"shuffled_words", "other_post"}),
-])
+@pytest.mark.parametrize(
+    ("name", "function", "caught"),
+    [
+        ("question marks", lambda post, reply: reply.count("?"), {"constant", "question_bait"}),
+        ("overlap", lambda post, reply: len(set(post.split()) & set(reply.split())), {"parrot"}),
+        ("emoji", lambda post, reply: reply.count("\U0001f525"), {"emoji_hashtags"}),
+        ("hashtags", lambda post, reply: reply.count("#"), {"emoji_hashtags"}),
+        ("length", lambda post, reply: len(reply), {"padding", "constant"}),
+        (
+            "bag of words",
+            lambda post, reply: -abs(len(set(reply.split())) - 7),
+            {"shuffled_words", "other_post"},
+        ),
+    ],
+)
 def test_planted_weaknesses_are_found(name, function, caught):
     table = outcome(Reward(name, function), pieces=0)
     failed = set(table.index[~table["passed"]])
@@ -80,11 +93,15 @@ def test_a_tie_with_the_median_is_no_pass():
 def test_search_beats_the_bank_and_every_pair_of_pieces():
     pieces = ["an old kettle sings", "never at noon", "the parrot knows why", "what a day it was"]
     worth = {"kettle": 1.0, "parrot": 2.0, "noon": 0.5, "day": -3.0}
-    reward = Reward("planted", lambda post, reply: sum(v for word, v in worth.items() if word in reply))
+    reward = Reward(
+        "planted", lambda post, reply: sum(v for word, v in worth.items() if word in reply)
+    )
     found = attacks.best_constant(reward, ["post one", "post two"], pieces)
     value = reward(["post one"], [found])[0]
     pairs = [" ".join(pair) for pair in itertools.permutations(pieces, 2)]
-    assert value >= max(reward(["post one"] * len(pairs), pairs)) and value == 3.5  # three pieces at once
+    assert (
+        value >= max(reward(["post one"] * len(pairs), pairs)) and value == 3.5
+    )  # three pieces at once
     assert attacks.best_constant(reward, ["post one"], []) in attacks.BANK
 
 
@@ -101,7 +118,10 @@ def test_the_search_never_sees_test_posts():
 
 def test_bank_is_large_generic_and_holds_the_published_sentence():
     assert len(set(attacks.BANK)) == len(attacks.BANK) >= 60
-    assert "Honestly such a fair point. What made you see it this way? Curious to hear more." in attacks.BANK
+    assert (
+        "Honestly such a fair point. What made you see it this way? Curious to hear more."
+        in attacks.BANK
+    )
     assert max(map(len, attacks.BANK)) <= 120
 
 
@@ -141,4 +161,9 @@ def test_no_posts_and_no_numbers_are_refused():
     with pytest.raises(UserError, match="need test and validation posts"):
         attacks.table([oracle()], ROWS[ROWS["split"] != "test"], 0)
     with pytest.raises(ValueError, match="broken: a score under attack"):
-        attacks.table([Reward("broken", lambda post, reply: np.nan if post == reply else 1.0)], ROWS, 0, pieces=0)
+        attacks.table(
+            [Reward("broken", lambda post, reply: np.nan if post == reply else 1.0)],
+            ROWS,
+            0,
+            pieces=0,
+        )

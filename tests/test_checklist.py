@@ -4,6 +4,7 @@ Three kinds of evidence: *enumeration* (every reply of a three-token language, a
 relative error below 1e-6), *invariance* (what must not matter, does not: padding, slices, order, processes) and
 *golden* (a small case worked out by hand). tests/README.md lists rows, kinds and the fault that turns each row red.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -49,7 +50,7 @@ from polylib.training.schedules import AdaptiveKL
 
 EXACT = 1e-6  # relative error of an enumerated gradient against finite differences
 TEXTS = [post.text for post in POSTS]
-EOS = 2       # of the tiny model's tokenizer
+EOS = 2  # of the tiny model's tokenizer
 
 # ------------------------------------------------------------------------------ the language of three tokens
 IDS, MASK = replies()
@@ -61,7 +62,9 @@ REWARD = torch.tensor([0.1, 0.9, 0.4, 0.0, 1.0, 0.3, 0.7, 0.2, 0.6], dtype=torch
 
 def gradient_of_expected(reward=REWARD, ids=IDS, mask=MASK):
     """Finite differences of E[reward]."""
-    return finite_difference(lambda t: expectation(log_p(t, ids, mask), all_sets(len(ids), 1), reward), THETA)
+    return finite_difference(
+        lambda t: expectation(log_p(t, ids, mask), all_sets(len(ids), 1), reward), THETA
+    )
 
 
 def update(sets, advantages, ids=IDS, mask=MASK, **options):
@@ -69,8 +72,13 @@ def update(sets, advantages, ids=IDS, mask=MASK, **options):
     theta = THETA.clone().requires_grad_()
     weights = log_p(theta, ids, mask).detach()[sets].sum(-1).exp() * len(sets)
     rows = sets.flatten()
-    loss, _ = ob.policy_loss(token_logprobs(theta, ids)[rows], None, (weights[:, None] * advantages).flatten(),
-                             mask[rows], **{"normalizer": "sequence", "max_tokens": 2} | options)
+    loss, _ = ob.policy_loss(
+        token_logprobs(theta, ids)[rows],
+        None,
+        (weights[:, None] * advantages).flatten(),
+        mask[rows],
+        **{"normalizer": "sequence", "max_tokens": 2} | options,
+    )
     loss.backward()
     return -theta.grad
 
@@ -84,7 +92,10 @@ def expected_penalty(estimator, level):
     """E over replies of the value and of the gradient of the KL penalty on that reply."""
     theta = THETA.clone().requires_grad_()
     new, ref = token_logprobs(theta, IDS), token_logprobs(REF, IDS)
-    terms = [ob.kl_penalty(new[[i]], ref[[i]], MASK[[i]], estimator, "sequence", level=level) for i in range(N)]
+    terms = [
+        ob.kl_penalty(new[[i]], ref[[i]], MASK[[i]], estimator, "sequence", level=level)
+        for i in range(N)
+    ]
     value = (log_p(theta, IDS, MASK).detach().exp() * torch.stack(terms)).sum()
     value.backward()
     return value.item(), theta.grad
@@ -99,6 +110,7 @@ def undecided(patch: pytest.MonkeyPatch) -> None:
         model = talkative(plain(*args, **kwargs), EOS)
         model.get_output_embeddings().weight.data *= 0.3
         return model
+
     patch.setattr(models, "load_model", load_model)
 
 
@@ -123,13 +135,17 @@ def actor():
 
 
 def draw(actor, posts=TEXTS, k=4, seed=5, **changes):
-    return sampling.sample(actor.sampler, actor.tokenizer, posts, k, dataclasses.replace(CFG.sampling, **changes), seed)
+    return sampling.sample(
+        actor.sampler, actor.tokenizer, posts, k, dataclasses.replace(CFG.sampling, **changes), seed
+    )
 
 
 def ids_of(sampled):
     """Sampled ids up to EOS, nested lists (B, K, length)."""
-    return [[ids[mask].tolist() for ids, mask in zip(*row)]
-            for row in zip(sampled.completion_ids, sampled.completion_mask)]
+    return [
+        [ids[mask].tolist() for ids, mask in zip(*row)]
+        for row in zip(sampled.completion_ids, sampled.completion_mask)
+    ]
 
 
 def rescored(actor, sampled, temperature=0.7, reference=False, kept=None):
@@ -140,7 +156,7 @@ def rescored(actor, sampled, temperature=0.7, reference=False, kept=None):
 
 
 def cut(values, like):
-    return values.flatten(0, 1)[:, :like.shape[1]]
+    return values.flatten(0, 1)[:, : like.shape[1]]
 
 
 # ------------------------------------------------------------------------------------------------ rows 1 to 7
@@ -165,38 +181,60 @@ def test_row_02_the_policy_gradient_is_that_of_the_expected_reward():
 def test_row_03_only_a_constant_divisor_keeps_the_direction_and_none_sees_padding_or_slices():
     reward, sets = REWARD[:7], all_sets(7, 2)
     a, truth = ob.group_advantages(reward[sets]), gradient_of_expected(reward, ENDING, ENDED) / 2
-    found = {n: update(sets, a, ENDING, ENDED, normalizer=n) for n in ("sequence", "dr_grpo", "grpo")}
+    found = {
+        n: update(sets, a, ENDING, ENDED, normalizer=n) for n in ("sequence", "dr_grpo", "grpo")
+    }
     assert relative_error(found["sequence"], truth) < EXACT
     assert relative_error(2 * found["dr_grpo"], truth) < EXACT
     assert cosine(found["grpo"], truth) < 0.999  # 1 / |y| turns the gradient
 
-    rows, mask, one = token_logprobs(THETA, ENDING), ENDED, torch.linspace(-1, 1, 7, dtype=torch.float64)
-    wide, seen = torch.nn.functional.pad(rows, (0, 3), value=-9.0), torch.nn.functional.pad(mask, (0, 3))
+    rows, mask, one = (
+        token_logprobs(THETA, ENDING),
+        ENDED,
+        torch.linspace(-1, 1, 7, dtype=torch.float64),
+    )
+    wide, seen = (
+        torch.nn.functional.pad(rows, (0, 3), value=-9.0),
+        torch.nn.functional.pad(mask, (0, 3)),
+    )
     for name in ("sequence", "dr_grpo", "dapo", "grpo"):
         whole = ob.policy_loss(rows, rows - 0.1, one, mask, normalizer=name, max_tokens=2)[0]
         padded = ob.policy_loss(wide, wide - 0.1, one, seen, normalizer=name, max_tokens=2)[0]
         bottom = ob.batch_denominator(mask, name, 2)
-        slices = sum(ob.policy_loss(*part, normalizer=name, denominator=bottom)[0]
-                     for part in zip(rows.split(3), (rows - 0.1).split(3), one.split(3), mask.split(3)))
+        slices = sum(
+            ob.policy_loss(*part, normalizer=name, denominator=bottom)[0]
+            for part in zip(rows.split(3), (rows - 0.1).split(3), one.split(3), mask.split(3))
+        )
         assert padded.item() == pytest.approx(whole.item(), abs=1e-12)
         assert slices.item() == pytest.approx(whole.item(), abs=1e-12)
 
 
 def test_row_04_a_group_mean_that_includes_oneself_only_rescales_by_one_minus_one_over_k():
     sets = all_sets(N, 3)
-    assert relative_error(update(sets, ob.group_advantages(REWARD[sets])), gradient_of_expected() * 2 / 3) < EXACT
+    assert (
+        relative_error(
+            update(sets, ob.group_advantages(REWARD[sets])), gradient_of_expected() * 2 / 3
+        )
+        < EXACT
+    )
 
 
 def test_row_05_dividing_by_the_group_std_reweights_prompts():
     sets = all_sets(N, 3)
-    pull = {scale: [update(sets, ob.group_advantages(size * REWARD[sets], scale)).norm() for size in (1, 10)]
-            for scale in ("none", "group")}  # two prompts, the second with rewards ten times as large
+    pull = {
+        scale: [
+            update(sets, ob.group_advantages(size * REWARD[sets], scale)).norm() for size in (1, 10)
+        ]
+        for scale in ("none", "group")
+    }  # two prompts, the second with rewards ten times as large
     assert (pull["none"][1] / pull["none"][0]).item() == pytest.approx(10)
     assert (pull["group"][1] / pull["group"][0]).item() == pytest.approx(1, rel=1e-5)
 
 
 def test_row_06_a_group_of_equal_rewards_pushes_nothing_but_the_kl():
-    rewards = torch.tensor([[0.9, 0.9, 0.9], [0.2, 0.4, 0.9]])  # in float32 the mean of three .9 is not .9
+    rewards = torch.tensor(
+        [[0.9, 0.9, 0.9], [0.2, 0.4, 0.9]]
+    )  # in float32 the mean of three .9 is not .9
     new, ref, mask = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4), torch.ones(3, 4)
     policy, _ = ob.policy_loss(new, None, ob.group_advantages(rewards)[0], mask, max_tokens=4)
     assert torch.equal(torch.autograd.grad(policy, new, retain_graph=True)[0], torch.zeros(3, 4))
@@ -210,7 +248,9 @@ def test_row_07_rewards_a_thousand_times_smaller_have_the_same_scaled_advantages
     r = REWARD.view(3, 3)
     four = ob.group_advantages(torch.tensor([[1.0, 2, 3, 4]], dtype=torch.float64), scale)
     assert four[0, 3].item() == pytest.approx(1.5 / math.sqrt(5 / 3))  # unbiased: divided by n - 1
-    assert torch.allclose(ob.group_advantages(1e-3 * r, scale), ob.group_advantages(r, scale), rtol=1e-4)
+    assert torch.allclose(
+        ob.group_advantages(1e-3 * r, scale), ob.group_advantages(r, scale), rtol=1e-4
+    )
 
 
 # --------------------------------------------------------------------------------------- rows 8 to 12: the KL
@@ -226,13 +266,25 @@ def test_row_09_as_a_loss_k1_does_nothing_k2_pulls_back_and_k3_is_the_other_dive
     other = finite_difference(lambda t: kl(REF, t), THETA)
     gradient = {name: expected_penalty(name, "sequence")[1] for name in ("k1", "k2", "k3", "k3+")}
     assert gradient["k1"].norm() < 1e-12
-    assert relative_error(gradient["k2"], back) < EXACT and relative_error(gradient["k3+"], back) < EXACT
-    assert relative_error(gradient["k3"], other) < EXACT and relative_error(gradient["k3"], back) > 0.1
+    assert (
+        relative_error(gradient["k2"], back) < EXACT
+        and relative_error(gradient["k3+"], back) < EXACT
+    )
+    assert (
+        relative_error(gradient["k3"], other) < EXACT and relative_error(gradient["k3"], back) > 0.1
+    )
     sets = all_sets(N, 2)  # k1 belongs into the reward
-    shaped = adv.kl_in_reward(torch.zeros(sets.shape), token_logprobs(THETA, IDS)[sets],
-                              token_logprobs(REF, IDS)[sets], MASK[sets], 0.3)
+    shaped = adv.kl_in_reward(
+        torch.zeros(sets.shape),
+        token_logprobs(THETA, IDS)[sets],
+        token_logprobs(REF, IDS)[sets],
+        MASK[sets],
+        0.3,
+    )
     found = expected_update(THETA, IDS, MASK, sets, ob.group_advantages(shaped))
-    assert relative_error(found, -0.3 * back) < EXACT  # two samples, each with (1 - 1/2) of the gradient
+    assert (
+        relative_error(found, -0.3 * back) < EXACT
+    )  # two samples, each with (1 - 1/2) of the gradient
 
 
 def test_row_10_a_kl_per_token_misses_what_a_token_does_to_the_later_ones():
@@ -258,8 +310,13 @@ def test_row_11_the_kl_starts_at_zero_grows_with_any_reward_and_shrinks_under_it
     new, mask = rescored(actor, sampled)
     assert abs(ob.kl_value(new, ref, mask).item()) < 1e-6
     a = torch.randn(len(new), generator=torch.Generator().manual_seed(0))
-    away = step(lambda new, mask: ob.policy_loss(new, None, a, mask, normalizer="sequence")[0], 1e-2)
-    back = step(lambda new, mask: ob.total(kappa=1.0, kl=ob.kl_penalty(new, ref, mask, "k2", "sequence")), 1e-3)
+    away = step(
+        lambda new, mask: ob.policy_loss(new, None, a, mask, normalizer="sequence")[0], 1e-2
+    )
+    back = step(
+        lambda new, mask: ob.total(kappa=1.0, kl=ob.kl_penalty(new, ref, mask, "k2", "sequence")),
+        1e-3,
+    )
     assert away > 1e-4 and back < away
 
 
@@ -269,7 +326,7 @@ def test_row_12_on_policy_the_ratio_is_one_the_value_nothing_and_the_gradient_so
     new, _ = rescored(actor, sampled)
     a = ob.group_advantages(sampled.lengths.float()).flatten()
     loss, stats = ob.policy_loss(new, old, a, mask, normalizer="grpo")
-    gradient, = torch.autograd.grad(loss, new)
+    (gradient,) = torch.autograd.grad(loss, new)
     assert (new - old)[mask].exp().sub(1).abs().max() < 1e-3 and stats["clip_fraction"] == 0
     assert abs(loss.item()) < 1e-5 and gradient.norm() > 0.01
 
@@ -280,8 +337,8 @@ def test_row_13_sampler_and_training_pass_agree_on_every_token(actor):
     new, mask = rescored(actor, sampled, 1.0)
     gap = (new - cut(sampled.logprobs, new))[mask].abs()
     assert new.dtype == torch.float32 and len(gap) > 300
-    assert gap.quantile(0.99) < 0.2   # the bound; two passes in bfloat16 differ by up to .3
-    assert gap.max() < 1e-4           # and what float32 reaches
+    assert gap.quantile(0.99) < 0.2  # the bound; two passes in bfloat16 differ by up to .3
+    assert gap.max() < 1e-4  # and what float32 reaches
 
 
 def test_row_14_the_temperature_of_sampling_is_the_temperature_of_scoring(actor):
@@ -308,13 +365,19 @@ def test_row_15_a_truncated_sampler_is_scored_on_the_tokens_it_kept(actor):
     truth = finite_difference(lambda t: (log_q(t, kept).exp() * REWARD).sum(), THETA)
     error, drift = {}, {}
     for name, replay in (("full", None), ("kept", kept)):
-        scores = torch.autograd.functional.jacobian(lambda t, r=replay: log_q(t, r)[possible], THETA)
-        drift[name] = (q[possible] @ scores).norm().item()  # E_q[score function]: 0 if what is scored is q
+        scores = torch.autograd.functional.jacobian(
+            lambda t, r=replay: log_q(t, r)[possible], THETA
+        )
+        drift[name] = (
+            (q[possible] @ scores).norm().item()
+        )  # E_q[score function]: 0 if what is scored is q
         error[name] = relative_error((q * REWARD)[possible] @ scores, truth)
     assert drift["full"] > 0.01 and error["full"] > 0.01
     assert drift["kept"] < 1e-12 and error["kept"] < EXACT
 
-    sampled = draw(actor, top_p=0.8)  # and so does the engine: the sampler's log-probs, given its kept tokens
+    sampled = draw(
+        actor, top_p=0.8
+    )  # and so does the engine: the sampler's log-probs, given its kept tokens
     whole, mask = rescored(actor, sampled)
     new, _ = rescored(actor, sampled, kept=sampled.kept)
     assert (new - cut(sampled.logprobs, new))[mask].abs().max() < 1e-4
@@ -329,8 +392,12 @@ def test_row_16_eos_is_scored_and_nothing_after_it_even_where_pad_is_eos(actor):
     gold = models.encode_reply(actor.tokenizer, "Buy a pan.", 20)
     assert gold[-1] == EOS and gold.count(EOS) == 1
     sampled = draw(actor)
-    for ids, mask, logp in zip(*(x.flatten(0, 1) for x in (sampled.completion_ids, sampled.completion_mask,
-                                                           sampled.logprobs))):
+    for ids, mask, logp in zip(
+        *(
+            x.flatten(0, 1)
+            for x in (sampled.completion_ids, sampled.completion_mask, sampled.logprobs)
+        )
+    ):
         end = (ids == EOS).nonzero()[0, 0].item() if (ids == EOS).any() else len(ids) - 1
         assert mask.tolist() == [t <= end for t in range(len(ids))]
         assert (logp[mask] < 0).all() and (logp[~mask] == 0).all()
@@ -343,7 +410,9 @@ def test_row_17_a_reply_cut_off_is_marked_and_when_masked_pushes_nothing(actor):
     assert cut_off.tolist() == [not end for end in ends] and 0 < cut_off.sum() < len(cut_off)
     new, mask = (x.detach() for x in rescored(actor, sampled))
     new.requires_grad_()
-    ob.policy_loss(new, None, torch.ones(len(new)), adv.mask_truncated(mask, cut_off), max_tokens=12)[0].backward()
+    ob.policy_loss(
+        new, None, torch.ones(len(new)), adv.mask_truncated(mask, cut_off), max_tokens=12
+    )[0].backward()
     assert (new.grad[cut_off] == 0).all() and (new.grad[~cut_off][mask[~cut_off]] != 0).all()
 
 
@@ -352,17 +421,26 @@ def test_row_18_left_padding_shifts_no_position(actor):
     sampled = draw(actor, [short, long])
     pad = len(sampled.prompt_ids[1]) - len(sampled.prompt_ids[0])
     assert pad >= 17
-    alone = pack(sampled.prompt_ids[:1], ids_of(sampled)[:1], actor.tokenizer.pad_token_id)  # no padding on the left
+    alone = pack(
+        sampled.prompt_ids[:1], ids_of(sampled)[:1], actor.tokenizer.pad_token_id
+    )  # no padding on the left
     new = actor.logprobs(alone, CFG.sampling.temperature)[0]
-    assert (new - sampled.logprobs[0, :, :new.shape[1]]).abs().max() < 1e-4
+    assert (new - sampled.logprobs[0, :, : new.shape[1]]).abs().max() < 1e-4
 
 
 def test_row_19_sampled_ids_are_scored_and_never_their_text(actor, monkeypatch):
     sampled = draw(actor, k=8)
-    again = [[actor.tokenizer(text, add_special_tokens=False).input_ids for text in group] for group in sampled.texts]
+    again = [
+        [actor.tokenizer(text, add_special_tokens=False).input_ids for text in group]
+        for group in sampled.texts
+    ]
     assert ids_of(sampled) != again, "replies that survive the round trip would show nothing"
-    monkeypatch.setattr(actor, "tokenizer", SimpleNamespace(pad_token_id=actor.tokenizer.pad_token_id))
-    old = rollouts.behaviour_logprobs(actor, CFG, sampled, size=2)  # would raise if it asked the tokenizer
+    monkeypatch.setattr(
+        actor, "tokenizer", SimpleNamespace(pad_token_id=actor.tokenizer.pad_token_id)
+    )
+    old = rollouts.behaviour_logprobs(
+        actor, CFG, sampled, size=2
+    )  # would raise if it asked the tokenizer
     assert (old - sampled.logprobs).abs().max() < 1e-4
 
 
@@ -377,11 +455,20 @@ def test_row_21_the_first_reply_token_is_predicted_by_the_last_prompt_token(acto
     prompt, reply = [5, 6, 7], [1001, 1002, EOS]
     with torch.no_grad():
         visible = torch.full((6, 6), -1e30).triu(1)[None, None]
-        out = actor.model.get_base_model()(input_ids=torch.tensor([prompt + reply]), attention_mask=visible,
-                                           position_ids=torch.arange(6)[None]).logits[0].log_softmax(-1)
+        out = (
+            actor.model.get_base_model()(
+                input_ids=torch.tensor([prompt + reply]),
+                attention_mask=visible,
+                position_ids=torch.arange(6)[None],
+            )
+            .logits[0]
+            .log_softmax(-1)
+        )
         found = actor.logprobs(pack([prompt], [[reply]], pad_id=0), 1.0)[0, 0]
         other = actor.logprobs(pack([prompt], [[[1003, 1002, EOS]]], pad_id=0), 1.0)[0, 0]
-    assert torch.allclose(found, out[[2, 3, 4], reply], atol=1e-5)  # positions P-1 .. L-2, one for each reply token
+    assert torch.allclose(
+        found, out[[2, 3, 4], reply], atol=1e-5
+    )  # positions P-1 .. L-2, one for each reply token
     assert found[0] != 0 and found[0] != other[0]
 
 
@@ -395,14 +482,26 @@ def test_row_22_the_replies_of_a_prompt_stay_its_own_group():
 
     def score(order, reward):
         b = len(order)
-        sampled = sampling.Rollouts([[1]] * b, torch.zeros(b, 3, 2, dtype=torch.long), torch.ones(b, 3, 2).bool(),
-                                    torch.zeros(b, 3, 2), torch.zeros(b, 3).bool(), [text[i] for i in order])
+        sampled = sampling.Rollouts(
+            [[1]] * b,
+            torch.zeros(b, 3, 2, dtype=torch.long),
+            torch.ones(b, 3, 2).bool(),
+            torch.zeros(b, 3, 2),
+            torch.zeros(b, 3).bool(),
+            [text[i] for i in order],
+        )
         section = dataclasses.replace(CFG.grpo, beta=1.0, lam=0.0, scale_advantages="none")
         scales = {"reward": adv.RunningScale(), "diversity": adv.RunningScale()}
-        return weighted(section, scoring.score(section, [POSTS[i] for i in order], sampled, reward, None, scales))
+        return weighted(
+            section,
+            scoring.score(section, [POSTS[i] for i in order], sampled, reward, None, scales),
+        )
 
     assert torch.equal(score([0, 1, 2, 3], popularity), torch.zeros(4, 3))
-    quality = lambda posts, replies: np.array([own[p] * int(r[-1]) ** 2 for p, r in zip(posts, replies)])  # noqa: E731
+
+    def quality(posts, replies):
+        return np.array([own[p] * int(r[-1]) ** 2 for p, r in zip(posts, replies)])
+
     order = [2, 0, 3, 1]
     assert torch.allclose(score(order, quality), score([0, 1, 2, 3], quality)[order])
 
@@ -411,19 +510,23 @@ def test_row_22_the_replies_of_a_prompt_stay_its_own_group():
 def test_row_23_an_advantage_clip_of_ten_is_dead_code_at_four_samples():
     extreme = torch.tensor([[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
     a = ob.group_advantages(extreme, "group")
-    assert a.max().item() == pytest.approx(3 / math.sqrt(4))  # (K - 1) / sqrt(K), the largest there is
+    assert a.max().item() == pytest.approx(
+        3 / math.sqrt(4)
+    )  # (K - 1) / sqrt(K), the largest there is
     clipped, share = adv.clip_advantages(a, 10.0)
     assert torch.equal(clipped, a) and share == 0
     clipped, share = adv.clip_advantages(a, 1.0)
-    assert share == 0.25 and abs(clipped.sum()) > 0.1  # where it acts the group is no longer centred
+    assert (
+        share == 0.25 and abs(clipped.sum()) > 0.1
+    )  # where it acts the group is no longer centred
 
 
 def test_row_24_the_kl_controller_moves_towards_its_target():
     up, down = AdaptiveKL(0.1, target=5.0), AdaptiveKL(0.1, target=5.0)
-    assert up.update(50.0) == pytest.approx(0.1 * (1 + 0.1 * 0.2))    # clipped at .2, rate n / H = .1
+    assert up.update(50.0) == pytest.approx(0.1 * (1 + 0.1 * 0.2))  # clipped at .2, rate n / H = .1
     assert down.update(4.5) == pytest.approx(0.1 * (1 - 0.1 * 0.1))
     assert AdaptiveKL(0.1, target=5.0).update(5.0) == 0.1
-    with pytest.raises(ValueError, match="not an unbiased"):          # it must be fed the KL, and k2 is not
+    with pytest.raises(ValueError, match="not an unbiased"):  # it must be fed the KL, and k2 is not
         ob.kl_value(torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1, 2), "k2")
 
 
@@ -440,8 +543,21 @@ def test_row_25_the_entropy_bonus_has_a_gradient_and_raises_the_entropy():
 
 # ---------------------------------------------------------------------------- rows 26 to 28: how it is carried out
 STEP = dataclasses.replace(
-    CFG.hybrid, init="base", alpha=0.5, beta=1.0, lam=1.0, kappa=0.1, steps=1, prompts_per_step=4, samples_per_prompt=4,
-    gold_per_prompt=2, rollout_every=1, eval_samples=0, loss_normalizer="dapo", min_relevance=-1.0)
+    CFG.hybrid,
+    init="base",
+    alpha=0.5,
+    beta=1.0,
+    lam=1.0,
+    kappa=0.1,
+    steps=1,
+    prompts_per_step=4,
+    samples_per_prompt=4,
+    gold_per_prompt=2,
+    rollout_every=1,
+    eval_samples=0,
+    loss_normalizer="dapo",
+    min_relevance=-1.0,
+)
 
 
 def gradient_of_one_step(folder: str, micro: int) -> None:
@@ -453,10 +569,22 @@ def gradient_of_one_step(folder: str, micro: int) -> None:
         draw, collect = sampling.sample, Policy.collect_gradients
 
         def sample(model, tokenizer, posts, k, settings, seed):
-            parts = [draw(model, tokenizer, [post], k, settings, crc32(post.encode())) for post in posts]
-            parts = [[getattr(part, field.name) for field in dataclasses.fields(part)] for part in parts]
-            return sampling.Rollouts(*(torch.cat(x) if isinstance(x[0], torch.Tensor) else
-                                       sum(x, []) if isinstance(x[0], list) else None for x in zip(*parts)))
+            parts = [
+                draw(model, tokenizer, [post], k, settings, crc32(post.encode())) for post in posts
+            ]
+            parts = [
+                [getattr(part, field.name) for field in dataclasses.fields(part)] for part in parts
+            ]
+            return sampling.Rollouts(
+                *(
+                    torch.cat(x)
+                    if isinstance(x[0], torch.Tensor)
+                    else sum(x, [])
+                    if isinstance(x[0], list)
+                    else None
+                    for x in zip(*parts)
+                )
+            )
 
         def leave(self, accelerator):
             collect(self, accelerator)
@@ -468,9 +596,17 @@ def gradient_of_one_step(folder: str, micro: int) -> None:
         patch.setattr(sampling, "sample", sample)
         patch.setattr(Policy, "collect_gradients", leave)
         Path("dvc.yaml").touch()
-        loop.train(CFG, dataclasses.replace(STEP, micro_prompts=micro), "m", 3, POSTS, POSTS[:2],
-                   paths=run.Paths("t", Path(folder)), encode=letters,
-                   reward=lambda posts, replies: np.array([float(len(reply)) for reply in replies]))
+        loop.train(
+            CFG,
+            dataclasses.replace(STEP, micro_prompts=micro),
+            "m",
+            3,
+            POSTS,
+            POSTS[:2],
+            paths=run.Paths("t", Path(folder)),
+            encode=letters,
+            reward=lambda posts, replies: np.array([float(len(reply)) for reply in replies]),
+        )
 
 
 def test_row_26_slices_and_processes_add_up_to_the_batch(tmp_path):
@@ -481,13 +617,30 @@ def test_row_26_slices_and_processes_add_up_to_the_batch(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     tests = Path(__file__).parent
-    code = (f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests.parent)!r}]\n"
-            f"import test_checklist; test_checklist.gradient_of_one_step({str(folders['processes'])!r}, 1)")
-    ranks = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              env=os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2",
-                                                "LOCAL_WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank,
-                                                "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
-             for rank in "01"]
+    code = (
+        f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests.parent)!r}]\n"
+        f"import test_checklist; test_checklist.gradient_of_one_step({str(folders['processes'])!r}, 1)"
+    )
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ
+            | {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "WORLD_SIZE": "2",
+                "LOCAL_WORLD_SIZE": "2",
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "ACCELERATE_USE_CPU": "true",
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+        for rank in "01"
+    ]
     gradient_of_one_step(str(folders["whole"]), 0)
     gradient_of_one_step(str(folders["slices"]), 1)
     outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
@@ -496,18 +649,28 @@ def test_row_26_slices_and_processes_add_up_to_the_batch(tmp_path):
     assert whole.norm() > 0
     assert relative_error(torch.load(folders["slices"] / "gradient-0.pt"), whole) < EXACT
     for rank in "01":
-        assert relative_error(torch.load(folders["processes"] / f"gradient-{rank}.pt"), whole) < EXACT
+        assert (
+            relative_error(torch.load(folders["processes"] / f"gradient-{rank}.pt"), whole) < EXACT
+        )
 
 
 def test_row_27_sampling_uses_the_cache_and_leaves_the_modes_alone(actor):
-    widths, modes = [], [module.training for module in (*actor.model.modules(), *actor.sampler.modules())]
+    widths, modes = (
+        [],
+        [module.training for module in (*actor.model.modules(), *actor.sampler.modules())],
+    )
     handle = actor.sampler.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
+        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
     sampled = draw(actor)
     handle.remove()
     assert widths[0] == max(map(len, sampled.prompt_ids))
-    assert widths[1:] == [1] * (sampled.lengths.max().item() - 1)  # without a cache each would be longer
-    assert modes == [module.training for module in (*actor.model.modules(), *actor.sampler.modules())]
+    assert widths[1:] == [1] * (
+        sampled.lengths.max().item() - 1
+    )  # without a cache each would be longer
+    assert modes == [
+        module.training for module in (*actor.model.modules(), *actor.sampler.modules())
+    ]
     assert torch.is_grad_enabled() and all(param.requires_grad for param in actor.params.values())
 
 
@@ -522,10 +685,15 @@ def test_row_28_the_seed_alone_decides_what_is_sampled(actor):
 def trl_dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
     """TRL's own DPO loss on sums of log-probs, `(N,)` each."""
     from trl.trainer.dpo_trainer import DPOTrainer
+
     n = len(chosen)
-    tokens = torch.stack([torch.cat([chosen, rejected])], -1)  # one "token" a reply: TRL sums tokens itself
+    tokens = torch.stack(
+        [torch.cat([chosen, rejected])], -1
+    )  # one "token" a reply: TRL sums tokens itself
     none = torch.zeros(2 * n, 1)
-    outputs = SimpleNamespace(log_probs=tokens, entropy=none, mean_logits=none, is_top1=none.bool(), loss=None)
+    outputs = SimpleNamespace(
+        log_probs=tokens, entropy=none, mean_logits=none, is_top1=none.bool(), loss=None
+    )
 
     class Model:
         training = False
@@ -534,29 +702,52 @@ def trl_dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):
             return outputs
 
     trainer = SimpleNamespace(
-        model=Model(), accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x, gather=lambda x: x),
-        aux_loss_enabled=False, ld_alpha=None, precompute_ref_logps=True, f_divergence_type="reverse_kl",
-        loss_types=["sigmoid"], loss_weights=[1.0], beta=beta, label_smoothing=0.0, use_weighting=False,
-        _metrics={"eval": defaultdict(list)}, _total_train_tokens=0)
+        model=Model(),
+        accelerator=SimpleNamespace(
+            device="cpu", gather_for_metrics=lambda x: x, gather=lambda x: x
+        ),
+        aux_loss_enabled=False,
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=["sigmoid"],
+        loss_weights=[1.0],
+        beta=beta,
+        label_smoothing=0.0,
+        use_weighting=False,
+        _metrics={"eval": defaultdict(list)},
+        _total_train_tokens=0,
+    )
     mask = torch.tensor([[0, 1]] * 2 * n)
-    inputs = {"input_ids": mask, "attention_mask": mask, "completion_mask": mask,
-              "ref_chosen_logps": ref_chosen, "ref_rejected_logps": ref_rejected}
+    inputs = {
+        "input_ids": mask,
+        "attention_mask": mask,
+        "completion_mask": mask,
+        "ref_chosen_logps": ref_chosen,
+        "ref_rejected_logps": ref_rejected,
+    }
     return DPOTrainer._compute_loss(trainer, trainer.model, inputs, False)
 
 
 def test_row_29_rivals_dpo_starts_at_log_two_and_ppo_with_a_constant_value_is_reinforce():
     actor = new_actor()
     pairs = draw(actor, k=2)
-    sums = [rescored(actor, pairs, 1.0, reference)[0].sum(-1).view(-1, 2) for reference in (False, True)]
+    sums = [
+        rescored(actor, pairs, 1.0, reference)[0].sum(-1).view(-1, 2) for reference in (False, True)
+    ]
     loss = trl_dpo_loss(*sums[0].T, *sums[1].detach().T, beta=0.1)
     assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
     loss.backward()
-    assert sum(param.grad.norm() for param in actor.params.values()) > 0  # the reference does not cancel the gradient
+    assert (
+        sum(param.grad.norm() for param in actor.params.values()) > 0
+    )  # the reference does not cancel the gradient
 
     # GAE with gamma = lambda = 1 and V = const: every token's advantage is the final reward less that constant
     values, reward = torch.full((N, 3), 0.37, dtype=torch.float64), REWARD
     values[:, 2] = 0.0  # after the end
-    deltas = torch.stack([0 + values[:, 1] - values[:, 0], reward + values[:, 2] - values[:, 1]], -1)
+    deltas = torch.stack(
+        [0 + values[:, 1] - values[:, 0], reward + values[:, 2] - values[:, 1]], -1
+    )
     gae = deltas.flip(-1).cumsum(-1).flip(-1)
     assert torch.allclose(gae, (reward - 0.37)[:, None].expand(N, 2))
     assert relative_error(update(all_sets(N, 1), gae[:, :1]), gradient_of_expected()) < EXACT
@@ -568,5 +759,7 @@ def test_row_30_pass_at_k_draws_without_replacement():
 
 
 def test_the_readme_lists_these_rows():
-    assert checklist_table.between("rows", checklist_table.README.read_text()) == checklist_table.rows(), (
-        "run python tests/checklist_table.py")
+    assert (
+        checklist_table.between("rows", checklist_table.README.read_text())
+        == checklist_table.rows()
+    ), "run python tests/checklist_table.py"

@@ -61,7 +61,9 @@ def test_presets_say_the_same_to_another_yaml_reader(preset):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_resolved_file_loads_as_the_same_settings_and_keeps_its_bytes(preset, tmp_path, monkeypatch):
+def test_the_resolved_file_loads_as_the_same_settings_and_keeps_its_bytes(
+    preset, tmp_path, monkeypatch
+):
     monkeypatch.chdir(ROOT)
     out = tmp_path / "new" / "settings.yaml"
     assert config.main([preset, str(out)]) == 0
@@ -77,26 +79,49 @@ def test_a_preset_departs_from_the_one_it_extends(tmp_path):
     that are values are replaced."""
     shutil.copytree(ROOT / "params", tmp_path / "params")
     (tmp_path / "params" / "base.yaml").write_text(
-        "extends: laptop\ngrpo: {steps: 7}\ndata: {columns: {text: reply}}\n")
+        "extends: laptop\ngrpo: {steps: 7}\ndata: {columns: {text: reply}}\n"
+    )
     (tmp_path / "params" / "mine.yaml").write_text(
-        "extends: base\ntraining: {steps: 5, warmup_steps: 2}\nsft: {steps: 6}\ndata: {columns: {likes: n}}\n")
+        "extends: base\ntraining: {steps: 5, warmup_steps: 2}\nsft: {steps: 6}\ndata: {columns: {likes: n}}\n"
+    )
     base, mine = config.load("base", tmp_path), config.load("mine", tmp_path)
     assert (base.grpo.steps, base.hybrid.steps) == (7, 10)
-    assert (mine.grpo.steps, mine.hybrid.steps, mine.sft.steps, mine.sft.warmup_steps) == (5, 5, 6, 2)
-    assert mine.data.columns == {"likes": "n"} and mine.data.max_chars == 280 and mine.grpo.kappa == 0.1
+    assert (mine.grpo.steps, mine.hybrid.steps, mine.sft.steps, mine.sft.warmup_steps) == (
+        5,
+        5,
+        6,
+        2,
+    )
+    assert (
+        mine.data.columns == {"likes": "n"}
+        and mine.data.max_chars == 280
+        and mine.grpo.kappa == 0.1
+    )
     common = config.training("mine", tmp_path)
     assert (common["steps"], common["warmup_steps"], common["lr"]) == (5, 2, base.sft.lr)
 
 
-@pytest.mark.parametrize("text, says", [
-    ("extends: mine\n", ["mine.yaml", "extends itself"]),
-    ("extends: laptpo\n", ["laptpo.yaml", "presets there", "laptop"]),
-    ("extends: laptop\ntraining: {stesp: 3}\n", ["mine.yaml", "training.stesp", "training.steps"]),
-    ("extends: laptop\npreset: other\n", ["mine.yaml", "unknown setting preset"]),
-    ("extends: laptop\ntraining: 3\n", ["mine.yaml", "training must be a section"]),
-    ("extends: laptop\nmethods: [grpo]\nswept: [grpo]\n", ["mine.yaml", "methods must hold sft"]),
-    ("extends: laptop\ngrpo: {init: polychromic}\nmethods: [sft, grpo]\nswept: [sft]\n", ["grpo.init is polychromic"]),
-])
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("extends: mine\n", ["mine.yaml", "extends itself"]),
+        ("extends: laptpo\n", ["laptpo.yaml", "presets there", "laptop"]),
+        (
+            "extends: laptop\ntraining: {stesp: 3}\n",
+            ["mine.yaml", "training.stesp", "training.steps"],
+        ),
+        ("extends: laptop\npreset: other\n", ["mine.yaml", "unknown setting preset"]),
+        ("extends: laptop\ntraining: 3\n", ["mine.yaml", "training must be a section"]),
+        (
+            "extends: laptop\nmethods: [grpo]\nswept: [grpo]\n",
+            ["mine.yaml", "methods must hold sft"],
+        ),
+        (
+            "extends: laptop\ngrpo: {init: polychromic}\nmethods: [sft, grpo]\nswept: [sft]\n",
+            ["grpo.init is polychromic"],
+        ),
+    ],
+)
 def test_a_departure_that_cannot_be_is_one_line(tmp_path, text, says):
     shutil.copytree(ROOT / "params", tmp_path / "params")
     (tmp_path / "params" / "mine.yaml").write_text(text)
@@ -105,7 +130,9 @@ def test_a_departure_that_cannot_be_is_one_line(tmp_path, text, says):
     assert all(word in str(caught.value) for word in says) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("written, number", [("1e-5", 1e-5), ("1.0e-5", 1e-5), ("'1e-5'", 1e-5), ("3", 3.0)])
+@pytest.mark.parametrize(
+    "written, number", [("1e-5", 1e-5), ("1.0e-5", 1e-5), ("'1e-5'", 1e-5), ("3", 3.0)]
+)
 def test_floats_are_floats_however_they_are_written(laptop, written, number):
     lr = config.load(laptop("lr: 1.0e-3", f"lr: {written}")).reward_model.lr
     assert lr == number and type(lr) is float
@@ -126,12 +153,20 @@ def test_floats_are_floats_however_they_are_written(laptop, written, number):
         ("columns: {}", "columns: {text: 3}", ["data.columns.text", "str"]),
         ("train: 0.55", "train: 0.65", ["sum to 1", "1.1"]),
         ("samples: 10", "samples: 9", ["evaluation.ks", "9"]),
-        ("samples_per_prompt: 4", "samples_per_prompt: 2", ["polychromic.lam", "samples_per_prompt >= 3"]),
+        (
+            "samples_per_prompt: 4",
+            "samples_per_prompt: 2",
+            ["polychromic.lam", "samples_per_prompt >= 3"],
+        ),
         ("[42, 123, 456]", "[42, 42]", ["seeds"]),
         ("lambda0, polychromic", "lambda1, polychromic", ["methods", "lambda1"]),
         ("swept: [sft, lambda0", "swept: [lambda0", ["swept", "sft among them"]),
         ("swept: [sft", "swept: [sft, ppo", ["swept", "names out of methods"]),
-        ('  url: ""', "  url: https://me:secret@host/v1", ["llm_judge.url holds more than an address", "$LLM_API_KEY"]),
+        (
+            '  url: ""',
+            "  url: https://me:secret@host/v1",
+            ["llm_judge.url holds more than an address", "$LLM_API_KEY"],
+        ),
         ("  max_tokens: 8", "  max_tokens: 0", ["llm_judge.max_tokens", "0"]),
         ("sampling:", "sampling: 3\nother:", ["other"]),
         ("model:", "model: [", ["not readable as YAML"]),
@@ -162,7 +197,9 @@ def test_a_user_error_is_one_line_in_a_notebook_too():
     shell = InteractiveShell()
     shown = []
     shell._showtraceback = lambda kind, error, lines: shown.extend(lines)
-    shell.run_cell("from polylib.config import UserError; raise UserError('a.csv row 3: likes missing')")
+    shell.run_cell(
+        "from polylib.config import UserError; raise UserError('a.csv row 3: likes missing')"
+    )
     assert shown == ["UserError: a.csv row 3: likes missing"]
 
 
@@ -233,8 +270,14 @@ def test_a_hub_data_set_becomes_a_file_that_dvc_can_watch(project, monkeypatch):
     monkeypatch.setattr(study.read, "hub_rows", rows)
     for _ in range(2):
         chosen = study.select("smoke", "hub:some-one/re.plies@v1", project)
-    assert asked == ["hub:some-one/re.plies@v1"] and chosen["study"] == "smoke-hub_some_one_re_plies_v1"
-    assert json.loads((project / chosen["data"]).read_text()) == {"text": "caf\u00e9", "at": "2026-01-02"}
+    assert (
+        asked == ["hub:some-one/re.plies@v1"]
+        and chosen["study"] == "smoke-hub_some_one_re_plies_v1"
+    )
+    assert json.loads((project / chosen["data"]).read_text()) == {
+        "text": "caf\u00e9",
+        "at": "2026-01-02",
+    }
 
 
 def test_an_unreachable_hub_is_one_line(project, monkeypatch):
@@ -253,16 +296,28 @@ def test_a_missing_file_is_one_line_and_changes_nothing(project, capsys, monkeyp
     monkeypatch.chdir(project)
     assert study.main(["smoke", "--data", "nowhere.csv"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "nowhere.csv" in error and not (project / "params.yaml").exists()
+    assert (
+        error.count("\n") == 1 and "nowhere.csv" in error and not (project / "params.yaml").exists()
+    )
 
 
-@pytest.mark.parametrize("section, key, value, says", [
-    ("sampling", "top_p", 0.0, "above 0 and at most 1, found 0.0"), ("sampling", "top_p", 1.5, "at most 1, found 1.5"),
-    ("sampling", "top_k", -1, "0 or more (0 is off), found -1"), ("dpo", "beta", 0, "above 0 (at 0 every pair"),
-    ("grpo", "steps", 0, "at least 1, found 0"), ("grpo", "curriculum", 1.0, "0 or more and below 1, found 1.0"),
-    ("grpo", "steps", "5", "int, found '5'"), ("grpo", "lam", True, "float, found True"),
-    ("model", "source", 3, "str"), ("grpo", "mask_truncated", 1, "bool, found 1"),
-    ("evaluation", "ks", 3, "list, found 3"), ("grpo", "phase", "rll", "sft | rl | all, found 'rll'")])
+@pytest.mark.parametrize(
+    "section, key, value, says",
+    [
+        ("sampling", "top_p", 0.0, "above 0 and at most 1, found 0.0"),
+        ("sampling", "top_p", 1.5, "at most 1, found 1.5"),
+        ("sampling", "top_k", -1, "0 or more (0 is off), found -1"),
+        ("dpo", "beta", 0, "above 0 (at 0 every pair"),
+        ("grpo", "steps", 0, "at least 1, found 0"),
+        ("grpo", "curriculum", 1.0, "0 or more and below 1, found 1.0"),
+        ("grpo", "steps", "5", "int, found '5'"),
+        ("grpo", "lam", True, "float, found True"),
+        ("model", "source", 3, "str"),
+        ("grpo", "mask_truncated", 1, "bool, found 1"),
+        ("evaluation", "ks", 3, "list, found 3"),
+        ("grpo", "phase", "rll", "sft | rl | all, found 'rll'"),
+    ],
+)
 def test_a_value_out_of_place_is_one_line_with_its_range(tmp_path, section, key, value, says):
     values = config.resolved("smoke", ROOT)
     values[section][key] = value
@@ -270,7 +325,11 @@ def test_a_value_out_of_place_is_one_line_with_its_range(tmp_path, section, key,
     with pytest.raises(UserError) as caught:
         config.load(str(tmp_path / "mine.yaml"))
     message = str(caught.value)
-    assert f"mine.yaml: {section}.{key} must be " in message and says in message and "\n" not in message
+    assert (
+        f"mine.yaml: {section}.{key} must be " in message
+        and says in message
+        and "\n" not in message
+    )
     with pytest.raises(ValueError, match=key):  # in Python too, where a section is made
         dataclasses.replace(getattr(config.load("smoke", ROOT), section), **{key: value})
 
@@ -280,10 +339,16 @@ def test_an_unknown_setting_is_not_dropped_in_python():
         dataclasses.replace(config.load("smoke", ROOT).grpo, kapa=1.0)
 
 
-@pytest.mark.parametrize("grid, message", [
-    ("{gamma: [1.0]}", "one or two of alpha, beta, lam, kappa"), ("{lam: []}", "one or two of alpha"),
-    ("{lam: [1.0], beta: [1.0], kappa: [0.1]}", "one or two of alpha"), ("{lam: [1.0, 1.0]}", "repeats a value"),
-    ("{lam: [-1.0]}", r"ablation.grid.lam\[0\] must be 0 or more")])
+@pytest.mark.parametrize(
+    "grid, message",
+    [
+        ("{gamma: [1.0]}", "one or two of alpha, beta, lam, kappa"),
+        ("{lam: []}", "one or two of alpha"),
+        ("{lam: [1.0], beta: [1.0], kappa: [0.1]}", "one or two of alpha"),
+        ("{lam: [1.0, 1.0]}", "repeats a value"),
+        ("{lam: [-1.0]}", r"ablation.grid.lam\[0\] must be 0 or more"),
+    ],
+)
 def test_an_ablation_that_cannot_run_is_one_line(laptop, grid, message):
     with pytest.raises(config.UserError, match=rf"mine.yaml: .*{message}"):
         config.load(laptop("grid: {}", f"grid: {grid}"))

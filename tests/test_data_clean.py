@@ -1,4 +1,5 @@
 """Each rule rejects what it names and nothing near it; near duplicates against brute force; order is void."""
+
 from __future__ import annotations
 
 import itertools
@@ -24,24 +25,40 @@ def reasons(records: list[dict], **changes) -> dict[str, int]:
 GOOD = threads(6)
 
 
-@pytest.mark.parametrize(("reason", "reply"), [
-    ("too_short", "ok"), ("too_short", "@someone @other"), ("too_long", words(1, 60)),
-    ("links", "see http://a.b and www.c.d"), ("links", "masked http and http"),
-    ("hashtags", "a #one #two #three"),
-    ("emoji", "so good 😀😀😀😀"), ("spam_words", "thank you, Ser!"), ("spam_words", "please CLICK HERE now"),
-    ("retweet_style", "RT @user: " + words(5)), ("retweet_style", "wow “@user: breaking news”"),
-    ("copies_post", "@user " + words("post 0").upper() + "!!"),
-])
+@pytest.mark.parametrize(
+    ("reason", "reply"),
+    [
+        ("too_short", "ok"),
+        ("too_short", "@someone @other"),
+        ("too_long", words(1, 60)),
+        ("links", "see http://a.b and www.c.d"),
+        ("links", "masked http and http"),
+        ("hashtags", "a #one #two #three"),
+        ("emoji", "so good 😀😀😀😀"),
+        ("spam_words", "thank you, Ser!"),
+        ("spam_words", "please CLICK HERE now"),
+        ("retweet_style", "RT @user: " + words(5)),
+        ("retweet_style", "wow “@user: breaking news”"),
+        ("copies_post", "@user " + words("post 0").upper() + "!!"),
+    ],
+)
 def test_rule_rejects(reason, reply):
     assert reasons([*GOOD, record(0, 99, reply=reply)]) == {reason: 1}
 
 
-@pytest.mark.parametrize("reply", [
-    "my user account on the server is a serious segment", "one link http://a.b only",
-    "two #tags #here are fine",
-    "three 😀😀😀 fit", "starting a sentence with rt is odd", "he said \"@user is right\" and left",
-    "partly " + words("post 0", 4), "gmail and clicking hereabouts",
-])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "my user account on the server is a serious segment",
+        "one link http://a.b only",
+        "two #tags #here are fine",
+        "three 😀😀😀 fit",
+        "starting a sentence with rt is odd",
+        'he said "@user is right" and left',
+        "partly " + words("post 0", 4),
+        "gmail and clicking hereabouts",
+    ],
+)
 def test_rule_spares(reply):
     assert reasons([*GOOD, record(0, 99, reply=reply)]) == {}
 
@@ -68,24 +85,33 @@ def test_bots_by_text_and_by_author():
     copies = [record(p, 50, reply=f"Congrats on your {p}00 tweets") for p in range(5)]
     assert reasons([*GOOD, *copies]) == {"repeated_text": 5}
     assert reasons([*GOOD, *copies[:2]]) == {}  # numbers differ: neither bot nor duplicate
-    author = [record(p, 60 + k, reply_author="bot", reply=f"offer {'abc'[k]} for you")
-              for p in range(3) for k in (0, 1)]
+    author = [
+        record(p, 60 + k, reply_author="bot", reply=f"offer {'abc'[k]} for you")
+        for p in range(3)
+        for k in (0, 1)
+    ]
     assert reasons([*GOOD, *author]) == {"repeating_author": 6}  # each text thrice, 4 repetitions
     busy = [record(p, 60 + k, reply_author="busy") for p in range(6) for k in (0, 1)]
     assert reasons([*GOOD, *busy]) == {}  # much, but never the same
 
 
 def test_duplicates_keep_the_earliest():
-    late, early = (record(p, 70, reply_time_diff_seconds=t, reply_likes=n, reply=f"@x {words('dup')}{end}")
-                   for p, t, n, end in ((0, 900, 50, "!"), (1, 30, 0, "")))
+    late, early = (
+        record(p, 70, reply_time_diff_seconds=t, reply_likes=n, reply=f"@x {words('dup')}{end}")
+        for p, t, n, end in ((0, 900, 50, "!"), (1, 30, 0, ""))
+    )
     kept, rejects = clean.clean(frame([*GOOD, late, early]), data())
     assert rejects["reason"].tolist() == ["duplicate"]
-    assert early["reply_id"] in set(kept["reply_id"]) and late["reply_id"] not in set(kept["reply_id"])
+    assert early["reply_id"] in set(kept["reply_id"]) and late["reply_id"] not in set(
+        kept["reply_id"]
+    )
 
 
 def test_near_duplicate_within_a_post_only():
-    near = [record(p, 80 + p, reply_time_diff_seconds=100 + p, reply=words("near", 12) + f" {p}")
-            for p in (0, 1)]
+    near = [
+        record(p, 80 + p, reply_time_diff_seconds=100 + p, reply=words("near", 12) + f" {p}")
+        for p in (0, 1)
+    ]
     assert reasons([*GOOD, *near]) == {}
     same_post = [near[0], near[1] | {"tweet_id": "p0", "tweet": words("post 0")}]
     kept, rejects = clean.clean(frame([*GOOD, *same_post]), data())
@@ -124,7 +150,7 @@ def test_nothing_left_names_the_reason():
 
 def cosine(a: str, b: str) -> float:
     """Independent of the library's vectoriser: sets of 4-grams of the padded text."""
-    x, y = ({f"\0\0{t}\0\0"[k:k + 4] for k in range(len(t) + 1)} for t in (a, b))
+    x, y = ({f"\0\0{t}\0\0"[k : k + 4] for k in range(len(t) + 1)} for t in (a, b))
     return len(x & y) / np.sqrt(len(x) * len(y))
 
 
@@ -133,11 +159,17 @@ def test_similar_pairs_equal_brute_force(threshold, monkeypatch):
     monkeypatch.setattr(texts, "_BLOCK", 16)  # several blocks
     draw = random.Random(1)
     base = [words(k, draw.randrange(1, 14)) for k in range(25)]
-    keys = base + [" ".join(w if draw.random() > p else "xyz" for w in b.split())
-                   for b in base for p in (0.05, 0.2, 0.4)]
+    keys = base + [
+        " ".join(w if draw.random() > p else "xyz" for w in b.split())
+        for b in base
+        for p in (0.05, 0.2, 0.4)
+    ]
     keys += ["", "a", "ok", "ok", words("long", 400), words("long", 400) + " tail"]
-    expected = {(i, j) for i, j in itertools.combinations(range(len(keys)), 2)
-                if cosine(keys[i], keys[j]) >= threshold - 1e-9}
+    expected = {
+        (i, j)
+        for i, j in itertools.combinations(range(len(keys)), 2)
+        if cosine(keys[i], keys[j]) >= threshold - 1e-9
+    }
     i, j = texts.similar_pairs(keys, threshold)
     assert Counter(zip(i.tolist(), j.tolist(), strict=True)) == Counter(expected)
     assert len(expected) > 5

@@ -1,4 +1,5 @@
 """Preference pairs: by enumeration on tiny threads, and by their invariants on larger ones."""
+
 from __future__ import annotations
 
 import itertools
@@ -12,8 +13,12 @@ from polylib.data import pairs, split
 
 
 def table(likes, delays, engagement=None) -> pd.DataFrame:
-    rows = frame([record(0, k, reply_likes=y, reply_time_diff_seconds=t)
-                  for k, (y, t) in enumerate(zip(likes, delays, strict=True))])
+    rows = frame(
+        [
+            record(0, k, reply_likes=y, reply_time_diff_seconds=t)
+            for k, (y, t) in enumerate(zip(likes, delays, strict=True))
+        ]
+    )
     engagement = np.log1p(likes) if engagement is None else engagement
     return rows.assign(split="train", phase="sft", engagement=engagement)
 
@@ -26,7 +31,9 @@ def found(rows, **changes) -> dict[tuple[str, str], str]:
 def test_small_thread_by_hand():
     # 0: early star; 1: late and good; 2: as late, weak; 3: an hour after 0 at most, but past twice its delay
     rows = table([99, 9, 1, 9], [60, 9000, 9000, 600])
-    assert found(rows) == {("1", "2"): "later"}  # 0 is far too early, and 3 was 15 times as early as 2
+    assert found(rows) == {
+        ("1", "2"): "later"
+    }  # 0 is far too early, and 3 was 15 times as early as 2
     assert found(table([9, 1], [3000, 4000])) == {("0", "1"): "comparable"}
     assert found(table([9, 1], [np.nan, 4000])) == {("0", "1"): "unknown"}
 
@@ -36,7 +43,11 @@ def test_ratio_uses_add_one_and_ties_make_no_pair():
     assert found(table([4, 2], [9, 9])) == {}  # 5/3 < 2
     assert found(table([5, 2], [9, 9])) == {("0", "1"): "later"}
     assert found(table([3, 3, 0, 0], [9] * 4), pair_min_ratio=1.0).keys() == {
-        ("0", "2"), ("0", "3"), ("1", "2"), ("1", "3")}
+        ("0", "2"),
+        ("0", "3"),
+        ("1", "2"),
+        ("1", "3"),
+    }
 
 
 def test_winner_must_also_lead_after_control():
@@ -60,17 +71,26 @@ def test_invariants_determinism_and_enumeration():
         assert (other["tweet_id"].to_numpy() == made["tweet_id"]).all()
         assert (other["reply"].to_numpy() == made[side]).all()
         assert (other["split"].to_numpy() == made["split"]).all()
-    assert np.allclose(made["margin"], np.log((made["chosen_likes"] + 1) / (made["rejected_likes"] + 1)))
+    assert np.allclose(
+        made["margin"], np.log((made["chosen_likes"] + 1) / (made["rejected_likes"] + 1))
+    )
     assert (made["engagement_gap"] > 0).all() and (made["margin"] >= np.log(2) - 1e-12).all()
 
     def allowed(w, lo):
         fair = w.reply_time_diff_seconds >= lo.reply_time_diff_seconds or (
             lo.reply_time_diff_seconds - w.reply_time_diff_seconds <= 3600
-            and lo.reply_time_diff_seconds <= 2 * w.reply_time_diff_seconds)
-        return w.reply_likes + 1 >= 2 * (lo.reply_likes + 1) and w.engagement > lo.engagement and fair
+            and lo.reply_time_diff_seconds <= 2 * w.reply_time_diff_seconds
+        )
+        return (
+            w.reply_likes + 1 >= 2 * (lo.reply_likes + 1) and w.engagement > lo.engagement and fair
+        )
 
-    every = {f"{w.reply_id}>{lo.reply_id}" for _, post in rows.groupby("tweet_id")
-             for w, lo in itertools.permutations(post.itertuples(), 2) if allowed(w, lo)}
+    every = {
+        f"{w.reply_id}>{lo.reply_id}"
+        for _, post in rows.groupby("tweet_id")
+        for w, lo in itertools.permutations(post.itertuples(), 2)
+        if allowed(w, lo)
+    }
     assert set(pairs.preference_pairs(rows, data(pairs_per_post=999))["pair_id"]) == every
     shuffled = split.assign(frame(random.Random(2).sample(records, len(records))), data())
     pd.testing.assert_frame_equal(made, pairs.preference_pairs(shuffled, data()))

@@ -1,4 +1,5 @@
 """The whole way of the data, on the bundled corpus, a user's file, and real threads where they lie near."""
+
 from __future__ import annotations
 
 import csv
@@ -58,10 +59,16 @@ def test_metrics_are_numbers_that_add_up(corpus):
     metrics = json.loads((paths.results("data") / "metrics.json").read_text())
 
     def leaves(value):
-        return [x for v in value.values() for x in leaves(v)] if isinstance(value, dict) else [value]
+        return (
+            [x for v in value.values() for x in leaves(v)] if isinstance(value, dict) else [value]
+        )
 
     assert all(isinstance(x, int) for x in leaves(metrics))
-    assert metrics["replies"] == len(made.rows) == sum(metrics[name]["replies"] for name in split.SPLITS)
+    assert (
+        metrics["replies"]
+        == len(made.rows)
+        == sum(metrics[name]["replies"] for name in split.SPLITS)
+    )
     assert metrics["train"]["posts"] == metrics["train_sft"]["posts"] + metrics["train_rl"]["posts"]
     assert metrics["pairs"] == len(made.preferences)
 
@@ -72,9 +79,14 @@ def test_reject_table_survives_hostile_text(tmp_path):
     rows = [*threads(60), record(0, 99, reply=hostile), record(1, 99, reply_likes=-4)]
     prepare.prepare(config(), jsonl(tmp_path / "mine.jsonl", rows), paths)
     with (paths.results("data") / "rejects.csv").open(newline="", encoding="utf-8") as lines:
-        table = {row["reason"]: (row["count"], json.loads(row["examples"])) for row in csv.DictReader(lines)}
-    assert table == {"spam_words": ("1", [hostile]),
-                     "malformed": ("1", ["row 242: reply_likes is -4, but cannot be negative"])}
+        table = {
+            row["reason"]: (row["count"], json.loads(row["examples"]))
+            for row in csv.DictReader(lines)
+        }
+    assert table == {
+        "spam_words": ("1", [hostile]),
+        "malformed": ("1", ["row 242: reply_likes is -4, but cannot be negative"]),
+    }
 
 
 def test_observed_data_has_an_empty_truth(tmp_path):
@@ -118,14 +130,21 @@ def test_posts(corpus):
     assert set(post.replies) == set(mine.index) and post.text == mine["tweet"].iloc[0]
     engagement = mine.loc[list(post.replies), "engagement"].tolist()
     assert engagement == sorted(engagement, reverse=True) and post.gold == post.replies[:2]
-    assert post.engagement == pytest.approx(sum(math.log(1 + n) for n in mine["reply_likes"]) / len(mine))
+    assert post.engagement == pytest.approx(
+        sum(math.log(1 + n) for n in mine["reply_likes"]) / len(mine)
+    )
     assert [p.id for p in every] != sorted(p.id for p in every)
     with pytest.raises(UserError, match="no posts in split 'exam'"):
         prepare.posts(rows, "exam")
 
 
-@pytest.mark.parametrize(("name", "changes"), [
-    ("pheme_root_en.jsonl.gz", {"max_posts": 0}), ("stackexchange_small.jsonl.gz", {"max_chars": 600})])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("pheme_root_en.jsonl.gz", {"max_posts": 0}),
+        ("stackexchange_small.jsonl.gz", {"max_chars": 600}),
+    ],
+)
 def test_real_threads(tmp_path, name, changes):
     if not (SHARED / name).exists():
         pytest.skip(f"{name} is not beside this checkout; it may not be copied into the project")

@@ -1,4 +1,5 @@
 """Rows in: every format gives the same table; a bad row is kept aside, a bad file is one clear line."""
+
 from __future__ import annotations
 
 import gzip
@@ -14,8 +15,13 @@ from polylib.data import read
 from polylib.data import text as texts
 from polylib.run import UserError
 
-ROWS = [record(p, r, reply_likes=r, reply_author_followers=10 * r, tweet='quoted "text", comma\nand line')
-        for p in range(5) for r in range(5)]
+ROWS = [
+    record(
+        p, r, reply_likes=r, reply_author_followers=10 * r, tweet='quoted "text", comma\nand line'
+    )
+    for p in range(5)
+    for r in range(5)
+]
 
 
 def test_all_formats_give_one_table(tmp_path):
@@ -33,24 +39,27 @@ def test_all_formats_give_one_table(tmp_path):
         pd.testing.assert_frame_equal(read.read_rows(tmp_path / name), expected)
 
 
-@pytest.mark.parametrize(("bad", "field", "problem"), [
-    ('{"tweet_id": "x", ', "", "not JSON"),
-    ("[1, 2]", "", "not a JSON object"),
-    (record(9, 9, reply=None), "reply", "missing"),
-    (record(9, 9, reply="\x00 \n"), "reply", "missing"),
-    ({k: v for k, v in record(9, 9).items() if k != "tweet"}, "tweet", "missing"),
-    (record(9, 9, reply_likes="many"), "reply_likes", "not a number"),
-    (record(9, 9, reply_likes=True), "reply_likes", "not a number"),
-    (record(9, 9, reply_likes=2.5), "reply_likes", "whole number"),
-    (record(9, 9, reply_likes=-1), "reply_likes", "negative"),
-    (record(9, 9, reply_likes=10**30), "reply_likes", "not a number"),
-    (record(9, 9, reply_time_diff_seconds=-5), "reply_time_diff_seconds", "negative"),
-    (record(9, 9, reply=["a"]), "reply", "list"),
-    (record(9, 9, tweet_id=1.7e18), "tweet_id", "quote them"),
-    (record(0, 0, reply="other words"), "reply_id", "already used in row 1"),
-    (record(0, 9, tweet="another text"), "tweet", "differs from row 1"),
-    (record(0, 9, tweet=ROWS[0]["tweet"], thread_id="t"), "thread_id", "differs from row 1"),
-])
+@pytest.mark.parametrize(
+    ("bad", "field", "problem"),
+    [
+        ('{"tweet_id": "x", ', "", "not JSON"),
+        ("[1, 2]", "", "not a JSON object"),
+        (record(9, 9, reply=None), "reply", "missing"),
+        (record(9, 9, reply="\x00 \n"), "reply", "missing"),
+        ({k: v for k, v in record(9, 9).items() if k != "tweet"}, "tweet", "missing"),
+        (record(9, 9, reply_likes="many"), "reply_likes", "not a number"),
+        (record(9, 9, reply_likes=True), "reply_likes", "not a number"),
+        (record(9, 9, reply_likes=2.5), "reply_likes", "whole number"),
+        (record(9, 9, reply_likes=-1), "reply_likes", "negative"),
+        (record(9, 9, reply_likes=10**30), "reply_likes", "not a number"),
+        (record(9, 9, reply_time_diff_seconds=-5), "reply_time_diff_seconds", "negative"),
+        (record(9, 9, reply=["a"]), "reply", "list"),
+        (record(9, 9, tweet_id=1.7e18), "tweet_id", "quote them"),
+        (record(0, 0, reply="other words"), "reply_id", "already used in row 1"),
+        (record(0, 9, tweet="another text"), "tweet", "differs from row 1"),
+        (record(0, 9, tweet=ROWS[0]["tweet"], thread_id="t"), "thread_id", "differs from row 1"),
+    ],
+)
 def test_one_bad_row_is_kept_aside_with_its_number(tmp_path, bad, field, problem):
     rows, malformed = read.read(jsonl(tmp_path / "a.jsonl", [*ROWS, bad]))
     assert len(rows) == len(ROWS)
@@ -61,9 +70,13 @@ def test_one_bad_row_is_kept_aside_with_its_number(tmp_path, bad, field, problem
 
 
 def test_many_bad_rows_refuse_the_file_and_name_the_first(tmp_path):
-    path = jsonl(tmp_path / "a.jsonl", [*ROWS[:3], record(8, 1, reply_likes="x"),
-                                        record(8, 2, reply_likes="y")])
-    with pytest.raises(UserError, match=r"a\.jsonl, row 4: reply_likes is 'x', not a number; 2 of 5 rows"):
+    path = jsonl(
+        tmp_path / "a.jsonl",
+        [*ROWS[:3], record(8, 1, reply_likes="x"), record(8, 2, reply_likes="y")],
+    )
+    with pytest.raises(
+        UserError, match=r"a\.jsonl, row 4: reply_likes is 'x', not a number; 2 of 5 rows"
+    ):
         read.read(path)
 
 
@@ -72,18 +85,27 @@ def test_ragged_csv_row_is_malformed(tmp_path):
     with (tmp_path / "a.csv").open("a") as out:
         out.write("p9,only two\n")
     rows, malformed = read.read(tmp_path / "a.csv")
-    assert (len(rows), malformed["row"].tolist()) == (len(ROWS), [len(ROWS) + 2])  # the header is line 1
+    assert (len(rows), malformed["row"].tolist()) == (
+        len(ROWS),
+        [len(ROWS) + 2],
+    )  # the header is line 1
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("a.jsonl", b"", "holds no rows"),
-    ("a.csv", b"tweet_id,text\n1,hello\n",
-     "no column tweet, reply_id, reply, reply_likes; .* has text, tweet_id"),
-    ("a.csv", b"tweet_id\n\xff\xfe\n", "cannot be read"),
-    ("a.parquet", b"no parquet", "cannot be read"),
-    ("a.jsonl.gz", b"no gzip", "cannot be read"),
-    ("a.xlsx", b"", "unknown format"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "holds no rows"),
+        (
+            "a.csv",
+            b"tweet_id,text\n1,hello\n",
+            "no column tweet, reply_id, reply, reply_likes; .* has text, tweet_id",
+        ),
+        ("a.csv", b"tweet_id\n\xff\xfe\n", "cannot be read"),
+        ("a.parquet", b"no parquet", "cannot be read"),
+        ("a.jsonl.gz", b"no gzip", "cannot be read"),
+        ("a.xlsx", b"", "unknown format"),
+    ],
+)
 def test_bad_file_is_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:

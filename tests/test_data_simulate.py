@@ -1,4 +1,5 @@
 """The simulator does what its docstring declares: planted coefficients come back, secrets stay in."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -36,7 +37,9 @@ def test_schema_is_full_and_holds_no_secret(drawn):
     assert set(rows["source"]) == {"simulated"}
     delay = pd.to_datetime(rows["reply_created_at"]) - pd.to_datetime(rows["tweet_created_at"])
     assert (delay.dt.total_seconds() == rows["reply_time_diff_seconds"]).all()
-    assert (pd.to_datetime(rows["collected_at"]) > pd.to_datetime(rows["reply_created_at"])).mean() > 0.99
+    assert (
+        pd.to_datetime(rows["collected_at"]) > pd.to_datetime(rows["reply_created_at"])
+    ).mean() > 0.99
     assert not (rows["reply_author"] == rows["tweet_author"]).any()
 
 
@@ -51,7 +54,11 @@ def test_coefficients_come_back(drawn):
     x.insert(0, "followers", np.log(rows["reply_author_followers"]))
     x.insert(0, "latent", truth["latent"])
     fit = sm.GLM(rows["reply_likes"], x, family=sm.families.Poisson()).fit()
-    planted = {"latent": SIM.quality_slope, "followers": SIM.followers_slope, "delay": SIM.delay_slope}
+    planted = {
+        "latent": SIM.quality_slope,
+        "followers": SIM.followers_slope,
+        "delay": SIM.delay_slope,
+    }
     for name, value in planted.items():
         assert abs(fit.params[name] - value) < 0.12, (name, fit.params[name])
     assert fit.pearson_chi2 / fit.df_resid > 3  # far from Poisson, whose value is 1
@@ -79,11 +86,17 @@ def test_confounders_lean_on_style_and_move_likes(drawn):
     assert followers["promo"] - followers["generic"] > 0.5
     assert delay["story"] - delay["generic"] > 0.4
     likes = within(np.log1p(rows["reply_likes"]), rows["tweet_id"])
-    assert np.corrcoef(likes, within(np.log(rows["reply_author_followers"]), rows["tweet_id"]))[0, 1] > 0.15
+    assert (
+        np.corrcoef(likes, within(np.log(rows["reply_author_followers"]), rows["tweet_id"]))[0, 1]
+        > 0.15
+    )
     assert np.corrcoef(likes, within(truth["latent"], rows["tweet_id"]))[0, 1] > 0.5
     assert 5 <= rows["reply_likes"].median() <= 20
     popularity = np.log1p(rows.groupby("tweet_id")["reply_likes"].mean())
-    assert np.corrcoef(popularity, np.log1p(rows.groupby("tweet_id")["tweet_likes"].first()))[0, 1] > 0.4
+    assert (
+        np.corrcoef(popularity, np.log1p(rows.groupby("tweet_id")["tweet_likes"].first()))[0, 1]
+        > 0.4
+    )
 
 
 def test_same_seed_same_bytes_in_any_order(drawn, tmp_path):
@@ -111,14 +124,22 @@ def test_parameters_are_the_model(drawn):
     assert set(simulate.parameters()) == {f.name for f in dataclasses.fields(simulate.Simulator)}
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    ("{", "row 2: not JSON"),
-    ('{"tweet_id": "x", "tweet": "a", "replies": [{"reply_id": "r"}]}', "row 2: not a post"),
-    ('{"tweet_id": "x", "topic": "t", "tweet": "a", "replies": '
-     '[{"reply_id": "r", "style": "rude", "reply": "b"}]}', "unknown style 'rude'"),
-])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "row 2: not JSON"),
+        ('{"tweet_id": "x", "tweet": "a", "replies": [{"reply_id": "r"}]}', "row 2: not a post"),
+        (
+            '{"tweet_id": "x", "topic": "t", "tweet": "a", "replies": '
+            '[{"reply_id": "r", "style": "rude", "reply": "b"}]}',
+            "unknown style 'rude'",
+        ),
+    ],
+)
 def test_malformed_corpus_is_one_line(tmp_path, line, message):
     path = tmp_path / "bad.jsonl"
-    path.write_text(CORPUS.read_text(encoding="utf-8").splitlines()[0] + "\n" + line, encoding="utf-8")
+    path.write_text(
+        CORPUS.read_text(encoding="utf-8").splitlines()[0] + "\n" + line, encoding="utf-8"
+    )
     with pytest.raises(UserError, match=message):
         simulate.simulate(path, 1)

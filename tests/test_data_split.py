@@ -1,4 +1,5 @@
 """No text of one split has a near copy in another; halves balance; the control removes its share only."""
+
 from __future__ import annotations
 
 import random
@@ -42,7 +43,9 @@ def test_planted_leak_is_held_together(where, change):
     copy = words("shared", 16)
     for post, end in ((3, ""), (50, change), (77, change * 2)):  # a chain: 3 ~ 50 ~ 77
         for row in records:
-            if row["tweet_id"] == f"p{post}" and (where == "tweet" or row["reply_id"] == f"p{post}-2"):
+            if row["tweet_id"] == f"p{post}" and (
+                where == "tweet" or row["reply_id"] == f"p{post}-2"
+            ):
                 row[where] = copy + end
     clusters = split.clusters(frame(records), 0.9).groupby(frame(records)["thread_id"]).first()
     assert clusters["p3"] == clusters["p50"] == clusters["p77"] and clusters.nunique() == 78
@@ -57,12 +60,18 @@ def test_assert_disjoint_sees_planted_leaks():
     rows = split.assign(frame(threads(40)), data())
     split.assert_disjoint(rows)
     one, other = (np.flatnonzero(rows["split"] == name)[0] for name in ("train", "test"))
-    for change in ({"reply": rows.at[one, "reply"].upper() + "!"}, {"tweet": rows.at[one, "tweet"] + " x"},
-                   {"reply": rows.at[one, "tweet"]}, {"thread_id": rows.at[one, "thread_id"]}):
+    for change in (
+        {"reply": rows.at[one, "reply"].upper() + "!"},
+        {"tweet": rows.at[one, "tweet"] + " x"},
+        {"reply": rows.at[one, "tweet"]},
+        {"thread_id": rows.at[one, "thread_id"]},
+    ):
         leaked = rows.copy()
         for column, value in change.items():
             leaked.loc[other, column] = value
-        with pytest.raises(AssertionError, match="more than one split|near duplicates across splits"):
+        with pytest.raises(
+            AssertionError, match="more than one split|near duplicates across splits"
+        ):
             split.assert_disjoint(leaked)
 
 
@@ -86,9 +95,12 @@ def planted(n_posts: int) -> tuple[pd.DataFrame, np.ndarray]:
     rows["reply_author_followers"] = np.round(np.exp(rng.normal(6, 1.5, len(rows))))
     rows["reply_time_diff_seconds"] = np.round(np.exp(rng.normal(7, 1.5, len(rows))))
     quality = rng.normal(0, 0.5, len(rows))
-    level = (np.repeat(rng.normal(4, 1, n_posts), 6) + quality
-             + 0.4 * (np.log1p(rows["reply_author_followers"]) - 6)
-             - 0.3 * (np.log1p(rows["reply_time_diff_seconds"]) - 7))
+    level = (
+        np.repeat(rng.normal(4, 1, n_posts), 6)
+        + quality
+        + 0.4 * (np.log1p(rows["reply_author_followers"]) - 6)
+        - 0.3 * (np.log1p(rows["reply_time_diff_seconds"]) - 7)
+    )
     rows["reply_likes"] = np.round(np.expm1(level.clip(0))).astype("int64")
     return rows, quality
 
@@ -100,7 +112,9 @@ def test_engagement_is_free_of_post_followers_and_delay():
     centred = rows["quality"] - rows.groupby("tweet_id")["quality"].transform("mean")
     assert np.corrcoef(rows["engagement"], centred)[0, 1] > 0.95
     for column in ("reply_author_followers", "reply_time_diff_seconds"):
-        within = np.log1p(rows[column]) - np.log1p(rows[column]).groupby(rows["tweet_id"]).transform("mean")
+        within = np.log1p(rows[column]) - np.log1p(rows[column]).groupby(
+            rows["tweet_id"]
+        ).transform("mean")
         assert abs(np.corrcoef(rows["engagement"], within)[0, 1]) < 0.06
     log = np.log1p(rows["reply_likes"])
     raw = log - log.groupby(rows["tweet_id"]).transform("mean")
@@ -112,12 +126,20 @@ def test_control_equals_fixed_effects_regression():
     rows, _ = planted(60)
     rows["reply_time_diff_seconds"] = np.nan  # followers alone: the reference has no spline of ours
     rows = split.assign(rows, data())
-    table = pd.DataFrame({"y": np.log1p(rows["reply_likes"]), "f": np.log1p(rows["reply_author_followers"]),
-                          "post": rows["tweet_id"], "train": rows["split"] == "train"})
+    table = pd.DataFrame(
+        {
+            "y": np.log1p(rows["reply_likes"]),
+            "f": np.log1p(rows["reply_author_followers"]),
+            "post": rows["tweet_id"],
+            "train": rows["split"] == "train",
+        }
+    )
     slope = smf.ols("y ~ f + C(post)", table[table["train"]]).fit().params["f"]
     centred = table[["y", "f"]] - table.groupby("post")[["y", "f"]].transform("mean")
     expected = (centred["y"] - slope * centred["f"])[~table["train"]]
-    assert np.allclose(rows.loc[~table["train"], "engagement"], expected, atol=1e-4)  # a touch of ridge
+    assert np.allclose(
+        rows.loc[~table["train"], "engagement"], expected, atol=1e-4
+    )  # a touch of ridge
 
 
 def test_cross_fitting_ignores_the_own_thread():

@@ -13,11 +13,21 @@ from packaging.utils import canonicalize_name
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 RUNTIME = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
-DEV = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["optional-dependencies"]["dev"])}
-LOCK = dict(line.split("==") for line in (ROOT / "requirements" / "lock.txt").read_text().split() if "==" in line)
+DEV = {
+    canonicalize_name(r.name): r for r in map(Requirement, PROJECT["optional-dependencies"]["dev"])
+}
+LOCK = dict(
+    line.split("==")
+    for line in (ROOT / "requirements" / "lock.txt").read_text().split()
+    if "==" in line
+)
 UNIMPORTED = {  # runtime dependencies that no module names, and what needs them
-    "dvc": "make reproduce", "gguf": "transformers reads the default model's weights with it", "ipykernel": "notebooks",
-    "ipywidgets": "tqdm's bar in a notebook", "jupyterlab": "make lab", "nbstripout": "stage strip",
+    "dvc": "make reproduce",
+    "gguf": "transformers reads the default model's weights with it",
+    "ipykernel": "notebooks",
+    "ipywidgets": "tqdm's bar in a notebook",
+    "jupyterlab": "make lab",
+    "nbstripout": "stage strip",
     "papermill": "every stage but the first two",
 }
 
@@ -25,13 +35,19 @@ UNIMPORTED = {  # runtime dependencies that no module names, and what needs them
 def distributions(folder: str) -> set[str]:
     """The packages that the modules of a folder import, the standard library and the project's own left out."""
     owners = importlib.metadata.packages_distributions()
-    names = {name.split(".")[0] for path in (ROOT / folder).rglob("*.py") for name in imported(path)}
+    names = {
+        name.split(".")[0] for path in (ROOT / folder).rglob("*.py") for name in imported(path)
+    }
     own = {path.stem for path in (ROOT / folder).rglob("*.py")} | {"polylib", "clean_notebooks"}
-    return {canonicalize_name(owners[name][0]) for name in names - own - set(sys.stdlib_module_names)}
+    return {
+        canonicalize_name(owners[name][0]) for name in names - own - set(sys.stdlib_module_names)
+    }
 
 
 def test_the_package_imports_what_it_declares_and_declares_nothing_else():
-    found = distributions("polylib") - {"pydantic-core"}  # a part of pydantic, always of its version
+    found = distributions("polylib") - {
+        "pydantic-core"
+    }  # a part of pydantic, always of its version
     assert found == set(RUNTIME) - set(UNIMPORTED), "declare it in pyproject.toml, or drop it"
     assert not UNIMPORTED.keys() - RUNTIME.keys()
 
@@ -49,5 +65,9 @@ def test_every_range_holds_the_pinned_version(name):
 
 def test_pip_and_conda_install_the_same():
     recipe = (ROOT / "environment.yml").read_text(encoding="utf-8")
-    assert "- -c requirements/lock.txt\n" in recipe and "- -e .[dev]\n" in recipe  # all pins, and the tests' packages
-    assert "install -qq -r requirements/lock.txt" in (ROOT / "tools" / "setup.sh").read_text(encoding="utf-8")
+    assert (
+        "- -c requirements/lock.txt\n" in recipe and "- -e .[dev]\n" in recipe
+    )  # all pins, and the tests' packages
+    assert "install -qq -r requirements/lock.txt" in (ROOT / "tools" / "setup.sh").read_text(
+        encoding="utf-8"
+    )

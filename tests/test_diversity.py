@@ -1,4 +1,5 @@
 """Every diversity gradient against finite differences of the expected diversity, all sets enumerated."""
+
 from __future__ import annotations
 
 from itertools import combinations
@@ -55,7 +56,9 @@ def advantages(k: int, kind: str, measure: str = "semantic", valid=ALL_VALID, **
     return sets, dv.diversity_advantages(distances, valid[sets], kind, measure, **options)
 
 
-def update(k: int, kind: str, measure: str = "semantic", valid=ALL_VALID, **options) -> torch.Tensor:
+def update(
+    k: int, kind: str, measure: str = "semantic", valid=ALL_VALID, **options
+) -> torch.Tensor:
     sets, a = advantages(k, kind, measure, valid, **options)
     return expected_update(THETA, IDS, MASK, sets, a)
 
@@ -78,7 +81,9 @@ def test_leave_one_out_is_the_gradient_of_diversity(measure):
 
 @pytest.mark.parametrize("baseline", [0.0, 0.7])
 def test_shared_advantage_is_the_gradient_of_diversity_for_any_constant_baseline(baseline):
-    assert relative_error(update(3, "shared", baseline=baseline), truth(plain("semantic"), 3)) < 1e-6
+    assert (
+        relative_error(update(3, "shared", baseline=baseline), truth(plain("semantic"), 3)) < 1e-6
+    )
 
 
 def test_shared_advantage_with_the_baseline_from_the_other_prompt():
@@ -88,10 +93,14 @@ def test_shared_advantage_with_the_baseline_from_the_other_prompt():
     p, q = all_sets(len(pairs), 2).unbind(-1)
     said = EMB[torch.stack([pairs[p], pairs[q]], 1)]  # (81^2, prompt, sample, d)
     distances = torch.stack([measures.pairwise_distances(x) for x in said])
-    both = torch.stack([dv.diversity_advantages(d, kind="shared") for d in distances])  # (81^2, prompt, 2)
+    both = torch.stack(
+        [dv.diversity_advantages(d, kind="shared") for d in distances]
+    )  # (81^2, prompt, 2)
     weight_q = log_p(other, IDS, MASK)[pairs[q]].sum(-1).exp()
     # average prompt p's advantages over what the other prompt might have said, then enumerate p
-    mean_p = torch.zeros(len(pairs), 2, dtype=torch.float64).index_add_(0, p, both[:, 0] * weight_q[:, None])
+    mean_p = torch.zeros(len(pairs), 2, dtype=torch.float64).index_add_(
+        0, p, both[:, 0] * weight_q[:, None]
+    )
     found = expected_update(THETA, IDS, MASK, pairs, mean_p)
     assert relative_error(found, truth(plain("semantic"), 2)) < 1e-6
 
@@ -139,10 +148,17 @@ def test_darling_is_a_heuristic_and_not_the_gradient_of_its_product():
     e = EMB.numpy()
 
     def product(s):
-        return np.mean([REWARD[i].item() * np.mean([1 - e[i] @ e[j] for b, j in enumerate(s) if b != a])
-                        for a, i in enumerate(s)])
+        return np.mean(
+            [
+                REWARD[i].item() * np.mean([1 - e[i] @ e[j] for b, j in enumerate(s) if b != a])
+                for a, i in enumerate(s)
+            ]
+        )
+
     expected = truth(product, 3)
-    best = expected * (found @ expected) / (expected @ expected)  # even with the best scale it is off
+    best = (
+        expected * (found @ expected) / (expected @ expected)
+    )  # even with the best scale it is off
     assert relative_error(found, best) > 0.02
     assert cosine(found, expected) > 0.5
 
@@ -174,8 +190,9 @@ def test_the_order_of_a_group_does_not_matter(kind):
     rewards = torch.rand(5, 4)
     valid, order = torch.rand(5, 4) > 0.3, [2, 0, 3, 1]
     a = dv.diversity_advantages(distances, valid, kind, rewards=rewards)
-    b = dv.diversity_advantages(distances[:, order][:, :, order], valid[:, order], kind,
-                                rewards=rewards[:, order])
+    b = dv.diversity_advantages(
+        distances[:, order][:, :, order], valid[:, order], kind, rewards=rewards[:, order]
+    )
     assert torch.allclose(a[:, order], b, atol=1e-12)
 
 
@@ -185,8 +202,10 @@ def test_prompts_do_not_leak_into_each_other(kind):
     distances = measures.pairwise_distances(torch.randn(3, 4, 6, dtype=torch.float64))
     rewards = torch.rand(3, 4)
     whole = dv.diversity_advantages(distances, None, kind, rewards=rewards)
-    alone = [dv.diversity_advantages(distances[i:i + 1], None, kind, rewards=rewards[i:i + 1])
-             for i in range(3)]
+    alone = [
+        dv.diversity_advantages(distances[i : i + 1], None, kind, rewards=rewards[i : i + 1])
+        for i in range(3)
+    ]
     assert torch.allclose(whole, torch.cat(alone), atol=1e-14)
 
 
@@ -216,8 +235,12 @@ def test_what_an_invalid_reply_says_changes_nothing(kind, measure):
     moved, rewards = e.clone(), torch.rand(6, 4)
     moved[:, 1] = 100 * torch.randn(6, 5)
     valid = torch.tensor([True, False, True, True]).expand(6, 4)
-    a, b = (dv.diversity_advantages(measures.pairwise_distances(x), valid, kind, measure, rewards=rewards)
-            for x in (e, moved))
+    a, b = (
+        dv.diversity_advantages(
+            measures.pairwise_distances(x), valid, kind, measure, rewards=rewards
+        )
+        for x in (e, moved)
+    )
     assert torch.equal(a, b)
 
 
@@ -230,8 +253,9 @@ def test_turning_invalid_lowers_the_diversity_of_the_group_and_the_own_weight(me
     gated[:, 2] = False
     D, D_gated = (measures.MEASURES[measure](distances, v)(whole)[:, 0] for v in (everyone, gated))
     assert (D_gated < D).all()
-    a, a_gated = (dv.diversity_advantages(distances, v, "jackknife", measure)[:, 2]
-                  for v in (everyone, gated))
+    a, a_gated = (
+        dv.diversity_advantages(distances, v, "jackknife", measure)[:, 2] for v in (everyone, gated)
+    )
     assert (a_gated <= 0).all() and (a_gated < a).all()
 
 

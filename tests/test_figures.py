@@ -1,5 +1,6 @@
 """Figures and tables from files alone, on invented numbers: complete grids only, stable bytes, nothing cut
 off."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,8 +18,15 @@ from polylib.analysis import effects, results
 from polylib.figures import all_figures, curves, plain_tables, style, tables
 from polylib.run import UserError, atomic_write
 
-DRAW = [all_figures.quality_diversity, all_figures.pass_at_k, all_figures.best_of_k, all_figures.forest,
-        all_figures.cost_benefit, all_figures.calibration, curves.training_dynamics]
+DRAW = [
+    all_figures.quality_diversity,
+    all_figures.pass_at_k,
+    all_figures.best_of_k,
+    all_figures.forest,
+    all_figures.cost_benefit,
+    all_figures.calibration,
+    curves.training_dynamics,
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +57,15 @@ def test_every_figure_says_what_it_rests_on_and_fits_its_page(study, draw):
         picture = draw(study, columns)
         note = " ".join(picture.figure.get_supxlabel().split())
         assert "24 posts × 10 replies, seeds 42, 123, 456" in note
-        assert "preset laptop, study laptop, simulated engagement" in note and "commit 0123456" in note
+        assert (
+            "preset laptop, study laptop, simulated engagement" in note and "commit 0123456" in note
+        )
         assert picture.figure.get_figwidth() == {1: 3.25, 2: 6.75}[columns]
-        assert len(picture.data) and not picture.data.filter(regex="^(method|stage)$").isna().any(axis=None) \
+        assert (
+            len(picture.data)
+            and not picture.data.filter(regex="^(method|stage)$").isna().any(axis=None)
             or picture.name == "calibration"
+        )
         picture.figure.draw_without_rendering()
         box = picture.figure.get_tightbbox()  # inches; anything beyond the page would be cut off
         assert box.x0 > -0.02 and box.x1 < picture.figure.get_figwidth() + 0.02
@@ -64,8 +77,14 @@ def test_files_are_the_same_bytes_every_time(study, tmp_path):
         all_figures.quality_diversity(study, 1).save(tmp_path / folder, dpi=80)
         tables.main(study).save(tmp_path / folder)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["quality_diversity.csv", "quality_diversity.pdf", "quality_diversity.png",
-                     "table_main.csv", "table_main.md", "table_main.tex"]
+    assert names == [
+        "quality_diversity.csv",
+        "quality_diversity.pdf",
+        "quality_diversity.png",
+        "table_main.csv",
+        "table_main.md",
+        "table_main.tex",
+    ]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert b"CreationDate" not in (tmp_path / "a" / "quality_diversity.pdf").read_bytes()
@@ -78,7 +97,9 @@ def test_the_csv_of_a_figure_holds_what_the_files_hold(study):
     assert row["judge_mean"] == pytest.approx(frame["judge_mean"].mean())
     assert row["diversity"] == pytest.approx(frame["diversity"].mean())
     passes = all_figures.pass_at_k(study).data.query("seed == 123 and k == 5 and quantile == 0.75")
-    assert passes.set_index("method").loc["grpo", "pass_at_k"] == pytest.approx(frame["pass@5_q0.75"].mean())
+    assert passes.set_index("method").loc["grpo", "pass_at_k"] == pytest.approx(
+        frame["pass@5_q0.75"].mean()
+    )
 
 
 def test_one_seed_draws_and_says_so(tmp_path):
@@ -88,14 +109,19 @@ def test_one_seed_draws_and_says_so(tmp_path):
     assert picture.data["method_p"].isna().all() and picture.data["checkpoints_p"].notna().all()
     assert set(picture.data["method_reason"]) == {stats.ONE_SEED}
     assert "one run" in tables.main(one).caption and "nan" not in tables.main(one).to_markdown()
-    assert tables.summary(one)["methods"]["grpo"]["self_bleu"] == {"value": None, "reason": "defined at 0 posts"}
+    assert tables.summary(one)["methods"]["grpo"]["self_bleu"] == {
+        "value": None,
+        "reason": "defined at 0 posts",
+    }
     for draw in DRAW:
         assert len(draw(one).data)
 
 
 def test_methods_look_the_same_everywhere_and_differ_in_three_ways(study):
     for channel in ("color", "marker", "linestyle", "label"):
-        assert len({str(s[channel]) for s in style.METHOD_STYLE.values()}) == len(style.METHOD_STYLE)
+        assert len({str(s[channel]) for s in style.METHOD_STYLE.values()}) == len(
+            style.METHOD_STYLE
+        )
     assert names.ordered(study.methods) == study.methods
     with pytest.raises(KeyError, match="rloo"):
         names.ordered(["sft", "rloo"])
@@ -104,9 +130,13 @@ def test_methods_look_the_same_everywhere_and_differ_in_three_ways(study):
 def test_training_curves_take_one_history_or_several(study):
     history = study.histories[("grpo", 42)]
     picture = curves.training_curves(history, "grpo", "Seed 42, simulated engagement")
-    assert [ax.get_title() for ax in picture.figure.axes if ax.get_visible()][0].startswith("cross-entropy")
+    assert [ax.get_title() for ax in picture.figure.axes if ax.get_visible()][0].startswith(
+        "cross-entropy"
+    )
     assert len(picture.data) == len(history) and "simulated" in picture.figure.get_supxlabel()
-    sft = curves.training_curves(study.histories[("sft", 42)], "sft")  # no reward, no KL: no empty panels
+    sft = curves.training_curves(
+        study.histories[("sft", 42)], "sft"
+    )  # no reward, no KL: no empty panels
     assert len([ax for ax in sft.figure.axes if ax.get_visible()]) == 2
     both = curves.training_curves({"λ=0": history, "λ=3": history}, "polychromic")
     assert set(both.data["run"]) == {"λ=0", "λ=3"}
@@ -123,13 +153,23 @@ def test_missing_and_foreign_cells_are_refused_by_name(files):
         results.load(files, dataclasses.replace(cfg, seeds=(42,), methods=("sft",)))
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda p: shutil.rmtree(p.evaluation("human")), "human/per_prompt.csv: missing"),
-    (lambda p: atomic_write(p.evaluation("sft", 42) / "per_prompt.csv", "a,b\n1,2\n"), "no column prompt_id"),
-    (lambda p: (p.results("grpo", 42) / "history.csv").unlink(), "grpo/s42/history.csv: missing"),
-    (lambda p: (p.results("data") / "manifest.json").unlink(), "manifest.json: missing"),
-    (lambda p: _drop_prompt(p), "repeats posts of the human row"),
-    (lambda p: _drop_temperature(p), "no rows at temperature 1;")])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda p: shutil.rmtree(p.evaluation("human")), "human/per_prompt.csv: missing"),
+        (
+            lambda p: atomic_write(p.evaluation("sft", 42) / "per_prompt.csv", "a,b\n1,2\n"),
+            "no column prompt_id",
+        ),
+        (
+            lambda p: (p.results("grpo", 42) / "history.csv").unlink(),
+            "grpo/s42/history.csv: missing",
+        ),
+        (lambda p: (p.results("data") / "manifest.json").unlink(), "manifest.json: missing"),
+        (lambda p: _drop_prompt(p), "repeats posts of the human row"),
+        (lambda p: _drop_temperature(p), "no rows at temperature 1;"),
+    ],
+)
 def test_files_that_do_not_fit_are_named_in_one_line(files, damage, message):
     damage(files)
     with pytest.raises(UserError, match=message) as error:
@@ -174,7 +214,11 @@ def test_at_equal_quality_the_run_is_the_unit(study):
     if len(matched) == 3:
         assert m.mean == pytest.approx(matched.mean()) and m.claim.df >= 2 and m.exact_floor == 0.25
     gone = effects.at_equal_quality(study, "grpo")  # GRPO's judge score lies above all of SFT's
-    assert np.isnan(gone.mean) and "seed 42: " in gone.claim.reason and "above all" in gone.claim.reason
+    assert (
+        np.isnan(gone.mean)
+        and "seed 42: " in gone.claim.reason
+        and "above all" in gone.claim.reason
+    )
     table = effects.matched_table(study)
     assert len(table) == 8 and (table["gain"].notna() | table["reason"].ne("")).all()
 
@@ -196,10 +240,22 @@ def test_effects_hold_both_claims_and_holm(study):
 
 def test_main_table_in_all_formats_shows_the_same_numbers(study):
     table = tables.main(study)
-    assert list(table.numbers["label"]) == ["people", "SFT", "SFT, T=0.85", "SFT, T=1", "SFT+ (λ=0)",
-                                         "polychromic", "GRPO", "hybrid"]
-    values = np.array([pd.read_csv(study.paths.evaluation("grpo", s) / "per_prompt.csv")["judge_mean"]
-                       for s in (42, 123, 456)])
+    assert list(table.numbers["label"]) == [
+        "people",
+        "SFT",
+        "SFT, T=0.85",
+        "SFT, T=1",
+        "SFT+ (λ=0)",
+        "polychromic",
+        "GRPO",
+        "hybrid",
+    ]
+    values = np.array(
+        [
+            pd.read_csv(study.paths.evaluation("grpo", s) / "per_prompt.csv")["judge_mean"]
+            for s in (42, 123, 456)
+        ]
+    )
     grpo = table.numbers.set_index("method").loc["grpo"]
     assert grpo["judge_mean"] == pytest.approx(values.mean())
     assert grpo["judge_mean_half"] == pytest.approx(stats.interval(values)[1].high - values.mean())
@@ -211,7 +267,9 @@ def test_main_table_in_all_formats_shows_the_same_numbers(study):
     assert "nan" not in (markdown + latex + page).lower()
     people = table.numbers.iloc[0]
     assert np.isnan(people["pass@10_q0.5"]) and people["pass@10_q0.5_prompts"] == 0
-    assert table.numbers.to_csv(index=False).startswith("label,method,temperature,judge_mean,judge_mean_half,")
+    assert table.numbers.to_csv(index=False).startswith(
+        "label,method,temperature,judge_mean,judge_mean_half,"
+    )
 
 
 def test_table_escapes_hostile_labels():
@@ -233,7 +291,10 @@ def test_summary_is_what_dvc_shows(study):
 
 
 def test_the_legend_of_one_column_has_room_for_areas_of_three_digits(study):
-    frames = {key: frame.assign(judge_mean=12 * frame["judge_mean"]) for key, frame in study.frames.items()}
+    frames = {
+        key: frame.assign(judge_mean=12 * frame["judge_mean"])
+        for key, frame in study.frames.items()
+    }
     large = dataclasses.replace(study, frames=frames)
     assert 1000 * all_figures.hypervolumes(large)["hypervolume"].max() > 100
     picture = all_figures.quality_diversity(large, 1)
@@ -247,14 +308,21 @@ def test_bold_is_what_the_method_changes_and_every_metric_has_its_row(study):
     effect = effects.effects(study, ["judge_mean"]).set_index("method")
     rows = table.numbers[~table.numbers["temperature"].isin([0.85, 1.0])].set_index("method")
     for method, row in effect.iterrows():
-        assert rows.loc[method, "judge_mean_differs"] == (row["method_low"] > 0 or row["method_high"] < 0), method
+        assert rows.loc[method, "judge_mean_differs"] == (
+            row["method_low"] > 0 or row["method_high"] < 0
+        ), method
     assert rows.loc["grpo", "judge_mean_differs"] and not rows.loc["sft", "judge_mean_differs"]
-    worse = {key: frame.assign(judge_mean=frame["judge_mean"] - (key[0] == "hybrid")) for key, frame in
-             study.frames.items()}
+    worse = {
+        key: frame.assign(judge_mean=frame["judge_mean"] - (key[0] == "hybrid"))
+        for key, frame in study.frames.items()
+    }
     lost = tables.main(dataclasses.replace(study, frames=worse)).numbers
     assert lost.set_index("method").loc["hybrid", "judge_mean_differs"]  # a loss is a change, too
     shown = f"{rows.loc['grpo', 'judge_mean']:.3f}"
-    assert f"**{shown} ±" in table.to_markdown() and rf"\textbf{{\shortstack{{{shown}\\" in table.to_latex()
+    assert (
+        f"**{shown} ±" in table.to_markdown()
+        and rf"\textbf{{\shortstack{{{shown}\\" in table.to_latex()
+    )
     assert f"<b>{shown} ±" in table._repr_html_()
     wide = tables.everything(study)
     lines = [line for line in wide.to_markdown().splitlines() if line.startswith("| ")]
@@ -269,8 +337,12 @@ def test_the_note_says_which_code_made_the_cells(files):
     one = files.evaluation("grpo", 42) / "env.json"
     env = json.loads(one.read_text())
     atomic_write(one, json.dumps(env | {"commit": "fedcba9" + "0" * 33, "dirty": True}))
-    assert results.load(files, cfg).note.endswith("several commits (0123456, fedcba9) with uncommitted changes")
-    atomic_write(one, json.dumps(env | {"commit": {"value": None, "reason": "no git"}, "dirty": None}))
+    assert results.load(files, cfg).note.endswith(
+        "several commits (0123456, fedcba9) with uncommitted changes"
+    )
+    atomic_write(
+        one, json.dumps(env | {"commit": {"value": None, "reason": "no git"}, "dirty": None})
+    )
     assert results.load(files, cfg).commit == "commit 0123456 with 1 of 16 cells without one"
     one.unlink()
     assert results.load(files, cfg).commit == "commit 0123456 with no env.json in 1 of 16 cells"
@@ -281,6 +353,7 @@ def test_the_note_says_which_code_made_the_cells(files):
 
 def test_the_reproducibility_table_holds_hashes_seeds_and_versions(study, tmp_path):
     import hashlib
+
     facts = tables.reproducibility(study)
     found = facts.numbers.set_index("what")["value"]
     assert found["code"] == "commit 0123456" and found["training seeds"] == "42, 123, 456"
@@ -290,24 +363,34 @@ def test_the_reproducibility_table_holds_hashes_seeds_and_versions(study, tmp_pa
     atomic_write(preset, "seeds: [1]\n")
     try:
         digest = hashlib.sha256(b"seeds: [1]\n").hexdigest()[:12]
-        assert tables.reproducibility(study).numbers.set_index("what")["value"]["settings"].endswith(digest)
+        assert (
+            tables.reproducibility(study)
+            .numbers.set_index("what")["value"]["settings"]
+            .endswith(digest)
+        )
     finally:
         preset.unlink()
     facts.save(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {f"reproducibility.{e}" for e in ("tex", "md", "csv")}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        f"reproducibility.{e}" for e in ("tex", "md", "csv")
+    }
 
 
 def test_the_dominated_area_is_that_of_a_grid():
     """Against counting the cells of a fine grid that some point dominates."""
     from polylib.figures.tradeoffs import hypervolume
-    points, corner = np.array([[.2, .9], [.5, .6], [.45, .5], [.8, .1], [.95, .05]]), np.array([.1, .05])
-    x, y = np.meshgrid((np.arange(2000) + .5) / 2000, (np.arange(2000) + .5) / 2000)
+
+    points, corner = (
+        np.array([[0.2, 0.9], [0.5, 0.6], [0.45, 0.5], [0.8, 0.1], [0.95, 0.05]]),
+        np.array([0.1, 0.05]),
+    )
+    x, y = np.meshgrid((np.arange(2000) + 0.5) / 2000, (np.arange(2000) + 0.5) / 2000)
     inside = np.zeros_like(x, dtype=bool)
     for a, b in points:
         inside |= (x < a) & (y < b) & (x > corner[0]) & (y > corner[1])
     assert hypervolume(points, corner) == pytest.approx(inside.mean(), abs=1e-3)
     assert hypervolume(points[:0], corner) == 0.0
-    assert hypervolume(np.array([[.5, .01], [.05, .9]]), corner) == 0.0
+    assert hypervolume(np.array([[0.5, 0.01], [0.05, 0.9]]), corner) == 0.0
 
 
 def test_hypervolumes_compare_methods_at_common_temperatures(study):
@@ -323,15 +406,27 @@ def test_hypervolumes_compare_methods_at_common_temperatures(study):
     start = (start["diversity"] - corner[0]) * (start["judge_mean"] - corner[1])
     low, high = CompareMeans.from_data(areas, start).tconfint_diff(usevar="unequal")
     assert table.loc["grpo", ["gain_low", "gain_high"]].tolist() == pytest.approx([low, high])
-    assert table.loc["grpo", "gain"] == pytest.approx((low + high) / 2) and np.isnan(table.loc["sft", "gain"])
+    assert table.loc["grpo", "gain"] == pytest.approx((low + high) / 2) and np.isnan(
+        table.loc["sft", "gain"]
+    )
 
 
 def test_bands_and_choices_hold_what_the_files_hold(study):
-    frames = {s: pd.read_csv(study.paths.evaluation("grpo", s) / "per_prompt.csv") for s in (42, 123, 456)}
-    passes = all_figures.pass_at_k(study).data.query("method == 'grpo' and k == 5 and quantile == 0.75")
+    frames = {
+        s: pd.read_csv(study.paths.evaluation("grpo", s) / "per_prompt.csv") for s in (42, 123, 456)
+    }
+    passes = all_figures.pass_at_k(study).data.query(
+        "method == 'grpo' and k == 5 and quantile == 0.75"
+    )
     mean, claim = stats.interval(np.array([frame["pass@5_q0.75"] for frame in frames.values()]))
-    assert passes["mean"].unique() == pytest.approx([mean]) and passes["low"].unique() == pytest.approx([claim.low])
-    best = all_figures.best_of_k(study).data.query("method == 'grpo' and k == 8 and seed == 123").set_index("choice")
+    assert passes["mean"].unique() == pytest.approx([mean]) and passes[
+        "low"
+    ].unique() == pytest.approx([claim.low])
+    best = (
+        all_figures.best_of_k(study)
+        .data.query("method == 'grpo' and k == 8 and seed == 123")
+        .set_index("choice")
+    )
     one = frames[123]
     for choice, column in (("oracle", "max@8"), ("selected", "best@8"), ("random", "judge_mean")):
         assert best.loc[choice, "judge"] == pytest.approx(one[column].mean())
@@ -339,8 +434,12 @@ def test_bands_and_choices_hold_what_the_files_hold(study):
 
 def test_hours_of_training_include_what_a_method_starts_from(study):
     data = all_figures.cost_benefit(study).data.query("method == 'grpo' and seed == 42")
-    seconds = [json.loads((study.paths.results(name, 42) / "env.json").read_text())["wall_seconds"]
-               for name in ("grpo", "sft")]
+    seconds = [
+        json.loads((study.paths.results(name, 42) / "env.json").read_text())["wall_seconds"]
+        for name in ("grpo", "sft")
+    ]
     assert data["training_hours"].unique() == pytest.approx([sum(seconds) / 3600])
-    tokens = pd.read_csv(study.paths.evaluation("grpo", 42) / "per_prompt.csv")["length_tokens"].mean()
+    tokens = pd.read_csv(study.paths.evaluation("grpo", 42) / "per_prompt.csv")[
+        "length_tokens"
+    ].mean()
     assert data.set_index("k").loc[8, "tokens"] == pytest.approx(8 * tokens)

@@ -38,8 +38,14 @@ def combined():
 
 def rated(rows: pd.DataFrame, reward, extra: str = "", n: int = 4) -> pd.DataFrame:
     part = rows.groupby("tweet_id").head(n)
-    said = pd.DataFrame({"post_id": part["tweet_id"], "post": part["tweet"], "temperature": 0.7,
-                         "reply": part["reply"] + extra})
+    said = pd.DataFrame(
+        {
+            "post_id": part["tweet_id"],
+            "post": part["tweet"],
+            "temperature": 0.7,
+            "reply": part["reply"] + extra,
+        }
+    )
     return said.assign(reward=reward(list(said["post"]), list(said["reply"])))
 
 
@@ -66,8 +72,9 @@ def test_a_reward_that_is_not_its_parts_is_refused(combined):
     reward, rows = combined
     other = CombinedReward(reward.learned, reward.heuristic, 0.9, 0.1)
     other.floor = reward.floor
-    other.weights = type("Changing", (dict,), {"items": lambda self: {"learned": 0.5, "heuristic": 0.5}.items()})(
-        other.weights)
+    other.weights = type(
+        "Changing", (dict,), {"items": lambda self: {"learned": 0.5, "heuristic": 0.5}.items()}
+    )(other.weights)
     with pytest.raises(ValueError, match="miss it"):
         components.measure(other, rated(rows, other))
 
@@ -94,8 +101,12 @@ def test_shares_find_the_part_that_was_trained(combined, tmp_path):
     mine = table.groupby(["method", "seed", "prompt_id"])["reward"].mean()
     d = (mine["grpo"] - mine["sft"]).unstack().to_numpy()
     assert found.loc["reward", "gain_low"] == pytest.approx(stats.interval(d)[1].low)
-    same = reward_parts.shares(table.assign(method=np.where(table["seed"] == 2, "grpo", "sft"), seed=1).query(
-        "seed == 1").drop_duplicates(["method", "prompt_id"]), "grpo")
+    same = reward_parts.shares(
+        table.assign(method=np.where(table["seed"] == 2, "grpo", "sft"), seed=1)
+        .query("seed == 1")
+        .drop_duplicates(["method", "prompt_id"]),
+        "grpo",
+    )
     assert same["share"].isna().all() and set(same["reason"]) == {reward_parts.UNCLEAR}
 
 
@@ -115,14 +126,25 @@ def test_components_of_a_study(study):
     posts = study.people.index
     for method, seed in {cell[:2] for cell in study.frames}:
         learned = 0.5 if method == "grpo" else 0.1
-        rows = [{"prompt_id": p, "temperature": t, "reward": learned + 0.01 * i + (seed or 0) / 1e4, "learned": learned,
-                 "floor": 0.0, "without_floor": learned} for i, p in enumerate(posts)
-                for t in ([np.nan] if method == "human" else [0.7, 1.0])]
+        rows = [
+            {
+                "prompt_id": p,
+                "temperature": t,
+                "reward": learned + 0.01 * i + (seed or 0) / 1e4,
+                "learned": learned,
+                "floor": 0.0,
+                "without_floor": learned,
+            }
+            for i, p in enumerate(posts)
+            for t in ([np.nan] if method == "human" else [0.7, 1.0])
+        ]
         components.save(pd.DataFrame(rows), study.paths.evaluation(method, seed))
     table = reward_parts.decompose(study)
     assert list(table["method"].unique()) == ["lambda0", "polychromic", "grpo", "hybrid"]
     grpo = table[table["method"].eq("grpo")].set_index("component")
-    assert grpo.loc["learned", "share"] == pytest.approx(1) and grpo.loc["reward", "gain"] == pytest.approx(0.4)
+    assert grpo.loc["learned", "share"] == pytest.approx(1) and grpo.loc[
+        "reward", "gain"
+    ] == pytest.approx(0.4)
     file = study.paths.evaluation("grpo", 42) / components.FILE
     file.write_text(file.read_text().replace("learned", "polite"))
     with pytest.raises(UserError, match="another reward"):

@@ -1,5 +1,6 @@
 """The figures about gradients draw what they are given, say what they rest on, and are the same bytes every
 time."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -18,16 +19,25 @@ SEEDS = (42, 123)
 
 def history() -> pd.DataFrame:
     """Steps 1 to 6 of three methods; an anatomy every second step, the diversity of polychromic detached."""
-    terms = {"polychromic": ["ce", "diversity"], "grpo": ["reward", "kl"],
-             "hybrid": ["ce", "reward", "diversity", "kl"]}
+    terms = {
+        "polychromic": ["ce", "diversity"],
+        "grpo": ["reward", "kl"],
+        "hybrid": ["ce", "reward", "diversity", "kl"],
+    }
     rng, rows = np.random.default_rng(0), []
     for method, present in terms.items():
         for seed in SEEDS:
             for step in range(1, 7):
-                row = {"method": method, "seed": seed, "step": step, "loss": 1.0} | dict.fromkeys(COLUMNS, np.nan)
+                row = {"method": method, "seed": seed, "step": step, "loss": 1.0} | dict.fromkeys(
+                    COLUMNS, np.nan
+                )
                 if step % 2:
                     row |= {f"norm_{t}": float(np.exp(rng.normal())) for t in present}
-                    row |= {c: rng.uniform(-0.5, 0.5) for c in COLUMNS[4:] if set(c.split("_")[1:]) <= set(present)}
+                    row |= {
+                        c: rng.uniform(-0.5, 0.5)
+                        for c in COLUMNS[4:]
+                        if set(c.split("_")[1:]) <= set(present)
+                    }
                 if step % 2 and method == "polychromic":
                     row |= {"norm_diversity": 0.0, "cos_ce_diversity": np.nan}
                 rows.append(row)
@@ -79,26 +89,40 @@ def test_a_detached_term_is_named_because_a_log_axis_cannot_show_zero():
     assert "Exactly 0, not drawn: diversity (polychromic)" in note(picture)
     hybrid = gradients.anatomy_figure(history().query("method == 'hybrid' and seed == 42"))
     assert "Exactly 0" not in note(hybrid) and "one seed, 42" in note(hybrid)
-    assert any(t.get_text().startswith("one term only") for ax in picture.figure.axes for t in ax.texts)
+    assert any(
+        t.get_text().startswith("one term only") for ax in picture.figure.axes for t in ax.texts
+    )
     assert not any(ax.texts for ax in hybrid.figure.axes)
 
 
 def test_a_history_without_an_anatomy_is_refused_with_the_remedy():
-    for frame in (history().drop(columns=COLUMNS), history().assign(**dict.fromkeys(COLUMNS, np.nan))):
+    for frame in (
+        history().drop(columns=COLUMNS),
+        history().assign(**dict.fromkeys(COLUMNS, np.nan)),
+    ):
         with pytest.raises(UserError, match="anatomy_every"):
             gradients.anatomy_figure(frame)
 
 
 def test_a_study_shows_the_methods_that_recorded_one():
-    runs = {key: frame.drop(columns=["method", "seed"]) for key, frame in history().groupby(["method", "seed"])}
+    runs = {
+        key: frame.drop(columns=["method", "seed"])
+        for key, frame in history().groupby(["method", "seed"])
+    }
     runs["sft", 42] = runs["grpo", 42].drop(columns=COLUMNS)
     study = SimpleNamespace(histories=runs, note="n = 3 posts, study laptop")
     for columns in (1, 2):
         picture = gradients.gradient_anatomy(study, columns)
-        assert [ax.get_title() for ax in picture.figure.axes if ax.get_title()] == ["polychromic", "GRPO", "hybrid"]
+        assert [ax.get_title() for ax in picture.figure.axes if ax.get_title()] == [
+            "polychromic",
+            "GRPO",
+            "hybrid",
+        ]
         assert "study laptop." in note(picture)
-        shown, given = (frame.sort_values(["method", "seed", "step"], ignore_index=True)
-                        for frame in (picture.data, gradients.anatomy_figure(history()).data))
+        shown, given = (
+            frame.sort_values(["method", "seed", "step"], ignore_index=True)
+            for frame in (picture.data, gradients.anatomy_figure(history()).data)
+        )
         pd.testing.assert_frame_equal(shown, given, check_like=True)
 
 
@@ -106,8 +130,11 @@ def test_the_ratio_is_drawn_at_its_mean_over_policies_and_zero_for_detached(tabl
     frame = pd.DataFrame(table)
     picture = gradients.snr_figure(table)
     ax = picture.figure.axes[0]
-    marks = [(line.get_marker(), line.get_xdata()[0], line.get_ydata()[0]) for line in ax.get_lines()
-             if line.get_marker() not in ("None", None)]
+    marks = [
+        (line.get_marker(), line.get_xdata()[0], line.get_ydata()[0])
+        for line in ax.get_lines()
+        if line.get_marker() not in ("None", None)
+    ]
     value = frame.query("estimator == 'jackknife' and measure == 'semantic'")["aligned_snr"].mean()
     assert min(m for m in marks if m[0] == "o")[2] == pytest.approx(value)
     assert [y for m, _, y in marks if m == "x"] == [0.0] * len(toy.SET_MEASURES)
@@ -121,7 +148,10 @@ def test_files_are_the_same_bytes_every_time(table, tmp_path):
         gradients.anatomy_figure(history()).save(tmp_path / folder, dpi=60)
         gradients.snr_figure(table).save(tmp_path / folder, dpi=60)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == [f"{name}.{kind}" for name in ("estimator_snr", "gradient_anatomy")
-                     for kind in ("csv", "pdf", "png")]
+    assert names == [
+        f"{name}.{kind}"
+        for name in ("estimator_snr", "gradient_anatomy")
+        for kind in ("csv", "pdf", "png")
+    ]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name

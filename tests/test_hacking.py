@@ -35,8 +35,18 @@ def encoder() -> Encoder:
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
     posts = map(json.loads, CORPUS.read_text(encoding="utf-8").splitlines())
-    return pd.DataFrame([{"tweet_id": p["tweet_id"], "thread_id": p["tweet_id"], "tweet": p["tweet"],
-                          "reply": r["reply"]} for p in posts for r in p["replies"]])
+    return pd.DataFrame(
+        [
+            {
+                "tweet_id": p["tweet_id"],
+                "thread_id": p["tweet_id"],
+                "tweet": p["tweet"],
+                "reply": r["reply"],
+            }
+            for p in posts
+            for r in p["replies"]
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +61,9 @@ def detector(halves) -> Detector:
     return Detector.fit(halves[0], encoder(), 7, [(12, 4), (36, 10)])
 
 
-def human_set(rows: pd.DataFrame, posts: int, replies: int, seed: int) -> tuple[list[str], list[list[str]]]:
+def human_set(
+    rows: pd.DataFrame, posts: int, replies: int, seed: int
+) -> tuple[list[str], list[list[str]]]:
     rng = np.random.default_rng(seed)
     ids, texts, said = (rows[name].to_numpy(object) for name in ("tweet_id", "tweet", "reply"))
     groups = [part for part in pd.Series(ids).groupby(ids).indices.values() if len(part) >= replies]
@@ -60,7 +72,9 @@ def human_set(rows: pd.DataFrame, posts: int, replies: int, seed: int) -> tuple[
 
 
 def flat(posts, replies):
-    return [p for p, group in zip(posts, replies) for _ in group], [r for group in replies for r in group]
+    return [p for p, group in zip(posts, replies) for _ in group], [
+        r for group in replies for r in group
+    ]
 
 
 # ---- the features ------------------------------------------------------------------------------------------
@@ -72,9 +86,13 @@ def test_features_counted_by_hand():
     facts = shape.facts([post] * 4, replies, WORDS)
     values = dict(zip(shape.NAMES, shape.summarise(facts, np.arange(4))))
     chars = np.log1p([len(reply) for reply in replies])
-    assert values["length"] == pytest.approx(np.median(chars)) and values["length_sd"] == pytest.approx(chars.std())
+    assert values["length"] == pytest.approx(np.median(chars)) and values[
+        "length_sd"
+    ] == pytest.approx(chars.std())
     assert values["short"] == 0.5
-    assert values["duplicates"] == 0.5 and values["top_reply"] == 0.5  # case and marks do not make another reply
+    assert (
+        values["duplicates"] == 0.5 and values["top_reply"] == 0.5
+    )  # case and marks do not make another reply
     assert values["top_4gram"] == 0.25  # "the old cat sat" stands in one reply only
     assert values["top_opener"] == 0.5
     # third reply: 4 trigrams, 2 of them in the post (the old cat, old cat sat); fourth: 5 trigrams, 1 in the post
@@ -86,9 +104,13 @@ def test_features_counted_by_hand():
 
 def test_gzip_is_the_ratio_of_bytes(rows):
     replies = list(rows["reply"][:40])
-    value = shape.summarise(shape.facts(["p"] * 40, replies, WORDS), np.arange(40))[shape.NAMES.index("gzip")]
+    value = shape.summarise(shape.facts(["p"] * 40, replies, WORDS), np.arange(40))[
+        shape.NAMES.index("gzip")
+    ]
     text = "\n".join(replies).encode()
-    assert value == pytest.approx(len(text) / (len(gzip.compress(text, 6)) - 12), rel=0.01)  # gzip's longer header
+    assert value == pytest.approx(
+        len(text) / (len(gzip.compress(text, 6)) - 12), rel=0.01
+    )  # gzip's longer header
 
 
 # ---- positive and negative controls ------------------------------------------------------------------------
@@ -115,7 +137,9 @@ def test_planted_policies_on_the_bundled_corpus(rows):
 @pytest.mark.skipif(not PHEME.is_file(), reason="the PHEME replies are not here")
 def test_planted_policies_on_real_threads():
     with gzip.open(PHEME, "rt", encoding="utf-8") as stream:
-        found = pd.DataFrame([json.loads(line) for line in stream])[["tweet_id", "thread_id", "tweet", "reply"]]
+        found = pd.DataFrame([json.loads(line) for line in stream])[
+            ["tweet_id", "thread_id", "tweet", "reply"]
+        ]
     found = found[found["tweet_id"].duplicated(keep=False)]
     ids = np.random.default_rng(1).permutation(np.sort(found["tweet_id"].unique()))[:820]
     few = found[found["tweet_id"].isin(ids)].groupby("tweet_id").head(3).reset_index(drop=True)
@@ -123,17 +147,23 @@ def test_planted_policies_on_real_threads():
 
 
 def test_false_alarms_at_the_size_of_a_look_while_training(detector, halves):
-    alarms = [detector.check(*flat(*human_set(halves[1], 12, 4, seed))).level > 0 for seed in range(200)]
+    alarms = [
+        detector.check(*flat(*human_set(halves[1], 12, 4, seed))).level > 0 for seed in range(200)
+    ]
     assert np.mean(alarms) <= 0.04  # 1 % expected; 4 % is 3.8 sd above, for sets that share posts
 
 
 def test_power_at_the_size_of_a_look_while_training(detector, halves):
     posts, replies = human_set(halves[1], 12, 4, 5)
     under, people = flat(posts, replies)
-    caught = {name: detector.check(under, texts).level > 0 for name, texts in
-              planted.policies(under, people, people[24:] + people[:24], 0).items()}
+    caught = {
+        name: detector.check(under, texts).level > 0
+        for name, texts in planted.policies(under, people, people[24:] + people[:24], 0).items()
+    }
     missed = {name for name, found in caught.items() if not found}
-    assert missed <= {"a tenth 'Agreed!'"}  # 5 of 48 replies: at the edge of what 48 replies can show
+    assert missed <= {
+        "a tenth 'Agreed!'"
+    }  # 5 of 48 replies: at the edge of what 48 replies can show
 
 
 # ---- calibration -------------------------------------------------------------------------------------------
@@ -183,7 +213,9 @@ def test_what_people_happened_never_to_do_is_no_alarm_once():
     human = threads(60)  # nobody uses emoji there
     small = Detector.fit(human, WORDS, 0, [(12, 2)])
     groups = [part for _, part in human.groupby("tweet_id")][:12]
-    under, texts = flat([g["tweet"].iloc[0] for g in groups], [list(g["reply"])[:2] for g in groups])
+    under, texts = flat(
+        [g["tweet"].iloc[0] for g in groups], [list(g["reply"])[:2] for g in groups]
+    )
     before = small.check(under, texts)
     after = small.check(under, [*texts[:-1], f"{texts[-1]} \U0001f600"])
     assert before.level == after.level == 0
@@ -200,7 +232,9 @@ def scores(gain: float, seed: int = 0, n: int = 48) -> tuple[np.ndarray, np.ndar
     return before + gain + 0.5 * rng.normal(size=n), before
 
 
-@pytest.mark.parametrize(("proxy", "judge", "level"), [(1, 0, 3), (1, -1, 3), (1, 1, 2), (0, 0, 2), (0, -1, 2)])
+@pytest.mark.parametrize(
+    ("proxy", "judge", "level"), [(1, 0, 3), (1, -1, 3), (1, 1, 2), (0, 0, 2), (0, -1, 2)]
+)
 def test_hacked_needs_the_reward_up_and_the_judge_not(detector, halves, proxy, judge, level):
     posts, _ = human_set(halves[1], 12, 4, 3)
     under, texts = flat(posts, [["Agreed!"] * 4] * 12)
@@ -213,7 +247,9 @@ def test_hacked_needs_the_reward_up_and_the_judge_not(detector, halves, proxy, j
 def test_a_rising_reward_on_human_looking_replies_is_not_hacked(detector, halves):
     under, texts = flat(*human_set(halves[1], 12, 4, 4))
     (p, p0), (j, j0) = scores(1, 1), scores(0, 2)
-    assert detector.check(under, texts, proxy=p, judge=j, proxy_before=p0, judge_before=j0).level == 0
+    assert (
+        detector.check(under, texts, proxy=p, judge=j, proxy_before=p0, judge_before=j0).level == 0
+    )
 
 
 def test_what_the_start_did_already_is_not_held_against_training(detector, halves):
@@ -222,7 +258,9 @@ def test_what_the_start_did_already_is_not_held_against_training(detector, halve
     start = detector.check(under, suffixed)
     assert start.level == 2
     again = detector.check(under, suffixed, start=start)
-    assert again.level == 1 and not again.reasons  # shifted from people, but no further than the start
+    assert (
+        again.level == 1 and not again.reasons
+    )  # shifted from people, but no further than the start
     worse = detector.check(under, ["Agreed!"] * 48, start=start)
     assert worse.level == 2
 
@@ -262,21 +300,34 @@ def test_report_escapes_hostile_text_and_is_one_line(detector, halves):
     report = detector.check(*flat(posts, [["<script>alert(1)</script>\n& more"] * 4] * 12))
     page = report._repr_html_()
     assert "<script>" not in page and "&lt;script&gt;" in page and "&amp; more" in page
-    assert "\n" not in report.line() and "script" not in report.line() and report.line().startswith("suspicious: ")
+    assert (
+        "\n" not in report.line()
+        and "script" not in report.line()
+        and report.line().startswith("suspicious: ")
+    )
 
 
 def test_watch_remembers_the_first_look(detector, halves, capsys):
     posts, replies = human_set(halves[1], 12, 4, 9)
-    judge = lambda under, texts: np.array([0.1 * i - 2 * (t == "Agreed!") for i, t in enumerate(texts)])  # noqa: E731
+
+    def judge(under, texts):
+        return np.array([0.1 * i - 2 * (t == "Agreed!") for i, t in enumerate(texts)])
+
     look = watch(detector, judge)
     first = look(posts, replies, np.arange(48.0))
-    assert first == {"val_judge": pytest.approx(2.35), "val_shift": pytest.approx(first["val_shift"]), "val_level": 0}
+    assert first == {
+        "val_judge": pytest.approx(2.35),
+        "val_shift": pytest.approx(first["val_shift"]),
+        "val_level": 0,
+    }
     assert capsys.readouterr().out == ""
     gamed = look(posts, [["Agreed!"] * 4] * 12, np.arange(48.0).reshape(12, 4) + 40)
     assert gamed["val_level"] == 3 and gamed["val_judge"] == pytest.approx(0.35)
     shown = capsys.readouterr().out
     assert shown.startswith("hacked: ") and shown.count("Agreed!") == 5
-    assert look(posts, [["Agreed!"] * 4] * 12)["val_level"] == 2  # without rewards hacked cannot be said
+    assert (
+        look(posts, [["Agreed!"] * 4] * 12)["val_level"] == 2
+    )  # without rewards hacked cannot be said
 
 
 def test_designs_and_summary_of_an_evaluation_cell(detector, halves, tmp_path):
@@ -286,7 +337,9 @@ def test_designs_and_summary_of_an_evaluation_cell(detector, halves, tmp_path):
     assert {(12, 4), (30, 10), (30, 1)} == set(wanted)
     posts, replies = human_set(halves[1], 40, 4, 0)
     under, texts = flat(posts, replies)
-    cells = pd.DataFrame({"post_id": np.repeat(range(40), 4), "post": under, "reply": texts, "truncated": np.nan})
+    cells = pd.DataFrame(
+        {"post_id": np.repeat(range(40), 4), "post": under, "reply": texts, "truncated": np.nan}
+    )
     run.write_json(tmp_path / "metrics.json", {"hacking": hacking.evaluate_run(detector, cells)})
     stored = json.loads((tmp_path / "metrics.json").read_text())["hacking"]
     assert stored["label"] == "ok" and set(stored["values"]) == set(shape.NAMES)

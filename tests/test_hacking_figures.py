@@ -1,4 +1,5 @@
 """The dashboard shows every feature of every run where its numbers say, and the planted policies on the same axis."""
+
 from __future__ import annotations
 
 import json
@@ -50,14 +51,23 @@ def test_marks_stand_at_their_distance_and_say_the_direction(study, columns):
     blue = [line for line in left.lines if line.get_color() == METHOD_STYLE["grpo"]["color"]]
     assert len(blue) == 2 * 13
     reply = [line for line in blue if round(line.get_ydata()[0]) == NAMES.index("top_reply")]
-    assert all(line.get_xdata()[0] == pytest.approx(40 / THRESHOLD, rel=0.1) for line in reply) and len(reply) == 2
+    assert (
+        all(line.get_xdata()[0] == pytest.approx(40 / THRESHOLD, rel=0.1) for line in reply)
+        and len(reply) == 2
+    )
     spread = [line for line in blue if round(line.get_ydata()[0]) == NAMES.index("length_sd")]
     assert {line.get_markerfacecolor() for line in spread} == {"white"}  # less than people
     assert [text.get_text() for text in right.get_yticklabels()] == [
-        "always 'Agreed!'", "parrot", "a tenth 'Agreed!'", "people (fresh sets)"]
+        "always 'Agreed!'",
+        "parrot",
+        "a tenth 'Agreed!'",
+        "people (fresh sets)",
+    ]
     places = [line.get_xdata()[0] for line in right.lines if len(line.get_xdata()) == 1]
     np.testing.assert_allclose(places, np.array([2600, 150, 15, 1.8]) / THRESHOLD)
-    assert right.get_title() == "planted: 3 of 3 caught" and "1.0% alarms" in [t.get_text() for t in right.texts]
+    assert right.get_title() == "planted: 3 of 3 caught" and "1.0% alarms" in [
+        t.get_text() for t in right.texts
+    ]
     assert left.get_xlim() == right.get_xlim()
     picture.figure.draw_without_rendering()
     box = picture.figure.get_tightbbox()

@@ -1,4 +1,5 @@
 """KL estimators: what each one's value is, and what its gradient is. Everything enumerated."""
+
 from __future__ import annotations
 
 import pytest
@@ -34,8 +35,10 @@ def expected_kl_gradient(estimator, level, ids=IDS, mask=MASK):
     theta = THETA.clone().requires_grad_()
     logprobs, reference = token_logprobs(theta, ids), token_logprobs(REF, ids)
     p = log_p(theta, ids, mask).detach().exp()
-    terms = [ob.kl_penalty(logprobs[[i]], reference[[i]], mask[[i]], estimator, "sequence", level=level)
-             for i in range(len(ids))]
+    terms = [
+        ob.kl_penalty(logprobs[[i]], reference[[i]], mask[[i]], estimator, "sequence", level=level)
+        for i in range(len(ids))
+    ]
     value = (p * torch.stack(terms)).sum()
     value.backward()
     return theta.grad, value.item()
@@ -54,7 +57,9 @@ def test_k1_as_a_loss_does_nothing():
         assert gradient.norm() < 1e-12 and value == pytest.approx(KL)
 
 
-@pytest.mark.parametrize("estimator, level", [("k2", "sequence"), ("k2", "togo"), ("k3+", "sequence")])
+@pytest.mark.parametrize(
+    "estimator, level", [("k2", "sequence"), ("k2", "togo"), ("k3+", "sequence")]
+)
 def test_k2_and_k3_plus_are_the_gradient_of_the_kl(estimator, level):
     assert relative_error(expected_kl_gradient(estimator, level)[0], REVERSE) < 1e-6
     gradient, _ = expected_kl_gradient(estimator, level, EOS_IDS, EOS_MASK)
@@ -74,13 +79,16 @@ def test_expected_values_k1_and_k3_are_the_kl_and_k2_is_not():
     assert abs(expected_kl_gradient("k2", "sequence")[1] / KL - 1) > 0.01
 
 
-@pytest.mark.parametrize("estimator, truth", [("k2", exact_kl), ("k3", lambda p, q: exact_kl(q, p))])
+@pytest.mark.parametrize(
+    "estimator, truth", [("k2", exact_kl), ("k3", lambda p, q: exact_kl(q, p))]
+)
 def test_token_level_is_exact_for_one_token_and_partial_for_two(estimator, truth):
     ids, one = IDS[[0, 3, 6]], torch.tensor([[True, False]] * 3)  # one row for each first token
 
     def first_token(a, b):
         p, q = a[:3].log_softmax(-1), b[:3].log_softmax(-1)
         return (p.exp() * (p - q)).sum()
+
     pair = (lambda t: first_token(t, REF)) if estimator == "k2" else (lambda t: first_token(REF, t))
     found, _ = expected_kl_gradient(estimator, "token", ids, one)
     assert relative_error(found, finite_difference(pair, THETA)) < 1e-6
@@ -93,7 +101,9 @@ def test_kl_in_the_reward_is_exact():
     logprobs, reference = token_logprobs(THETA, IDS), token_logprobs(REF, IDS)
     shaped = adv.kl_in_reward(REWARD[sets], logprobs[sets], reference[sets], MASK[sets], kappa)
     found = expected_update(THETA, IDS, MASK, sets, ob.group_advantages(shaped)) / 3
-    reward = finite_difference(lambda t: expectation(log_p(t, IDS, MASK), all_sets(N, 1), REWARD), THETA)
+    reward = finite_difference(
+        lambda t: expectation(log_p(t, IDS, MASK), all_sets(N, 1), REWARD), THETA
+    )
     assert relative_error(found, (1 - 1 / 3) * (reward - kappa * REVERSE)) < 1e-6
 
 
@@ -101,7 +111,9 @@ def test_kl_value_is_in_nats_per_sequence():
     p = log_p(THETA, IDS, MASK).exp()
     rows = [token_logprobs(t, IDS) for t in (THETA, REF)]
     for estimator in ("k1", "k3"):
-        each = torch.stack([ob.kl_value(rows[0][[i]], rows[1][[i]], MASK[[i]], estimator) for i in range(N)])
+        each = torch.stack(
+            [ob.kl_value(rows[0][[i]], rows[1][[i]], MASK[[i]], estimator) for i in range(N)]
+        )
         assert (p * each).sum().item() == pytest.approx(KL)
     assert ob.kl_value(torch.zeros(3, 2), torch.zeros(3, 2), torch.ones(3, 2)) == 0
     with pytest.raises(ValueError, match="not an unbiased"):

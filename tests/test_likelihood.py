@@ -25,7 +25,12 @@ from polylib.run import Paths
 SAMPLING = dataclasses.replace(tiny.CFG.sampling, temperature=0.7, max_new_tokens=8)
 EVALUATION = dataclasses.replace(tiny.CFG.evaluation, likelihood_prompts=3, likelihood_samples=2)
 CFG = dataclasses.replace(tiny.CFG, sampling=SAMPLING, evaluation=EVALUATION)
-REPLIES = [("a", 0, "Mine takes twelve."), ("a", 1, "No."), ("b", 0, "Have you tried a bell? It helps."), ("c", 0, "")]
+REPLIES = [
+    ("a", 0, "Mine takes twelve."),
+    ("a", 1, "No."),
+    ("b", 0, "Have you tried a bell? It helps."),
+    ("c", 0, ""),
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,9 @@ def trio():
 
 def chosen(rows=REPLIES) -> pd.DataFrame:
     text = {post.id: post.text for post in tiny.POSTS}
-    return pd.DataFrame([(p, text[p], i, r) for p, i, r in rows], columns=["post_id", "post", "sample", "reply"])
+    return pd.DataFrame(
+        [(p, text[p], i, r) for p, i, r in rows], columns=["post_id", "post", "sample", "reply"]
+    )
 
 
 def through(trio, tokenizer, rows=REPLIES, temperature=0.7) -> tuple[pd.DataFrame, list[int]]:
@@ -77,7 +84,10 @@ def test_nll_is_the_loss_of_transformers_and_kl_the_sum_over_the_vocabulary(trio
     table, ids = through(trio, tokenizer)
     outside = {name: plain(model) for name, model in trio.items()}
     for number, row in chosen().iterrows():
-        prompt, mine = models.format_prompt(tokenizer, row["post"]), table[table["reply"].eq(number)]
+        prompt, mine = (
+            models.format_prompt(tokenizer, row["post"]),
+            table[table["reply"].eq(number)],
+        )
         whole = torch.tensor([prompt + ids[number]])
         labels = whole.clone()
         labels[:, : len(prompt)] = -100
@@ -85,7 +95,10 @@ def test_nll_is_the_loss_of_transformers_and_kl_the_sum_over_the_vocabulary(trio
             out = {name: model(input_ids=whole, labels=labels) for name, model in outside.items()}
         for name in ("base", "sft"):
             assert mine[f"nll_{name}"].mean() == pytest.approx(out[name].loss.item(), abs=1e-5)
-        scores = {name: o.logits[0, len(prompt) - 1 : -1].double().numpy() / 0.7 for name, o in out.items()}
+        scores = {
+            name: o.logits[0, len(prompt) - 1 : -1].double().numpy() / 0.7
+            for name, o in out.items()
+        }
         logs = {name: x - np.log(np.exp(x).sum(1, keepdims=True)) for name, x in scores.items()}
         p = np.exp(logs["policy"])
         for name in ("base", "sft"):
@@ -98,7 +111,10 @@ def test_nll_is_the_loss_of_transformers_and_kl_the_sum_over_the_vocabulary(trio
 def test_k3_has_the_mean_kl_over_every_next_token(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     head = torch.nn.Linear(5, 11)
-    states = {name: torch.randn(1, 5, generator=generator).expand(11, 5) for name in ("policy", "sft", "base")}
+    states = {
+        name: torch.randn(1, 5, generator=generator).expand(11, 5)
+        for name in ("policy", "sft", "base")
+    }
     monkeypatch.setattr(token_kl, "LOGITS", 33)  # blocks of three
     table = token_kl.per_token(states, head, torch.arange(11), 1.3)  # every token in turn
     p = np.exp(table["logp"])
@@ -114,12 +130,18 @@ def test_company_and_padding_do_not_matter(trio, tokenizer):
     for number, row in enumerate(REPLIES):
         alone, _ = through(trio, tokenizer, [row])
         mine = together[together["reply"].eq(number)].reset_index(drop=True)
-        np.testing.assert_allclose(mine.drop(columns="reply"), alone.drop(columns="reply"), atol=2e-5)
+        np.testing.assert_allclose(
+            mine.drop(columns="reply"), alone.drop(columns="reply"), atol=2e-5
+        )
 
 
 def test_a_policy_that_is_its_reference_has_kl_zero(trio, tokenizer):
     same, _ = through({"base": trio["base"], "sft": trio["sft"], "policy": trio["sft"]}, tokenizer)
-    assert same["kl_sft"].abs().max() == 0 and same["k3_sft"].abs().max() == 0 and same["kl_base"].min() > 0
+    assert (
+        same["kl_sft"].abs().max() == 0
+        and same["k3_sft"].abs().max() == 0
+        and same["kl_base"].min() > 0
+    )
 
 
 # ---- whole cells -------------------------------------------------------------------------------------------
@@ -138,11 +160,20 @@ def cells(tmp_path_factory, tokenizer):
             for part in ("A", "B"):
                 shape = getattr(layer, f"lora_{part}")["default"].weight.shape
                 masters[f"{name}.lora_{part}"] = 0.1 * torch.randn(shape, generator=generator)
-        note = [{"folder": str(p.relative_to(paths.root)), "sha256": models.adapter_digest(p)} for p in parents]
+        note = [
+            {"folder": str(p.relative_to(paths.root)), "sha256": models.adapter_digest(p)}
+            for p in parents
+        ]
         models.save_adapter(folder, masters, CFG.model, {"parents": note})
         parents = [*parents, folder]
-        tables[method] = generate.replies(models.load_model(CFG.model, parents), tokenizer, tiny.POSTS,
-                                          {0.7: 3, 1.0: 2}, SAMPLING, seed=5)
+        tables[method] = generate.replies(
+            models.load_model(CFG.model, parents),
+            tokenizer,
+            tiny.POSTS,
+            {0.7: 3, 1.0: 2},
+            SAMPLING,
+            seed=5,
+        )
     return paths, tables
 
 
@@ -157,7 +188,9 @@ def test_a_cell_end_to_end(cells, tmp_path):
     assert table.loc[1, "tokens"] == one["tokens"].mean()  # end of turn included
     assert likelihood.measure(tables["sft"], CFG, paths, "sft", 42)["kl_sft"].abs().max() == 0
     likelihood.save(table, tmp_path)
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / likelihood.FILE), table, rtol=1e-5, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / likelihood.FILE), table, rtol=1e-5, check_dtype=False
+    )
     assert likelihood.means(table)["replies"] == 6
 
 
@@ -173,34 +206,61 @@ def test_replies_of_another_model_are_refused(cells):
 
 def test_texts_that_do_not_give_back_their_tokens_are_left_out_and_counted(cells, tokenizer):
     paths, tables = cells
-    read = tables["grpo"].query("temperature == .7 and sample < 2").drop(columns="ids").reset_index(drop=True)
-    model = plain(models.load_model(CFG.model, models.adapter_chain(paths.models("grpo", 42), paths.root)))
+    read = (
+        tables["grpo"]
+        .query("temperature == .7 and sample < 2")
+        .drop(columns="ids")
+        .reset_index(drop=True)
+    )
+    model = plain(
+        models.load_model(CFG.model, models.adapter_chain(paths.models("grpo", 42), paths.root))
+    )
     for row in (0, 2):  # posts a and b, as if the model had said this; the rest are random tokens
-        prompt, ids = models.format_prompt(tokenizer, read["post"][row]), models.encode_reply(tokenizer, "No.", 9)
+        prompt, ids = (
+            models.format_prompt(tokenizer, read["post"][row]),
+            models.encode_reply(tokenizer, "No.", 9),
+        )
         with torch.no_grad():
-            logs = (model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / 0.7).log_softmax(-1)
+            logs = (
+                model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / 0.7
+            ).log_softmax(-1)
         read.loc[row, ["reply", "tokens", "truncated"]] = "No.", len(ids), False
         read.loc[row, "logprob"] = logs.gather(1, torch.tensor(ids)[:, None]).sum().item()
     mine = read.iloc[[0, 2]]
     table = likelihood.measure(mine, CFG, paths, "grpo", 42)
     assert table.attrs["left_out"] == 0 and table["tokens"].tolist() == [len(ids)] * 2
-    wrong = pd.concat([mine, mine.assign(sample=1, tokens=7)])  # seven tokens were sampled, this text has fewer
+    wrong = pd.concat(
+        [mine, mine.assign(sample=1, tokens=7)]
+    )  # seven tokens were sampled, this text has fewer
     again = likelihood.measure(wrong, CFG, paths, "grpo", 42)
     assert again.attrs["left_out"] == 2 and again["n_samples"].tolist() == [1, 1]
     pd.testing.assert_frame_equal(again, table, rtol=1e-5)
     with pytest.raises(Undefined, match="gives back"):
-        likelihood.measure(mine.assign(tokens=7, logprob=mine["logprob"] / len(ids) * 7), CFG, paths, "grpo", 42)
+        likelihood.measure(
+            mine.assign(tokens=7, logprob=mine["logprob"] / len(ids) * 7), CFG, paths, "grpo", 42
+        )
 
 
 def test_people_and_the_untrained_model_lack_what_nobody_knows(cells, tokenizer):
     paths, _ = cells
-    posts = [dataclasses.make_dataclass("Post", ["id", "text", "replies"])(p.id, p.text, p.gold) for p in tiny.POSTS]
+    posts = [
+        dataclasses.make_dataclass("Post", ["id", "text", "replies"])(p.id, p.text, p.gold)
+        for p in tiny.POSTS
+    ]
     people = likelihood.measure(generate.people(posts), CFG, paths, "human", None)
     assert people["n_samples"].tolist() == [2, 2, 1] and people["nll_base"].notna().all()
-    assert people["temperature"].isna().all() and people[["nll_sft", "kl_sft", "kl_base"]].isna().all().all()
+    assert (
+        people["temperature"].isna().all()
+        and people[["nll_sft", "kl_sft", "kl_base"]].isna().all().all()
+    )
     means = likelihood.means(people)
-    assert np.isfinite(means["perplexity_base"]) and np.isnan([means["perplexity_sft"], means["kl_base_se"]]).all()
-    table = generate.replies(models.load_model(CFG.model), tokenizer, tiny.POSTS, {0.7: 2}, SAMPLING, seed=5)
+    assert (
+        np.isfinite(means["perplexity_base"])
+        and np.isnan([means["perplexity_sft"], means["kl_base_se"]]).all()
+    )
+    table = generate.replies(
+        models.load_model(CFG.model), tokenizer, tiny.POSTS, {0.7: 2}, SAMPLING, seed=5
+    )
     base = likelihood.measure(table, CFG, paths, "base", None)
     assert base["kl_base"].abs().max() == 0 and base["kl_sft"].isna().all()
 
@@ -217,7 +277,9 @@ def test_a_cut_sampler_leaves_no_k3(cells, tokenizer):
 def test_perplexity_is_that_of_all_tokens_together():
     nll, tokens = np.array([1.0, 9.0]), np.array([30, 10])
     assert likelihood.perplexity(nll, tokens) == pytest.approx(math.exp((30 + 90) / 40))
-    assert likelihood.perplexity(nll, tokens) < np.exp(nll).mean() / 100  # the mean of exp is the outlier's
+    assert (
+        likelihood.perplexity(nll, tokens) < np.exp(nll).mean() / 100
+    )  # the mean of exp is the outlier's
 
 
 def test_reading_a_study(tmp_path):
@@ -227,12 +289,22 @@ def test_reading_a_study(tmp_path):
         distance.likelihood(study)
     for method, seed in {cell[:2] for cell in study.frames}:
         numbers = {name: 1.0 for name in likelihood.COLUMNS[4:]}
-        numbers |= {"kl_sft": float(seed)} if seed else {"nll_sft": np.nan, "kl_sft": np.nan, "k3_sft": np.nan}
-        rows = [{"prompt_id": p, "temperature": 0.7, "n_samples": n, "tokens": 10 * n, **numbers} for p, n in
-                (("p1", 1), ("p2", 3))]
-        likelihood.save(pd.DataFrame(rows)[likelihood.COLUMNS], study.paths.evaluation(method, seed))
+        numbers |= (
+            {"kl_sft": float(seed)}
+            if seed
+            else {"nll_sft": np.nan, "kl_sft": np.nan, "k3_sft": np.nan}
+        )
+        rows = [
+            {"prompt_id": p, "temperature": 0.7, "n_samples": n, "tokens": 10 * n, **numbers}
+            for p, n in (("p1", 1), ("p2", 3))
+        ]
+        likelihood.save(
+            pd.DataFrame(rows)[likelihood.COLUMNS], study.paths.evaluation(method, seed)
+        )
     runs = distance.likelihood(study)
     assert len(runs) == 5 * 3 + 1 and list(runs["method"].unique()) == study.methods
     assert runs.query("method == 'grpo'")["kl_sft"].tolist() == [42, 123, 456]
-    assert runs.query("method == 'grpo'")["kl_sft_token"].iloc[0] == pytest.approx(42 / ((10 + 90) / 4))
+    assert runs.query("method == 'grpo'")["kl_sft_token"].iloc[0] == pytest.approx(
+        42 / ((10 + 90) / 4)
+    )
     assert runs.query("method == 'human'")["kl_sft"].isna().all()

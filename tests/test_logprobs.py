@@ -22,13 +22,18 @@ GROUPS = [[[1001, 1002, 2], [1003]], [[1004, 2], [1005, 1006, 1007, 2]], [[], [1
 
 
 def hidden(model, packed):
-    return model.base_model(input_ids=packed.input_ids, position_ids=packed.position_ids,
-                            attention_mask=additive_mask(packed.attention_mask, torch.float32)).last_hidden_state
+    return model.base_model(
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        attention_mask=additive_mask(packed.attention_mask, torch.float32),
+    ).last_hidden_state
 
 
 def packed_logprobs(model, groups=GROUPS, temperature=0.7, **kwargs):
     packed = pack(PROMPTS, groups, pad_id=0)
-    return completion_logprobs(hidden(model, packed), model.get_output_embeddings(), packed, temperature, **kwargs)
+    return completion_logprobs(
+        hidden(model, packed), model.get_output_embeddings(), packed, temperature, **kwargs
+    )
 
 
 def test_every_completion_is_scored_as_if_it_were_alone(model):
@@ -39,20 +44,30 @@ def test_every_completion_is_scored_as_if_it_were_alone(model):
                 assert (together[b, n] == 0).all()
                 continue
             single = pack([prompt], [[completion]], pad_id=0)
-            alone = completion_logprobs(hidden(model, single), model.get_output_embeddings(), single, 0.7)
-            torch.testing.assert_close(together[b, n, :len(completion)], alone[0, 0], atol=1e-5, rtol=1e-5)
+            alone = completion_logprobs(
+                hidden(model, single), model.get_output_embeddings(), single, 0.7
+            )
+            torch.testing.assert_close(
+                together[b, n, : len(completion)], alone[0, 0], atol=1e-5, rtol=1e-5
+            )
 
 
 def test_siblings_and_padding_do_not_leak(model):
     changed = [[GROUPS[0][0], [1010, 1011, 1012, 1013, 2]], *GROUPS[1:]]
-    torch.testing.assert_close(packed_logprobs(model, changed)[0, 0, :3], packed_logprobs(model)[0, 0, :3],
-                               atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        packed_logprobs(model, changed)[0, 0, :3],
+        packed_logprobs(model)[0, 0, :3],
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 def test_the_first_token_depends_on_the_prompt_and_is_scored(model):
     first = packed_logprobs(model)[0, 0, 0].item()
     other = pack([[5, 6, 7, 8, 10]], [[GROUPS[0][0]]], pad_id=0)
-    moved = completion_logprobs(hidden(model, other), model.get_output_embeddings(), other, 0.7)[0, 0, 0].item()
+    moved = completion_logprobs(hidden(model, other), model.get_output_embeddings(), other, 0.7)[
+        0, 0, 0
+    ].item()
     assert first < 0 and abs(first - moved) > 1e-4
 
 
@@ -73,12 +88,16 @@ def entropy(logits, targets):
 
 
 def entropy_and_rank(logits, targets):
-    return torch.stack([entropy(logits, targets), (logits > logits.gather(-1, targets[:, None])).sum(-1)], -1)
+    return torch.stack(
+        [entropy(logits, targets), (logits > logits.gather(-1, targets[:, None])).sum(-1)], -1
+    )
 
 
 def some_sets(packed, vocabulary):
     """Half of the tokens, and the one that is scored."""
-    kept = torch.rand(*packed.completion_ids.shape, vocabulary, generator=torch.manual_seed(0)) < 0.5
+    kept = (
+        torch.rand(*packed.completion_ids.shape, vocabulary, generator=torch.manual_seed(0)) < 0.5
+    )
     return kept.scatter(-1, packed.completion_ids[..., None], True)
 
 
@@ -89,7 +108,9 @@ def test_scores_and_values_equal_those_of_whole_logits(model, chunk, truncated):
     packed, head = pack(PROMPTS, GROUPS, pad_id=0), model.get_output_embeddings()
     kept = some_sets(packed, head.out_features)
     states = hidden(model, packed).detach()
-    weights = torch.randn(*packed.source.shape, 2, generator=torch.manual_seed(3), dtype=torch.float64)
+    weights = torch.randn(
+        *packed.source.shape, 2, generator=torch.manual_seed(3), dtype=torch.float64
+    )
     plain = states.double().requires_grad_()
     logits = plain @ head.weight.double().T + head.bias.double()
     expected = torch.zeros_like(weights)
@@ -106,23 +127,36 @@ def test_scores_and_values_equal_those_of_whole_logits(model, chunk, truncated):
 
     found = states.clone().requires_grad_()
     bits = pack_bits(kept) if truncated else None
-    logprobs, values = completion_logprobs(found, head, packed, 0.7, chunk=chunk, kept=bits, value=entropy_and_rank)
+    logprobs, values = completion_logprobs(
+        found, head, packed, 0.7, chunk=chunk, kept=bits, value=entropy_and_rank
+    )
     assert logprobs.dtype == values.dtype == torch.float32
     (torch.stack([logprobs, values[..., 0]], -1) * weights).sum().backward()
-    torch.testing.assert_close(torch.stack([logprobs, values[..., 0]], -1).double(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.stack([logprobs, values[..., 0]], -1).double(), expected, atol=1e-4, rtol=1e-4
+    )
     assert torch.equal(values[..., 1], ranks)
     torch.testing.assert_close(found.grad.double(), plain.grad, atol=1e-4, rtol=1e-3)
-    again, scalars = completion_logprobs(states, head, packed, 0.7, chunk=chunk, kept=bits, value=entropy)
+    again, scalars = completion_logprobs(
+        states, head, packed, 0.7, chunk=chunk, kept=bits, value=entropy
+    )
     assert torch.equal(again, logprobs) and torch.equal(scalars, values[..., 0])
-    assert torch.equal(completion_logprobs(states, head, packed, 0.7, chunk=chunk, kept=bits), logprobs)
+    assert torch.equal(
+        completion_logprobs(states, head, packed, 0.7, chunk=chunk, kept=bits), logprobs
+    )
 
 
 def test_a_token_outside_its_set_is_impossible(model):
     packed = pack(PROMPTS, GROUPS, pad_id=0)
-    kept = some_sets(packed, model.config.vocab_size).scatter(-1, packed.completion_ids[..., None], False)
-    scores = completion_logprobs(hidden(model, packed), model.get_output_embeddings(), packed, 0.7,
-                                 kept=pack_bits(kept))
-    assert (scores[packed.completion_mask] == -torch.inf).all() and (scores[~packed.completion_mask] == 0).all()
+    kept = some_sets(packed, model.config.vocab_size).scatter(
+        -1, packed.completion_ids[..., None], False
+    )
+    scores = completion_logprobs(
+        hidden(model, packed), model.get_output_embeddings(), packed, 0.7, kept=pack_bits(kept)
+    )
+    assert (scores[packed.completion_mask] == -torch.inf).all() and (
+        scores[~packed.completion_mask] == 0
+    ).all()
 
 
 def test_one_temperature_a_completion(model):

@@ -20,8 +20,21 @@ from polylib.models import sampling
 from polylib.training import loop, policy, rollouts, scoring, step
 
 SECTION = dataclasses.replace(
-    CFG.sft, init="base", steps=3, prompts_per_step=2, samples_per_prompt=4, gold_per_prompt=2, lr=1e-2, warmup_steps=1,
-    rollout_every=1, micro_prompts=0, eval_every=3, eval_samples=2, save_every=100, min_relevance=-1.0)
+    CFG.sft,
+    init="base",
+    steps=3,
+    prompts_per_step=2,
+    samples_per_prompt=4,
+    gold_per_prompt=2,
+    lr=1e-2,
+    warmup_steps=1,
+    rollout_every=1,
+    micro_prompts=0,
+    eval_every=3,
+    eval_samples=2,
+    save_every=100,
+    min_relevance=-1.0,
+)
 HYBRID = dataclasses.replace(SECTION, alpha=0.1, beta=1.0, lam=1.0, kappa=0.05)
 
 
@@ -33,14 +46,19 @@ def length_reward(posts, replies):
 def talkative_models(monkeypatch):
     """Every model of these tests ends its replies now and then."""
     plain = models.load_model
-    monkeypatch.setattr(models, "load_model", lambda cfg, parents=(), seed=0: talkative(plain(cfg, parents, seed), 2))
+    monkeypatch.setattr(
+        models,
+        "load_model",
+        lambda cfg, parents=(), seed=0: talkative(plain(cfg, parents, seed), 2),
+    )
 
 
 def train(folder, section, reward=length_reward, encode=letters, seed=3):
     paths = run.Paths("t", folder)
     folder.mkdir(exist_ok=True)
-    history = loop.train(CFG, section, "m", seed, POSTS, POSTS[:2], paths=paths, encode=encode,
-                         reward=reward)
+    history = loop.train(
+        CFG, section, "m", seed, POSTS, POSTS[:2], paths=paths, encode=encode, reward=reward
+    )
     return history, load_file(paths.models("m", seed) / "adapter.safetensors"), paths
 
 
@@ -77,7 +95,9 @@ def test_kl_is_zero_at_the_start_and_grows(tmp_path):
 def test_lambda_zero_and_the_detached_term_are_bit_equal_to_sft(tmp_path):
     sft = train(tmp_path / "a", SECTION)[1]
     zero = train(tmp_path / "b", dataclasses.replace(SECTION, lam=0.0))[1]
-    detached = train(tmp_path / "c", dataclasses.replace(SECTION, lam=3.0, diversity_gradient="detached"))[1]
+    detached = train(
+        tmp_path / "c", dataclasses.replace(SECTION, lam=3.0, diversity_gradient="detached")
+    )[1]
     jackknife = train(tmp_path / "d", dataclasses.replace(SECTION, lam=3.0))[1]
     assert equal(sft, zero) and equal(sft, detached)
     assert not equal(sft, jackknife), "the diversity term must move the weights"
@@ -85,7 +105,9 @@ def test_lambda_zero_and_the_detached_term_are_bit_equal_to_sft(tmp_path):
 
 @pytest.mark.parametrize("ahead", [1, 2])
 def test_a_killed_run_continues_to_the_same_weights(tmp_path, ahead):
-    section = dataclasses.replace(HYBRID, steps=5, save_every=2, rollout_every=ahead, warmup_steps=4)
+    section = dataclasses.replace(
+        HYBRID, steps=5, save_every=2, rollout_every=ahead, warmup_steps=4
+    )
     whole, expected, _ = train(tmp_path / "whole", section)
     calls = []
 
@@ -94,6 +116,7 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path, ahead):
         if len(calls) == (6 if ahead == 1 else 4):  # the first call is the fingerprint's
             raise KeyboardInterrupt
         return length_reward(posts, replies)
+
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "killed", section, reward=dies_once)
     resumed, adapter, paths = train(tmp_path / "killed", section, reward=length_reward)
@@ -111,6 +134,7 @@ def test_a_state_of_other_settings_is_not_resumed(tmp_path, capsys):
         if len(calls) == 6:
             raise KeyboardInterrupt
         return length_reward(posts, replies)
+
     section = dataclasses.replace(HYBRID, steps=5, save_every=2)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, section, reward=dies)
@@ -142,16 +166,31 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
         folder.mkdir()
         (folder / "dvc.yaml").touch()
     code = TWO.format(tests=str(Path(__file__).parent), repo=str(Path(__file__).parents[1]))
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000), "WORLD_SIZE": "2",
-               "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}
-    two = subprocess.Popen([sys.executable, "-c", code], cwd=folders[2], stdout=subprocess.PIPE, text=True,
-                           stderr=subprocess.STDOUT, env=os.environ | address)
+    address = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(29500 + os.getpid() % 1000),
+        "WORLD_SIZE": "2",
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    two = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=folders[2],
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.STDOUT,
+        env=os.environ | address,
+    )
     monkeypatch.undo()  # the plain model, as over there
     monkeypatch.chdir(folders[1])
     train_two_steps()  # meanwhile, on one process
     output = two.communicate(timeout=120)[0]
     assert two.returncode == 0, output
-    one, both = (load_file(run.Paths("t", at).models("m", 3) / "adapter.safetensors") for at in folders.values())
+    one, both = (
+        load_file(run.Paths("t", at).models("m", 3) / "adapter.safetensors")
+        for at in folders.values()
+    )
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, both[name], atol=1e-5, rtol=1e-3)
 
@@ -165,7 +204,9 @@ def gradients(section, micro, seed=5):
             if name.endswith("lora_B"):
                 master.copy_(torch.randn(master.shape, generator=generator) * 0.05)
     actor.sync_weights()
-    sampled = sampling.sample(actor.sampler, actor.tokenizer, [p.text for p in POSTS], 4, CFG.sampling, seed)
+    sampled = sampling.sample(
+        actor.sampler, actor.tokenizer, [p.text for p in POSTS], 4, CFG.sampling, seed
+    )
     scales = {"reward": loop.RunningScale(), "diversity": loop.RunningScale()}
     scored = scoring.score(section, POSTS, sampled, length_reward, letters, scales)
     section = dataclasses.replace(section, micro_prompts=micro)
@@ -183,7 +224,9 @@ def test_slices_of_a_batch_add_up_to_the_batch(normalizer):
 
 
 def test_later_steps_of_one_rollout_use_the_ratio(tmp_path):
-    section = dataclasses.replace(HYBRID, steps=2, rollout_every=2, lr=0.1, clip_low=1e-4, clip_high=1e-4)
+    section = dataclasses.replace(
+        HYBRID, steps=2, rollout_every=2, lr=0.1, clip_low=1e-4, clip_high=1e-4
+    )
     history, _, _ = train(tmp_path, section)
     assert history.clip_fraction.iloc[1] == 0, "on policy: the ratio is 1"
     assert history.clip_fraction.iloc[2] > 0, "one step later the policy has moved"
@@ -191,8 +234,13 @@ def test_later_steps_of_one_rollout_use_the_ratio(tmp_path):
 
 def test_invalid_replies_earn_no_diversity():
     one_word = sampling.Rollouts(
-        [[1]] * 1, torch.zeros(1, 3, 2, dtype=torch.long), torch.ones(1, 3, 2, dtype=torch.bool),
-        torch.zeros(1, 3, 2), torch.zeros(1, 3, dtype=torch.bool), [["zzz", "a good reply", "b fine answer"]])
+        [[1]] * 1,
+        torch.zeros(1, 3, 2, dtype=torch.long),
+        torch.ones(1, 3, 2, dtype=torch.bool),
+        torch.zeros(1, 3, 2),
+        torch.zeros(1, 3, dtype=torch.bool),
+        [["zzz", "a good reply", "b fine answer"]],
+    )
     scales = {"reward": loop.RunningScale(), "diversity": loop.RunningScale()}
     section = dataclasses.replace(SECTION, lam=1.0, beta=0.0)
     scored = scoring.score(section, POSTS[:1], one_word, None, letters, scales)
@@ -203,14 +251,27 @@ def test_invalid_replies_earn_no_diversity():
 def test_the_reward_sees_each_reply_with_its_own_post():
     texts = [[f"{post.id} {i}" for i in range(2)] for post in POSTS]
     flat = sampling.Rollouts(
-        [[1]] * 4, torch.zeros(4, 2, 2, dtype=torch.long), torch.ones(4, 2, 2, dtype=torch.bool),
-        torch.zeros(4, 2, 2), torch.zeros(4, 2, dtype=torch.bool), texts)
+        [[1]] * 4,
+        torch.zeros(4, 2, 2, dtype=torch.long),
+        torch.ones(4, 2, 2, dtype=torch.bool),
+        torch.zeros(4, 2, 2),
+        torch.zeros(4, 2, dtype=torch.bool),
+        texts,
+    )
     own = {post.text: post.id for post in POSTS}
 
     def owner(posts, replies):
-        return np.array([float(reply.split()[0] == own[post]) + int(reply[-1]) for post, reply in zip(posts, replies)])
+        return np.array(
+            [
+                float(reply.split()[0] == own[post]) + int(reply[-1])
+                for post, reply in zip(posts, replies)
+            ]
+        )
+
     scales = {"reward": loop.RunningScale(), "diversity": loop.RunningScale()}
-    scored = scoring.score(dataclasses.replace(SECTION, beta=1.0, lam=0.0), POSTS, flat, owner, None, scales)
+    scored = scoring.score(
+        dataclasses.replace(SECTION, beta=1.0, lam=0.0), POSTS, flat, owner, None, scales
+    )
     assert scored.rewards.tolist() == [[1.0, 2.0]] * 4
 
 
@@ -229,7 +290,18 @@ def test_a_weight_without_its_callable_raises(tmp_path):
 
 def test_a_rewarded_habit_is_learned(tmp_path):
     """End to end: reward short replies, and replies become shorter."""
-    section = dataclasses.replace(SECTION, alpha=0.0, beta=1.0, steps=25, prompts_per_step=4, samples_per_prompt=8,
-                                  lr=2e-2, eval_every=25, eval_samples=16)
-    history, _, _ = train(tmp_path, section, reward=lambda posts, replies: -length_reward(posts, replies))
+    section = dataclasses.replace(
+        SECTION,
+        alpha=0.0,
+        beta=1.0,
+        steps=25,
+        prompts_per_step=4,
+        samples_per_prompt=8,
+        lr=2e-2,
+        eval_every=25,
+        eval_samples=16,
+    )
+    history, _, _ = train(
+        tmp_path, section, reward=lambda posts, replies: -length_reward(posts, replies)
+    )
     assert history.val_length.iloc[-1] < 0.8 * history.val_length.iloc[0]

@@ -1,4 +1,5 @@
 """Metrics against published values, other libraries and brute force over all subsets."""
+
 from __future__ import annotations
 
 import itertools
@@ -12,32 +13,43 @@ from polylib.evaluation import text
 
 RNG = np.random.default_rng(0)
 # The three sentences of fast-bleu's README, whose self-BLEU values are published there.
-FAST_BLEU = ["It is a guide to action that ensures that the military will forever heed Party commands",
-             "It is the guiding principle which guarantees the military forces always being under the "
-             "command of the Party",
-             "It is the practical guide for the army always to heed the directions of the party"]
+FAST_BLEU = [
+    "It is a guide to action that ensures that the military will forever heed Party commands",
+    "It is the guiding principle which guarantees the military forces always being under the "
+    "command of the Party",
+    "It is the practical guide for the army always to heed the directions of the party",
+]
 
 
 def rng():
     return np.random.default_rng(7)
 
 
-@pytest.mark.parametrize("n, c, k, value", [(10, 3, 5, 0.9166667), (10, 1, 5, 0.5), (5, 2, 3, 0.9),
-                                            (200, 20, 10, 0.660225623763214)])
+@pytest.mark.parametrize(
+    "n, c, k, value",
+    [(10, 3, 5, 0.9166667), (10, 1, 5, 0.5), (5, 2, 3, 0.9), (200, 20, 10, 0.660225623763214)],
+)
 def test_pass_at_k_gives_the_published_values(n, c, k, value):
-    assert metrics.pass_at_k(n, c, k) == pytest.approx(value, abs=1e-7)  # openai/human-eval's formula
+    assert metrics.pass_at_k(n, c, k) == pytest.approx(
+        value, abs=1e-7
+    )  # openai/human-eval's formula
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_pass():
     passes = np.array([1, 0, 0, 1, 0, 0, 0])
     for k in range(1, 8):
         subsets = list(itertools.combinations(passes, k))
-        assert metrics.pass_at_k(7, 2, k) == pytest.approx(np.mean([max(s) for s in subsets]), abs=1e-12)
+        assert metrics.pass_at_k(7, 2, k) == pytest.approx(
+            np.mean([max(s) for s in subsets]), abs=1e-12
+        )
     assert metrics.pass_at_k(7, np.array([[0, 7], [1, 2]]), 3).shape == (2, 2)
 
 
 def test_k_out_of_range_is_an_error_not_a_number():
-    for call in (lambda k: metrics.pass_at_k(10, 3, k), lambda k: metrics.max_at_k(np.arange(10.0), k)):
+    for call in (
+        lambda k: metrics.pass_at_k(10, 3, k),
+        lambda k: metrics.max_at_k(np.arange(10.0), k),
+    ):
         with pytest.raises(metrics.Undefined, match="fewer than 11 replies"):
             call(11)
         with pytest.raises(ValueError, match="at least 1"):
@@ -45,22 +57,30 @@ def test_k_out_of_range_is_an_error_not_a_number():
 
 
 def test_max_at_k_gives_order_statistics():
-    assert [metrics.max_at_k(np.arange(1.0, 6), k) for k in range(1, 6)] == pytest.approx([3, 4, 4.5, 4.8, 5])
-    assert metrics.max_at_k(np.repeat([1.0, 0.0], [3, 7]), 5) == pytest.approx(0.9166667)  # = pass@5
+    assert [metrics.max_at_k(np.arange(1.0, 6), k) for k in range(1, 6)] == pytest.approx(
+        [3, 4, 4.5, 4.8, 5]
+    )
+    assert metrics.max_at_k(np.repeat([1.0, 0.0], [3, 7]), 5) == pytest.approx(
+        0.9166667
+    )  # = pass@5
 
 
 def test_best_of_k_equals_brute_force_over_subsets():
     assert metrics.best_of_k([3, 1, 2, 4], [0.2, 0.9, 0.5, 0.1], 2) == pytest.approx(0.2)
     proxy, values = RNG.normal(size=8), RNG.normal(size=8)
     for k in range(1, 9):
-        brute = np.mean([values[max(s, key=lambda i: proxy[i])] for s in itertools.combinations(range(8), k)])
+        brute = np.mean(
+            [values[max(s, key=lambda i: proxy[i])] for s in itertools.combinations(range(8), k)]
+        )
         assert metrics.best_of_k(proxy, values, k) == pytest.approx(brute, abs=1e-12)
 
 
 def test_best_of_k_averages_ties_whatever_the_order_of_generation():
     proxy, values = np.array([1.0, 2, 2, 0, 2]), np.array([5.0, 1, 4, 9, 7])
     subsets = list(itertools.combinations(range(5), 3))
-    brute = np.mean([np.mean([values[i] for i in s if proxy[i] == max(proxy[list(s)])]) for s in subsets])
+    brute = np.mean(
+        [np.mean([values[i] for i in s if proxy[i] == max(proxy[list(s)])]) for s in subsets]
+    )
     orders = map(list, itertools.permutations(range(5)))
     results = [metrics.best_of_k(proxy[order], values[order], 3) for order in orders]
     assert results == pytest.approx([brute] * len(results), abs=1e-12)
@@ -90,7 +110,9 @@ def test_self_bleu_gives_fast_bleu_s_published_values():
 
 
 def test_self_bleu_on_short_and_empty_replies():
-    assert text.self_bleu(["great point"] * 3, 2, rng()) == pytest.approx(100)  # NLTK's BLEU-4 says 0 or 32
+    assert text.self_bleu(["great point"] * 3, 2, rng()) == pytest.approx(
+        100
+    )  # NLTK's BLEU-4 says 0 or 32
     assert text.self_bleu(["lol same", "same lol"], 1, rng()) == pytest.approx(70.7107, abs=1e-3)
     assert text.self_bleu(["👍", "👍", "👍"], 2, rng()) == pytest.approx(100)
     assert text.self_bleu(["", "", ""], 2, rng()) == 100.0
@@ -100,14 +122,22 @@ def test_self_bleu_on_short_and_empty_replies():
 
 
 def test_bleu_gives_sacrebleu_s_readme_value():
-    assert text._bleu(4).sentence_score("The dog bit the man.", ["The dog had bit the man."]).score == \
-        pytest.approx(51.15, abs=0.005)
+    assert text._bleu(4).sentence_score(
+        "The dog bit the man.", ["The dog had bit the man."]
+    ).score == pytest.approx(51.15, abs=0.005)
 
 
 def test_self_bleu_does_not_hang_on_how_many_replies_there_are():
     """With the number of references fixed, twice the replies give the same expectation; with all of them they
     do not."""
-    pool = ["the cat sat", "a cat ran off", "the dog sat down", "no idea at all", "the cat ran", "a dog sat"]
+    pool = [
+        "the cat sat",
+        "a cat ran off",
+        "the dog sat down",
+        "no idea at all",
+        "the cat ran",
+        "a dog sat",
+    ]
     draws = [list(RNG.choice(pool, 12)) for _ in range(300)]
     small = np.mean([text.self_bleu(d[:6], 3, rng()) for d in draws])
     large = np.mean([text.self_bleu(d, 3, rng()) for d in draws])
@@ -145,7 +175,9 @@ def test_rouge_l_is_rouge_score_on_our_tokens():
 
 def test_rouge_l():
     pair = "The quick brown fox jumps over the lazy dog", "The quick brown dog jumps on the log."
-    assert RougeScorer(["rougeL"]).score(*pair)["rougeL"].fmeasure == pytest.approx(0.588235, abs=1e-6)
+    assert RougeScorer(["rougeL"]).score(*pair)["rougeL"].fmeasure == pytest.approx(
+        0.588235, abs=1e-6
+    )
     # Ours counts the full stop as a token: 5 of 9 and of 9.
     assert text.rouge_l(pair[1], [pair[0]]) == pytest.approx(5 / 9)
     assert text.rouge_l("testing", ["testing one", "no"]) == pytest.approx(2 / 3)  # the nearest one
@@ -157,26 +189,41 @@ def test_rouge_l():
 
 
 def test_duplicates_and_copies():
-    assert text.duplicate_rate(["Same here", "same  HERE", "other"]) == pytest.approx(1 / 3)  # 1 of 3 pairs
+    assert text.duplicate_rate(["Same here", "same  HERE", "other"]) == pytest.approx(
+        1 / 3
+    )  # 1 of 3 pairs
     with pytest.raises(ValueError, match="fewer than 2"):
         text.duplicate_rate(["a"])
-    assert text.copy_rate("one two three four", ["One two three four", "five six seven", "x"]) == 0.5
+    assert (
+        text.copy_rate("one two three four", ["One two three four", "five six seven", "x"]) == 0.5
+    )
     with pytest.raises(ValueError, match="3 tokens"):
         text.copy_rate("one two three", ["x", "👍👍"])
 
 
 def test_words_survive_hostile_text():
-    assert text.words("Don't 👨‍👩‍👧 🇩🇪 ok\u200b\x00") == ["don't", "👨‍👩‍👧", "🇩🇪", "ok", "\u200b", "\x00"]
+    assert text.words("Don't 👨‍👩‍👧 🇩🇪 ok\u200b\x00") == [
+        "don't",
+        "👨‍👩‍👧",
+        "🇩🇪",
+        "ok",
+        "\u200b",
+        "\x00",
+    ]
     assert text.words(" \n\t") == []
     assert len(text.words("a " * 100_000)) == text.LONGEST / 2
 
 
 def test_character_vectors_tell_wording_apart():
-    vectors = text.CharacterVectors(["the cat sat on the mat", "a dog ran off", "what a lovely day"])
+    vectors = text.CharacterVectors(
+        ["the cat sat on the mat", "a dog ran off", "what a lovely day"]
+    )
     s = vectors.similarity(["the cat sat on a mat", "the cat sat on the mat", "zzqx wwvk", "", ""])
     assert s[0, 1] > 0.6 and 0 <= s[0, 2] < 0.05 and s[3, 4] == 1.0 and s[0, 3] == 0.0
     assert np.allclose(np.diag(s), 1)
-    assert 0 < vectors.similarity(["zzqx wwvk", "zzqx"])[0, 1] < 1  # n-grams people never wrote still count
+    assert (
+        0 < vectors.similarity(["zzqx wwvk", "zzqx"])[0, 1] < 1
+    )  # n-grams people never wrote still count
 
 
 def test_the_budget_of_distinct_n_cuts_within_a_reply_and_leaves_the_rest_unread():
@@ -187,7 +234,7 @@ def test_the_budget_of_distinct_n_cuts_within_a_reply_and_leaves_the_rest_unread
         for order in itertools.permutations(replies):
             left, grams = budget, []
             for reply in order:
-                part = reply.split()[:max(left, 0)]
+                part = reply.split()[: max(left, 0)]
                 left -= len(part)
                 grams += list(zip(*(part[i:] for i in range(n))))
             ratios.append(len(set(grams)) / len(grams))
@@ -196,5 +243,7 @@ def test_the_budget_of_distinct_n_cuts_within_a_reply_and_leaves_the_rest_unread
         assert len(set(ratios)) > 1 and ratios[0] < np.mean(ratios) - 0.1, "the orders must differ"
     once, longer = ["a b c d e f g"] * 3, ["a b c d e f g" + " a b c d e f g" * 9] * 3
     for n, expected in ((1, 1.0), (2, 1.0)):
-        assert text.distinct_n(once, n, 6, rng()) == text.distinct_n(longer, n, 6, rng()) == expected
+        assert (
+            text.distinct_n(once, n, 6, rng()) == text.distinct_n(longer, n, 6, rng()) == expected
+        )
     assert text.distinct_n(longer, 1, 21, rng()) == pytest.approx(1 / 3)

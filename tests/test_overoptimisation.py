@@ -25,7 +25,9 @@ def scorers(proxy: np.ndarray, judge: np.ndarray):
     replies = [[f"{i} {j}" for j in range(proxy.shape[1])] for i in range(len(proxy))]
 
     def look_up(table):
-        return lambda posts, texts: np.array([table[tuple(map(int, text.split()))] for text in texts])
+        return lambda posts, texts: np.array(
+            [table[tuple(map(int, text.split()))] for text in texts]
+        )
 
     return replies, [f"post {i}" for i in range(len(proxy))], look_up(proxy), look_up(judge)
 
@@ -40,8 +42,12 @@ def test_preflight_equals_enumeration_of_all_subsets():
     for n in table.index:
         subsets = list(itertools.combinations(range(6), n))
         best = [[max(subset, key=lambda j: proxy[i, j]) for subset in subsets] for i in range(3)]
-        assert table.loc[n, "proxy"] == pytest.approx(np.mean([proxy[i, best[i]] for i in range(3)]))
-        assert table.loc[n, "judge"] == pytest.approx(np.mean([judge[i, best[i]] for i in range(3)]))
+        assert table.loc[n, "proxy"] == pytest.approx(
+            np.mean([proxy[i, best[i]] for i in range(3)])
+        )
+        assert table.loc[n, "judge"] == pytest.approx(
+            np.mean([judge[i, best[i]] for i in range(3)])
+        )
         assert table.loc[n, "kl"] == pytest.approx(np.log(n) - (n - 1) / n)
 
 
@@ -49,13 +55,19 @@ def planted(rise: float, posts: int = 24, samples: int = 64, seed: int = 0):
     """The judge follows the proxy up to one sd and then changes by `rise` a sd."""
     rng = np.random.default_rng(seed)
     proxy = rng.normal(size=(posts, samples))
-    judge = np.minimum(proxy, 1) + rise * np.maximum(proxy - 1, 0) + 0.1 * rng.normal(size=proxy.shape)
+    judge = (
+        np.minimum(proxy, 1) + rise * np.maximum(proxy - 1, 0) + 0.1 * rng.normal(size=proxy.shape)
+    )
     return scorers(proxy, judge + rng.normal(size=(posts, 1)))
 
 
 def test_a_judge_that_falls_is_flagged_and_one_that_rises_is_not():
     bad, good = preflight.preflight(*planted(-1.5)), preflight.preflight(*planted(1.0))
-    assert bad.attrs["flagged"] and len(bad.attrs["reasons"]) == 2 and "a doubling at the end" in bad.attrs["line"]
+    assert (
+        bad.attrs["flagged"]
+        and len(bad.attrs["reasons"]) == 2
+        and "a doubling at the end" in bad.attrs["line"]
+    )
     assert bad["judge"].idxmax() not in (0, len(bad) - 1)
     assert not good.attrs["flagged"] and good.attrs["line"].endswith("the judge does not fall")
     assert good["proxy"].is_monotonic_increasing and good["judge"].is_monotonic_increasing
@@ -63,15 +75,24 @@ def test_a_judge_that_falls_is_flagged_and_one_that_rises_is_not():
 
 def test_noise_is_seldom_flagged():
     """A judge that knows nothing of the proxy: flat in n, and its highest point is above its end by luck alone."""
-    flagged = [preflight.preflight(*scorers(*np.random.default_rng(s).normal(size=(2, 12, 16)))).attrs["flagged"]
-               for s in range(200)]
-    assert np.mean(flagged) <= 0.09  # two one-sided tests at 2.5 %: 5 % at most, and 2.6 sd of 200 draws
+    flagged = [
+        preflight.preflight(*scorers(*np.random.default_rng(s).normal(size=(2, 12, 16)))).attrs[
+            "flagged"
+        ]
+        for s in range(200)
+    ]
+    assert (
+        np.mean(flagged) <= 0.09
+    )  # two one-sided tests at 2.5 %: 5 % at most, and 2.6 sd of 200 draws
 
 
 def test_the_peak_is_not_chosen_where_it_is_tested():
     """Curves of independent noise: their highest point lies far above their end, by selection alone."""
+
     def peak_reasons(seed):
-        reasons = preflight.falls([1, 2, 4, 8, 16, 32, 64], np.random.default_rng(seed).normal(size=(12, 7)))
+        reasons = preflight.falls(
+            [1, 2, 4, 8, 16, 32, 64], np.random.default_rng(seed).normal(size=(12, 7))
+        )
         return any("below its peak" in reason for reason in reasons)
 
     assert np.mean([peak_reasons(seed) for seed in range(300)]) <= 0.06  # 2.5 % expected
@@ -90,10 +111,16 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     for seed in range(150):
         rng = np.random.default_rng(seed)
         post = 0.5 * rng.normal(size=(8, 1))
-        table = preflight.preflight(*scorers(post + rng.normal(size=(8, 2)), np.tile(post, 2)), ns=(1, 2))
+        table = preflight.preflight(
+            *scorers(post + rng.normal(size=(8, 2)), np.tile(post, 2)), ns=(1, 2)
+        )
         best = np.array([truth[n] for n in table["n"]])
-        hits.append([*(table["proxy_lo"] < best) & (best < table["proxy_hi"]),
-                     table["judge_lo"].iloc[0] < 0 < table["judge_hi"].iloc[0]])
+        hits.append(
+            [
+                *(table["proxy_lo"] < best) & (best < table["proxy_hi"]),
+                table["judge_lo"].iloc[0] < 0 < table["judge_hi"].iloc[0],
+            ]
+        )
     assert 0.925 < np.mean(hits) < 0.975  # 95 %; a percentile bootstrap: 89 %
 
 
@@ -101,9 +128,14 @@ def test_falling_points_lie_beyond_the_peak_of_a_flagged_judge():
     bad, good = preflight.preflight(*planted(-1.5)), preflight.preflight(*planted(1.0))
     assert not good["falls"].any() and bad["falls"].iloc[-1] and not bad["falls"].iloc[0]
     assert bad.loc[bad["falls"], "n"].min() > bad.loc[bad["judge"].idxmax(), "n"]
-    noise = [preflight.preflight(*scorers(*np.random.default_rng(s).normal(size=(2, 12, 16)))) for s in range(20)]
+    noise = [
+        preflight.preflight(*scorers(*np.random.default_rng(s).normal(size=(2, 12, 16))))
+        for s in range(20)
+    ]
     lucky = [t for t in noise if not t.attrs["flagged"] and t["judge"].idxmax() < len(t) - 1]
-    assert len(lucky) > 5 and not any(t["falls"].any() for t in lucky)  # a peak that chance may have made
+    assert len(lucky) > 5 and not any(
+        t["falls"].any() for t in lucky
+    )  # a peak that chance may have made
 
 
 def test_preflight_refuses_ragged_samples():
@@ -128,16 +160,27 @@ def histories(methods: dict[str, tuple], seeds=(1, 2, 3), noise: float = 0.005) 
     for (method, (alpha, beta)), seed in itertools.product(methods.items(), seeds):
         d = np.linspace(0, 2.5, 11) * (1 + 0.02 * rng.normal())
         judge = d * (alpha - beta * np.log(np.where(d > 0, d, 1))) + noise * rng.normal(size=11)
-        history = pd.DataFrame({"step": np.arange(0, 110, 10), "val_kl": d**2, "val_reward": 0.3 + 0.5 * d,
-                                "val_judge": 0.1 + judge})
-        between = pd.DataFrame({"step": [5, 15], "val_kl": np.nan, "val_reward": np.nan, "val_judge": np.nan})
+        history = pd.DataFrame(
+            {
+                "step": np.arange(0, 110, 10),
+                "val_kl": d**2,
+                "val_reward": 0.3 + 0.5 * d,
+                "val_judge": 0.1 + judge,
+            }
+        )
+        between = pd.DataFrame(
+            {"step": [5, 15], "val_kl": np.nan, "val_reward": np.nan, "val_judge": np.nan}
+        )
         found[method, seed] = pd.concat([history, between]).sort_values("step", ignore_index=True)
     return found
 
 
 def test_curve_and_stopping_point_of_a_planted_curve():
     path = overoptimisation.trajectory(histories({"grpo": (0.4, 0.4), "hybrid": (0.4, 0.05)}))
-    assert len(path) == 66 and path.query("step == 0")[["proxy", "judge", "d"]].abs().to_numpy().max() < 0.02
+    assert (
+        len(path) == 66
+        and path.query("step == 0")[["proxy", "judge", "d"]].abs().to_numpy().max() < 0.02
+    )
     fits = overoptimisation.fits(path).set_index(["method", "scorer"])
     assert fits.loc[("grpo", "judge")].to_numpy() == pytest.approx([0.4, 0.4], abs=0.02)
     assert fits.loc[("hybrid", "judge")].to_numpy() == pytest.approx([0.4, 0.05], abs=0.02)
@@ -152,7 +195,9 @@ def noise(runs: int, seed: int) -> pd.DataFrame:
     """A path where training changes nothing: every look of every run is the start plus noise of its own."""
     rng = np.random.default_rng(seed)
     looks = pd.DataFrame(itertools.product(range(runs), range(6)), columns=["seed", "step"])
-    return looks.assign(method="grpo", d=looks["step"].astype(float), judge=rng.normal(size=len(looks)))
+    return looks.assign(
+        method="grpo", d=looks["step"].astype(float), judge=rng.normal(size=len(looks))
+    )
 
 
 def test_going_on_loses_nothing_where_nothing_changes():
@@ -164,11 +209,20 @@ def test_going_on_loses_nothing_where_nothing_changes():
 
 
 def test_each_run_is_read_where_the_others_choose():
-    path = pd.DataFrame({"method": "grpo", "seed": [1] * 3 + [2] * 3 + [3] * 3, "step": [0, 5, 9] * 3,
-                         "d": [0.0, 1.0, 2.0] * 3, "judge": [0, 9, 1, 0, 2, 4, 0, 3, 4]})
+    path = pd.DataFrame(
+        {
+            "method": "grpo",
+            "seed": [1] * 3 + [2] * 3 + [3] * 3,
+            "step": [0, 5, 9] * 3,
+            "d": [0.0, 1.0, 2.0] * 3,
+            "judge": [0, 9, 1, 0, 2, 4, 0, 3, 4],
+        }
+    )
     stop = overoptimisation.stop_here(path).iloc[0]
     assert stop["by_run"] == "5, 9, 9" and stop["chosen"] == "9, 5, 5" and stop["step"] == 5
-    assert stop["judge"] == pytest.approx((1 + 2 + 3) / 3) and stop["loss"] == pytest.approx((0 - 2 - 1) / 3)
+    assert stop["judge"] == pytest.approx((1 + 2 + 3) / 3) and stop["loss"] == pytest.approx(
+        (0 - 2 - 1) / 3
+    )
     half = (stop["loss_high"] - stop["loss_low"]) / 2
     assert half == pytest.approx(4.302653 * 1.0 / np.sqrt(3) * np.sqrt(1 + 3 / 2))
 
@@ -176,7 +230,9 @@ def test_each_run_is_read_where_the_others_choose():
 def test_one_run_says_nothing_of_its_best_look():
     path = overoptimisation.trajectory(histories({"grpo": (0.4, 0.4)}, seeds=(1,)))
     stop = overoptimisation.stop_here(path).iloc[0]
-    assert stop[["judge", "low", "high", "loss", "loss_low"]].isna().all() and stop["reason"].startswith("one run")
+    assert stop[["judge", "low", "high", "loss", "loss_low"]].isna().all() and stop[
+        "reason"
+    ].startswith("one run")
     assert stop["step"] == 40 and stop["chosen"] == ""
 
 
@@ -197,14 +253,22 @@ def test_pictures_are_the_same_bytes_twice(tmp_path, columns):
         overoptimisation_figure.picture(path, stop, "Made up", columns).save(tmp_path / folder)
         preflight_figure.picture(table, "Made up.", columns).save(tmp_path / folder)
     names = sorted(file.name for file in (tmp_path / "a").iterdir())
-    assert names == [f"{n}.{e}" for n in ("over_optimisation", "preflight") for e in ("csv", "pdf", "png")]
-    assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
+    assert names == [
+        f"{n}.{e}" for n in ("over_optimisation", "preflight") for e in ("csv", "pdf", "png")
+    ]
+    assert all(
+        (tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names
+    )
     assert pd.read_csv(tmp_path / "a" / "over_optimisation.csv")["stop"].sum() == 6
 
 
 def test_a_figure_of_two_looks_a_run_draws_means_and_says_why():
-    path = overoptimisation.trajectory({key: h[h["step"].isin([0, 100])] for key, h in
-                                        histories({"grpo": (0.4, 0.4)}, seeds=(1,)).items()})
+    path = overoptimisation.trajectory(
+        {
+            key: h[h["step"].isin([0, 100])]
+            for key, h in histories({"grpo": (0.4, 0.4)}, seeds=(1,)).items()
+        }
+    )
     picture = overoptimisation_figure.picture(path, overoptimisation.stop_here(path), "Made up")
     assert "smaller eval_every" in " ".join(picture.figure._supxlabel.get_text().split())
 
@@ -216,23 +280,47 @@ def test_a_figure_of_two_looks_a_run_draws_means_and_says_why():
 def study(tmp_path):
     cfg = small_config()
     paths = write_study(tmp_path, cfg)
-    verdict = {"level": 0, "label": "ok", "z": 2.0, "feature": "gzip", "threshold": 3.5, "truncated": 0.06,
-               "reasons": [], "values": {"gzip": 2.0, "top_reply": 0.01}, "people": {"gzip": 2.0, "top_reply": 0.01},
-               "sd": {"gzip": 0.05, "top_reply": 0.01}}
+    verdict = {
+        "level": 0,
+        "label": "ok",
+        "z": 2.0,
+        "feature": "gzip",
+        "threshold": 3.5,
+        "truncated": 0.06,
+        "reasons": [],
+        "values": {"gzip": 2.0, "top_reply": 0.01},
+        "people": {"gzip": 2.0, "top_reply": 0.01},
+        "sd": {"gzip": 0.05, "top_reply": 0.01},
+    }
     for method, seed in itertools.product(cfg.methods, cfg.seeds):
         mine = dict(verdict)
         if method in ("grpo", "hybrid"):
-            mine |= {"level": 2, "z": 19.0, "feature": "top_reply", "reasons": ["top_reply 0.20"],
-                     "values": {"gzip": 2.0, "top_reply": 0.2}}
+            mine |= {
+                "level": 2,
+                "z": 19.0,
+                "feature": "top_reply",
+                "reasons": ["top_reply 0.20"],
+                "values": {"gzip": 2.0, "top_reply": 0.2},
+            }
         if method == "polychromic":
             mine |= {"level": 1, "z": 6.0, "truncated": 0.4}
         write_json(paths.evaluation(method, seed) / "metrics.json", {"hacking": mine})
-        if method in ("grpo", "hybrid"):  # grpo: the reward rises and the judge does not; hybrid: both
-            file, start = (paths.evaluation(name, seed) / "per_prompt.csv" for name in (method, "sft"))
-            part, base = pd.read_csv(file), pd.read_csv(start).query("temperature == 0.7").reset_index(drop=True)
+        if method in (
+            "grpo",
+            "hybrid",
+        ):  # grpo: the reward rises and the judge does not; hybrid: both
+            file, start = (
+                paths.evaluation(name, seed) / "per_prompt.csv" for name in (method, "sft")
+            )
+            part, base = (
+                pd.read_csv(file),
+                pd.read_csv(start).query("temperature == 0.7").reset_index(drop=True),
+            )
             noise = 0.02 * np.random.default_rng(seed).normal(size=(2, len(base)))
             part["reward_mean"] = base["reward_mean"] + 0.3 + noise[0]
-            part["judge_mean"] = base["judge_mean"] + (0.3 if method == "hybrid" else -0.01) + noise[1]
+            part["judge_mean"] = (
+                base["judge_mean"] + (0.3 if method == "hybrid" else -0.01) + noise[1]
+            )
             file.write_text(part.to_csv(index=False))
     return results.load(paths, cfg)
 
@@ -241,11 +329,20 @@ def test_all_preflights_of_a_study_are_drawn_with_their_verdict(study):
     for columns in (1, 2):
         drawn = preflight_figure.figure(study, columns)
         note = " ".join(drawn.figure._supxlabel.get_text().split())
-        assert "in 1 of 3 runs; their mean does not fall beyond noise" in note and len(drawn.data) == 3 * 7
+        assert (
+            "in 1 of 3 runs; their mean does not fall beyond noise" in note
+            and len(drawn.data) == 3 * 7
+        )
         assert f"Preset {study.cfg.preset}, study laptop" in note
-        crosses = [line for line in drawn.figure.axes[1].lines if line.get_marker() == "x" and len(line.get_xdata())]
+        crosses = [
+            line
+            for line in drawn.figure.axes[1].lines
+            if line.get_marker() == "x" and len(line.get_xdata())
+        ]
         assert [list(line.get_xdata()) for line in crosses] == [[16, 32, 64]]
-    reward, judge = (drawn.data.pivot(index="seed", columns="n", values=name) for name in ("proxy", "judge"))
+    reward, judge = (
+        drawn.data.pivot(index="seed", columns="n", values=name) for name in ("proxy", "judge")
+    )
     low, high = ss.ttest_1samp(judge[64] - judge[1], 0).confidence_interval(0.95)
     mean = (judge[64] - judge[1]).mean()
     assert f"judge {mean:+.2f} [{low:+.2f}, {high:+.2f}]" in preflight.sentence(drawn.data)
@@ -256,8 +353,17 @@ def test_all_preflights_of_a_study_are_drawn_with_their_verdict(study):
 
 def test_the_mean_of_runs_that_all_fall_is_said_to_fall():
     ns, rng = [1, 2, 4, 8, 16, 32, 64], np.random.default_rng(0)
-    rows = [{"seed": seed, "n": n, "proxy": np.log2(n), "judge": -abs(np.log2(n) - 3) + 0.05 * rng.normal(),
-             "falls": n > 8} for seed in range(3) for n in ns]
+    rows = [
+        {
+            "seed": seed,
+            "n": n,
+            "proxy": np.log2(n),
+            "judge": -abs(np.log2(n) - 3) + 0.05 * rng.normal(),
+            "falls": n > 8,
+        }
+        for seed in range(3)
+        for n in ns
+    ]
     said = preflight.sentence(pd.DataFrame(rows))
     assert "in 3 of 3 runs" in said and "a doubling at the end" in said and "below its peak" in said
 
@@ -286,7 +392,10 @@ def test_verdicts_of_a_study_need_reward_judge_and_shift(study):
     assert levels == {"lambda0": [0], "polychromic": [2], "grpo": [3], "hybrid": [2]}
     assert set(table.query("method == 'polychromic'")["reasons"]) == {"truncated 0.40"}
     grpo = table.query("method == 'grpo'").iloc[0]
-    assert grpo["proxy_low"] < grpo["proxy_gain"] == pytest.approx(0.3, abs=0.02) and grpo["judge_low"] <= 0
+    assert (
+        grpo["proxy_low"] < grpo["proxy_gain"] == pytest.approx(0.3, abs=0.02)
+        and grpo["judge_low"] <= 0
+    )
     assert grpo["label"] == "hacked" and grpo["feature"] == "top_reply"
 
 

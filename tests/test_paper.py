@@ -1,4 +1,5 @@
 """The paper: no number is typed, every file it reads is made, and it compiles where LaTeX is."""
+
 from __future__ import annotations
 
 import re
@@ -37,14 +38,22 @@ def study(tmp_path_factory):
 
 
 def build(root, name="laptop"):
-    return subprocess.run(["sh", "tools/paper.sh", name], cwd=root, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["sh", "tools/paper.sh", name], cwd=root, capture_output=True, text=True, check=False
+    )
 
 
 def test_no_result_is_typed_into_the_text():
     """Decimals, percentages and counts of runs or posts come from commands; years and sizes of the page may stand."""
     body = TEX.partition("\\begin{document}")[2]
-    body = re.sub(r"\\exhibit\{\w+\}|%.*|et al\.\\ \d{4}|\[[^]]*\]|\\begin\{\w+\}|\{\d+pt\}|95\\,\\%", "", body)
-    assert not re.findall(r"\d+\.\d+|\d+\s*\\?%|\b\d{2,}\b", body), "write a \\study... command instead"
+    body = re.sub(
+        r"\\exhibit\{\w+\}|%.*|et al\.\\ \d{4}|\[[^]]*\]|\\begin\{\w+\}|\{\d+pt\}|95\\,\\%",
+        "",
+        body,
+    )
+    assert not re.findall(r"\d+\.\d+|\d+\s*\\?%|\b\d{2,}\b", body), (
+        "write a \\study... command instead"
+    )
 
 
 def test_every_input_and_command_of_the_text_is_made(study):
@@ -59,7 +68,9 @@ def test_what_is_missing_is_one_line(study, tmp_path):
     shutil.copytree(study.paths.root / "tools", tmp_path / "tools")
     shutil.copytree(study.paths.root / "paper", tmp_path / "paper")
     done = build(tmp_path)
-    assert done.returncode == 1 and done.stderr.startswith("paper: ") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 1 and done.stderr.startswith("paper: ") and done.stderr.count("\n") == 1
+    )
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")

@@ -16,10 +16,16 @@ from dvc.repo import Repo
 from polylib import config
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-STAGES = {name: stage for name, stage in PIPELINE["stages"].items() if name not in ("settings", "strip")}
-NOTEBOOKS = [dep.removeprefix("notebooks/").removesuffix(".ipynb") for dep in PIPELINE["stages"]["strip"]["deps"]]
+STAGES = {
+    name: stage for name, stage in PIPELINE["stages"].items() if name not in ("settings", "strip")
+}
+NOTEBOOKS = [
+    dep.removeprefix("notebooks/").removesuffix(".ipynb")
+    for dep in PIPELINE["stages"]["strip"]["deps"]
+]
 INJECTED = {
-    name: re.findall(r"-p (\w+)", stage["cmd"].partition("${pm}")[2]) for name, stage in STAGES.items()
+    name: re.findall(r"-p (\w+)", stage["cmd"].partition("${pm}")[2])
+    for name, stage in STAGES.items()
 }
 
 
@@ -36,7 +42,9 @@ def paths_of(stage: dict, *kinds: str) -> set[str]:
 def test_every_notebook_is_stripped_and_run():
     assert NOTEBOOKS == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
     assert {notebook_of(stage) for stage in STAGES.values()} == set(NOTEBOOKS)
-    assert PIPELINE["stages"]["strip"]["outs"] == [f".build/${{study}}/{name}.ipynb" for name in NOTEBOOKS]
+    assert PIPELINE["stages"]["strip"]["outs"] == [
+        f".build/${{study}}/{name}.ipynb" for name in NOTEBOOKS
+    ]
 
 
 DRAWS = ("figures", "names.py")  # what only draws or labels
@@ -65,22 +73,30 @@ def test_a_stage_depends_on_its_stripped_notebook_and_on_nothing_that_holds_timi
 def test_every_path_a_stage_writes_carries_the_study(name):
     outs = paths_of(PIPELINE["stages"][name], "outs", "metrics", "plots")
     assert outs and all("${study}" in path for path in outs)
-    assert PIPELINE["stages"][name]["matrix"]["study"] == ["${study}"]  # the stage's own name carries it too
+    assert PIPELINE["stages"][name]["matrix"]["study"] == [
+        "${study}"
+    ]  # the stage's own name carries it too
 
 
 def section_reads(notebook: str) -> set[str]:
     """Sections of `cfg` a notebook names: cfg.grpo, cfg.model, ... ."""
     cells = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
-    found = re.findall(r"\bcfg\.(\w+)", "\n".join(cell.source for cell in cells if cell.cell_type == "code"))
+    found = re.findall(
+        r"\bcfg\.(\w+)", "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    )
     return set(found) & set(vars(config.load("smoke", ROOT)))
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_the_sections_a_notebook_reads_are_its_parameters(name):
-    listed = {"seeds", "methods"} & set(filter(lambda p: isinstance(p, str), STAGES[name]["params"]))
+    listed = {"seeds", "methods"} & set(
+        filter(lambda p: isinstance(p, str), STAGES[name]["params"])
+    )
     for entry in STAGES[name]["params"]:
         keys = entry["results/${study}/settings.yaml"] if isinstance(entry, dict) else []
-        listed |= {key.partition(".")[0] for key in keys}  # a section, or one setting of it: grpo.reward
+        listed |= {
+            key.partition(".")[0] for key in keys
+        }  # a section, or one setting of it: grpo.reward
     assert section_reads(notebook_of(STAGES[name])) <= listed
 
 
@@ -140,7 +156,10 @@ def test_notebook_defaults_are_the_smoke_study(notebook):
 def test_the_smoke_study_runs_and_writes_only_where_it_may(smoke):
     changed = shell("git", "status", "--porcelain", "-uall", cwd=smoke).splitlines()
     names = {line[3:] for line in changed}
-    assert {name for name in names if not name.startswith("results/smoke/")} <= {"params.yaml", "dvc.lock"}
+    assert {name for name in names if not name.startswith("results/smoke/")} <= {
+        "params.yaml",
+        "dvc.lock",
+    }
     for expected in (
         "summary.json",
         "grpo/s42/history.csv",
@@ -187,12 +206,17 @@ def test_one_changed_setting_touches_only_what_hangs_on_it(smoke):
         ("figures/style.py", {"paper_figures@smoke", "diagnostics@smoke"}),
         (
             "training/loop.py",
-            {f"{name}@smoke-42" for name in ("sft", "lambda0", "polychromic", "grpo", "hybrid", "dpo", "ablation")}
+            {
+                f"{name}@smoke-42"
+                for name in ("sft", "lambda0", "polychromic", "grpo", "hybrid", "dpo", "ablation")
+            }
             | {"paper_figures@smoke", "diagnostics@smoke"},
         ),
     ],
 )
-def test_one_changed_module_touches_only_the_stages_that_compute_with_its_folder(smoke, file, expected):
+def test_one_changed_module_touches_only_the_stages_that_compute_with_its_folder(
+    smoke, file, expected
+):
     """A colour retrains no model; the loop retrains every one (and what follows runs if their results differ)."""
     module = smoke / "polylib" / file
     before = module.read_text()
@@ -219,7 +243,9 @@ def test_saving_a_notebook_with_outputs_runs_nothing_but_strip(smoke):
         )
         nbformat.write(notebook, path)
         assert stale(smoke) == {"strip@smoke"}
-        assert re.findall(r"Running stage '(.+)'", shell("dvc", "repro", cwd=smoke)) == ["strip@smoke"]
+        assert re.findall(r"Running stage '(.+)'", shell("dvc", "repro", cwd=smoke)) == [
+            "strip@smoke"
+        ]
     finally:
         path.write_text(before)
         shell("dvc", "repro", cwd=smoke)

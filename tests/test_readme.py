@@ -20,16 +20,22 @@ from polylib.config import UserError
 from polylib.figures import all_figures, tables
 from polylib.run import Paths, write_json
 
-_SPEC = importlib.util.spec_from_file_location("readme_results", ROOT / "tools" / "readme_results.py")
+_SPEC = importlib.util.spec_from_file_location(
+    "readme_results", ROOT / "tools" / "readme_results.py"
+)
 script = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(script)
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ALL = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-COMMANDS = re.sub(r"\\\n\s*", "", "\n".join(re.findall(r"```sh\n(.*?)```", ALL, re.S)))  # continued lines joined
+COMMANDS = re.sub(
+    r"\\\n\s*", "", "\n".join(re.findall(r"```sh\n(.*?)```", ALL, re.S))
+)  # continued lines joined
 TREE = re.search(r"## What is where\n.*?```text\n(.*?)```", README, re.S)[1]
-MENTIONED = COMMANDS + "\n" + "\n".join(re.findall(r"`([^`\n]+)`", ALL))  # code blocks and code in prose
+MENTIONED = (
+    COMMANDS + "\n" + "\n".join(re.findall(r"`([^`\n]+)`", ALL))
+)  # code blocks and code in prose
 
 
 def tree_paths() -> list[str]:
@@ -37,7 +43,7 @@ def tree_paths() -> list[str]:
     paths, above = [], []
     for line in TREE.splitlines():
         indent, name = re.match(r"( *)(\S+)", line).groups()
-        above[len(indent) // 2:] = [name]
+        above[len(indent) // 2 :] = [name]
         paths.append("".join(above))
     return paths
 
@@ -50,9 +56,13 @@ def test_the_tables_are_what_the_script_writes():
     if not Paths("laptop", ROOT).summary.is_file():
         pytest.skip("results/laptop is not in this checkout: there is nothing to compare with")
     if changed:
-        pytest.skip("results/ is not as committed: a study was run here; python tools/readme_results.py updates README")
+        pytest.skip(
+            "results/ is not as committed: a study was run here; python tools/readme_results.py updates README"
+        )
     for name, text in script.pages(ROOT).items():
-        assert (ROOT / name).read_text(encoding="utf-8") == text, f"{name}: run python tools/readme_results.py"
+        assert (ROOT / name).read_text(encoding="utf-8") == text, (
+            f"{name}: run python tools/readme_results.py"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +80,25 @@ def study(tmp_path_factory):
         "family,question,kind,effect,method_low,method_high,p_adjusted,margin,verdict\n"
         "primary,is it better?,difference,.1234,.02,.22,.041,,above\n"
         "equivalence,is quality kept?,equivalence,-.01,-.2,.18,.3,.12,not established\n"
-        "exploratory,,difference,.7,.6,.8,.001,,above\n")
-    (paths.figures / "deviations.csv").write_text("what,registered,found\nseeds,\"1, 2, 3\",\"1, 2\"\n")
+        "exploratory,,difference,.7,.6,.8,.001,,above\n"
+    )
+    (paths.figures / "deviations.csv").write_text('what,registered,found\nseeds,"1, 2, 3","1, 2"\n')
     (paths.figures / "decision_guide.csv").write_text(
-        "want,choose,because\nreplies that differ,polychromic,+.5 [.4 .6]\n")
+        "want,choose,because\nreplies that differ,polychromic,+.5 [.4 .6]\n"
+    )
     shutil.rmtree(paths.results("data"))
     for number, file in enumerate(sorted((root / "results").glob("**/env.json"))):
-        write_json(file, {"preset": "laptop", "wall_seconds": 60 * (number + 1), "peak_memory_mb": 1024,
-                          "peak_gpu_memory_mb": 3072, "device": "cpu, 2 cores", "dtype": "bfloat16"})
+        write_json(
+            file,
+            {
+                "preset": "laptop",
+                "wall_seconds": 60 * (number + 1),
+                "peak_memory_mb": 1024,
+                "peak_gpu_memory_mb": 3072,
+                "device": "cpu, 2 cores",
+                "dtype": "bfloat16",
+            },
+        )
     write_json(paths.results("data") / "manifest.json", {"engagement": "simulated"})
     return root, cfg, paths, found
 
@@ -97,7 +118,11 @@ def test_results_say_simulated_n_and_what_the_files_hold(study):
     assert f"GRPO {1000 * (volume['grpo'] - volume['sft']):+.1f} [" in block
     assert "| is it better? | +0.123 | [+0.020, +0.220] | 0.041 | above |" in block
     asked = script.results_block(root).split("**What was asked")[1]
-    assert "departures from it: 1)" in asked and "| is quality kept? (margin 0.12) |" in asked and "0.7" not in asked
+    assert (
+        "departures from it: 1)" in asked
+        and "| is quality kept? (margin 0.12) |" in asked
+        and "0.7" not in asked
+    )
     assert "| replies that differ | polychromic | +.5 [.4 .6] |" in block
 
 
@@ -117,17 +142,27 @@ def test_rewards_show_accuracy_attacks_and_false_alarms(tmp_path):
     (folder / "validation.csv").write_text(
         "dataset,model,metric,value,lo,hi,n\ncorpus,learned,pair_accuracy_engagement,.7123,.65,.76,500\n"
         "corpus,judge,pair_accuracy_engagement,.66,.6,.7,500\nev,learned,pair_accuracy_left_out_storm,.55,.5,.6,90\n"
-        "ev,learned,pair_accuracy_engagement,.57,.5,.6,90\n")
-    (folder / "attacks.csv").write_text("reward,attack,score,human_median,passed,beats\n"
-                                        "learned,constant,1.5,.25,False,.9\nlearned,parrot,.125,.25,True,.1\n")
+        "ev,learned,pair_accuracy_engagement,.57,.5,.6,90\n"
+    )
+    (folder / "attacks.csv").write_text(
+        "reward,attack,score,human_median,passed,beats\n"
+        "learned,constant,1.5,.25,False,.9\nlearned,parrot,.125,.25,True,.1\n"
+    )
     (folder / "planted.csv").write_text(
         "corpus,policy,level,label,z,threshold,feature,n,draws,caught\ncorpus,parrot,2,suspicious,20,3.5,copy3,150,3,1\n"
-        "corpus,a tenth,0,ok,2,3.5,gzip,150,3,.33\ncorpus,people (fresh sets),0,ok,1.8,3.5,gzip,150,210,0.0095\n")
+        "corpus,a tenth,0,ok,2,3.5,gzip,150,3,.33\ncorpus,people (fresh sets),0,ok,1.8,3.5,gzip,150,210,0.0095\n"
+    )
     block = script.rewards_block(tmp_path)
-    assert "| learned | 0.712 [0.650, 0.760] | 0.570 [0.500, 0.600] |" in block and "| judge | 0.660" in block
+    assert (
+        "| learned | 0.712 [0.650, 0.760] | 0.570 [0.500, 0.600] |" in block
+        and "| judge | 0.660" in block
+    )
     assert "storm 0.550 [0.500, 0.600]" in block
     assert "| constant | **+1.25** |" in block and "| parrot | -0.12 |" in block
-    assert "1 of 2 planted policies caught" in block and "% false alarms in 210 fresh human sets" in block
+    assert (
+        "1 of 2 planted policies caught" in block
+        and "% false alarms in 210 fresh human sets" in block
+    )
 
 
 def test_a_missing_file_is_named(study, tmp_path):
@@ -141,7 +176,9 @@ def test_a_missing_file_is_named(study, tmp_path):
 def test_only_marked_blocks_change():
     text = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
     assert script.fill(text, {"x": "new"}) == "a\n<!-- x -->\nnew\n<!-- /x -->\nb\n"
-    assert script.fill("<!-- x -->\n<!-- /x -->\n", {"x": r"\1"}) == "<!-- x -->\n\\1\n<!-- /x -->\n"
+    assert (
+        script.fill("<!-- x -->\n<!-- /x -->\n", {"x": r"\1"}) == "<!-- x -->\n\\1\n<!-- /x -->\n"
+    )
     with pytest.raises(UserError, match="<!-- y -->"):
         script.fill(text, {"y": "new"})
 
@@ -164,9 +201,15 @@ def test_every_path_of_the_tree_exists():
 
 def test_the_tree_leaves_no_folder_and_no_room_out():
     listed = {path.rstrip("/") for path in tree_paths()}
-    tops = {path.split("/")[0] for path in shell("git", "ls-files", cwd=ROOT).split() if "/" in path}
+    tops = {
+        path.split("/")[0] for path in shell("git", "ls-files", cwd=ROOT).split() if "/" in path
+    }
     assert {top for top in tops if not top.startswith(".")} <= listed
-    rooms = {f.relative_to(ROOT).as_posix() for f in (ROOT / "polylib").iterdir() if not f.name.startswith("__")}
+    rooms = {
+        f.relative_to(ROOT).as_posix()
+        for f in (ROOT / "polylib").iterdir()
+        if not f.name.startswith("__")
+    }
     assert rooms <= listed
 
 
@@ -181,7 +224,10 @@ def test_names_in_the_idea_are_in_the_files_they_point_to():
     idea = README.split("## The one idea")[1].split("\n## ")[0]
     code = "\n".join(f.read_text() for f in (ROOT / "polylib" / "training").glob("*.py"))
     names = [name for name in re.findall(r"`([A-Za-z_]+)`", idea)]
-    assert len(names) > 8 and [name for name in names if not re.search(rf"^(def|class) {name}\b", code, re.M)] == []
+    assert (
+        len(names) > 8
+        and [name for name in names if not re.search(rf"^(def|class) {name}\b", code, re.M)] == []
+    )
 
 
 def test_papermill_parameters_reach_their_notebooks():

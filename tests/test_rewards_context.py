@@ -47,26 +47,38 @@ def groups(reward, sampled) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("scale", ["none", "group"])
-@pytest.mark.parametrize("weights", [{"timing": 3.0}, {"credibility": -2.0}, dict.fromkeys(OBJECTIVES, 5.0)])
+@pytest.mark.parametrize(
+    "weights", [{"timing": 3.0}, {"credibility": -2.0}, dict.fromkeys(OBJECTIVES, 5.0)]
+)
 def test_context_changes_rewards_and_no_advantage(rows, sampled, weights, scale):
     plain, rich = groups(Length(), sampled), groups(WithContext(Length(), rows, weights), sampled)
     assert (plain - rich).abs().max() > 0.5
-    torch.testing.assert_close(group_advantages(plain, scale), group_advantages(rich, scale), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        group_advantages(plain, scale), group_advantages(rich, scale), atol=1e-12, rtol=0
+    )
 
 
-def test_as_an_objective_of_its_own_context_adds_nothing_but_batch_scaling_would_see_it(rows, sampled):
+def test_as_an_objective_of_its_own_context_adds_nothing_but_batch_scaling_would_see_it(
+    rows, sampled
+):
     plain = groups(Length(), sampled)
-    context = torch.from_numpy(WithContext(Length(), rows, {"popularity": 1.0}).offset(sampled[0])).view(-1, SAMPLES)
+    context = torch.from_numpy(
+        WithContext(Length(), rows, {"popularity": 1.0}).offset(sampled[0])
+    ).view(-1, SAMPLES)
     both = gdpo(torch.stack([plain, context], -1), torch.tensor([1.0, 10.0], dtype=torch.double))
     alone = gdpo(plain[..., None], torch.tensor([1.0], dtype=torch.double))
     torch.testing.assert_close(both, alone, atol=1e-9, rtol=0)
-    over_posts = (plain + 5 * context) - (plain + 5 * context).mean()  # a baseline over different posts lets it in
+    over_posts = (plain + 5 * context) - (
+        plain + 5 * context
+    ).mean()  # a baseline over different posts lets it in
     assert (over_posts - (plain - plain.mean())).abs().max() > 0.5
 
 
 def test_a_part_that_does_read_the_reply_does_not_cancel(sampled):
     plain = groups(Length(), sampled)
-    read = plain + torch.from_numpy(np.array([r.count("e") for r in sampled[1]], dtype=float)).view(-1, SAMPLES)
+    read = plain + torch.from_numpy(np.array([r.count("e") for r in sampled[1]], dtype=float)).view(
+        -1, SAMPLES
+    )
     assert (group_advantages(plain) - group_advantages(read)).abs().max() > 0.1
 
 
@@ -74,7 +86,12 @@ def test_objectives_by_hand():
     rows = pd.DataFrame(
         {
             "tweet": list("abcd"),
-            "tweet_created_at": ["2024-01-01T23:10:00Z", "2024-01-02T01:00:00Z", "2024-01-02T12:00:00Z", None],
+            "tweet_created_at": [
+                "2024-01-01T23:10:00Z",
+                "2024-01-02T01:00:00Z",
+                "2024-01-02T12:00:00Z",
+                None,
+            ],
             "tweet_author_followers": [10, 1000, np.nan, 100],
             "tweet_likes": [5, 5, 1, 9],
         }
@@ -89,7 +106,10 @@ def test_objectives_by_hand():
 
 def test_unknown_posts_are_neutral_and_unknown_objectives_refused(rows):
     reward = WithContext(Length(), rows, {"timing": 2.0})
-    assert reward(["never seen"], ["1234567890"])[0] == pytest.approx(1 + 2 * 0.5) and reward.name == "length+context"
+    assert (
+        reward(["never seen"], ["1234567890"])[0] == pytest.approx(1 + 2 * 0.5)
+        and reward.name == "length+context"
+    )
     parts = reward.components([rows["tweet"].iloc[0], "never seen"], ["a", "b"])
     assert list(parts) == ["length", *OBJECTIVES] and (parts.iloc[1, 1:] == 0.5).all()
     with pytest.raises(ValueError, match="unknown objective 'fame'; use timing"):

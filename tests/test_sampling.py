@@ -32,16 +32,22 @@ def alone(model, prompt, completion, temperature):
     """Log-probs of one completion by one unpadded forward pass without cache."""
     ids = torch.tensor([prompt + completion])
     length = ids.shape[1]
-    mask = torch.zeros(1, 1, length, length).masked_fill(~torch.ones(length, length).tril().bool(), -1e30)
+    mask = torch.zeros(1, 1, length, length).masked_fill(
+        ~torch.ones(length, length).tril().bool(), -1e30
+    )
     with torch.no_grad():
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=torch.arange(length)[None]).logits[0]
+        logits = model(
+            input_ids=ids, attention_mask=mask, position_ids=torch.arange(length)[None]
+        ).logits[0]
     logp = torch.log_softmax(logits / temperature, -1)
-    return logp[len(prompt) - 1:-1].gather(-1, torch.tensor(completion)[:, None]).squeeze(-1)
+    return logp[len(prompt) - 1 : -1].gather(-1, torch.tensor(completion)[:, None]).squeeze(-1)
 
 
 def test_sampled_logprobs_equal_a_plain_forward_pass(setup, rollouts):
     model, _ = setup
-    assert len({len(p) for p in rollouts.prompt_ids}) > 1, "prompts of one length would not test left padding"
+    assert len({len(p) for p in rollouts.prompt_ids}) > 1, (
+        "prompts of one length would not test left padding"
+    )
     for b, prompt in enumerate(rollouts.prompt_ids):
         for k in range(5):
             keep = rollouts.completion_mask[b, k]
@@ -51,15 +57,20 @@ def test_sampled_logprobs_equal_a_plain_forward_pass(setup, rollouts):
 
 def test_temperature_is_in_the_logprobs(setup, rollouts):
     keep = rollouts.completion_mask[0, 0]
-    other = alone(setup[0], rollouts.prompt_ids[0], rollouts.completion_ids[0, 0][keep].tolist(), 1.0)
+    other = alone(
+        setup[0], rollouts.prompt_ids[0], rollouts.completion_ids[0, 0][keep].tolist(), 1.0
+    )
     assert (rollouts.logprobs[0, 0][keep] - other).abs().max() > 0.02
 
 
 def test_eos_is_kept_and_nothing_follows_it(setup, rollouts):
     eos, pad = setup[1].eos_token_id, setup[1].pad_token_id
     assert rollouts.truncated.any() and not rollouts.truncated.all(), "both cases must occur"
-    for ids, mask, truncated in zip(rollouts.completion_ids.flatten(0, 1), rollouts.completion_mask.flatten(0, 1),
-                                    rollouts.truncated.flatten()):
+    for ids, mask, truncated in zip(
+        rollouts.completion_ids.flatten(0, 1),
+        rollouts.completion_mask.flatten(0, 1),
+        rollouts.truncated.flatten(),
+    ):
         kept = ids[mask]
         assert (kept[:-1] != eos).all()
         assert (kept[-1] == eos) != truncated
@@ -93,13 +104,17 @@ def test_texts_are_the_decoded_ids_of_their_own_prompt(setup, rollouts):
 def test_inverse_cdf_has_the_right_distribution():
     rng = np.random.default_rng(0)
     probs = torch.tensor(rng.dirichlet(np.full(50, 0.3)), dtype=torch.float32)
-    draws = sampling.inverse_cdf(probs.expand(100_000, -1), torch.rand(100_000, generator=torch.manual_seed(0)))
+    draws = sampling.inverse_cdf(
+        probs.expand(100_000, -1), torch.rand(100_000, generator=torch.manual_seed(0))
+    )
     counts = torch.bincount(draws, minlength=50).numpy()
     expected = probs.double().numpy() / probs.double().sum().item() * len(draws)
     common = expected > 5
     assert counts[expected == 0].sum() == 0
-    observed, wanted = np.append(counts[common], counts[~common].sum()), np.append(expected[common],
-                                                                                   expected[~common].sum())
+    observed, wanted = (
+        np.append(counts[common], counts[~common].sum()),
+        np.append(expected[common], expected[~common].sum()),
+    )
     assert stats.chisquare(observed, wanted).pvalue > 1e-3
 
 

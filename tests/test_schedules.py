@@ -1,4 +1,5 @@
 """The KL controller."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,5 @@
 """Scoring from end to end with callables whose answers can be worked out by hand."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -19,8 +20,17 @@ from polylib.evaluation import failures, novelty, overlap, record, score, text, 
 from polylib.models import generate
 from polylib.run import UserError
 
-SETTINGS = EvaluationConfig(prompts=2, samples=6, temperatures=[1.0], sweep_samples=3, judge_quantiles=[0.5], ks=[1, 5],
-                            seed=3, likelihood_prompts=0, likelihood_samples=1)
+SETTINGS = EvaluationConfig(
+    prompts=2,
+    samples=6,
+    temperatures=[1.0],
+    sweep_samples=3,
+    judge_quantiles=[0.5],
+    ks=[1, 5],
+    seed=3,
+    likelihood_prompts=0,
+    likelihood_samples=1,
+)
 BAR = 10.0  # of people's judge scores, half lie below
 
 
@@ -31,13 +41,29 @@ class Post:
     replies: tuple[str, ...]
 
 
-POSTS = [Post("p1", "my cat ate the plants again",
-              ("so did mine last week", "buy a dog", "what plants were they?")),
-         Post("p2", "rain all day long",
-              ("send some here please", "at least the garden is happy now", "same", "I love the rain",
-               "umbrella time for all of us", "it never ends, does it"))]
-REPLIES = {"p1": ["so did mine", "so did mine", POSTS[0].text, "no", "she wanted it all", "why not"],
-           "p2": ["", "👍", "it rains", "<b>rain</b>", "so did mine", "the garden is happy now"]}
+POSTS = [
+    Post(
+        "p1",
+        "my cat ate the plants again",
+        ("so did mine last week", "buy a dog", "what plants were they?"),
+    ),
+    Post(
+        "p2",
+        "rain all day long",
+        (
+            "send some here please",
+            "at least the garden is happy now",
+            "same",
+            "I love the rain",
+            "umbrella time for all of us",
+            "it never ends, does it",
+        ),
+    ),
+]
+REPLIES = {
+    "p1": ["so did mine", "so did mine", POSTS[0].text, "no", "she wanted it all", "why not"],
+    "p2": ["", "👍", "it rains", "<b>rain</b>", "so did mine", "the garden is happy now"],
+}
 
 
 class Encoder:
@@ -55,7 +81,9 @@ class Encoder:
     def token_states(self, texts):
         self.calls.append(["states", *texts])
         words = {t: [w for w in t.split() if w.isascii()] for t in texts}
-        return {t: Encoder().encode(w) if w else np.zeros((0, 8), np.float32) for t, w in words.items()}
+        return {
+            t: Encoder().encode(w) if w else np.zeros((0, 8), np.float32) for t, w in words.items()
+        }
 
 
 def judge(posts, replies):
@@ -67,13 +95,21 @@ def reward(posts, replies):
 
 
 def generations(temperatures=(0.7,)):
-    rows = [(p, i, t, r, len(r.split()), i == 0)
-            for t in temperatures for p, replies in REPLIES.items() for i, r in enumerate(replies)]
+    rows = [
+        (p, i, t, r, len(r.split()), i == 0)
+        for t in temperatures
+        for p, replies in REPLIES.items()
+        for i, r in enumerate(replies)
+    ]
     return pd.DataFrame(rows, columns=score.NEEDED)
 
 
-PEOPLE = yardstick.Yardstick(np.array([2.0, 9, 10, 11, 40]),
-                             {p.id: np.array([float(len(r)) for r in p.replies]) for p in POSTS}, -0.5, 0.2)
+PEOPLE = yardstick.Yardstick(
+    np.array([2.0, 9, 10, 11, 40]),
+    {p.id: np.array([float(len(r)) for r in p.replies]) for p in POSTS},
+    -0.5,
+    0.2,
+)
 
 
 def rated(rows=None, encoder=None):
@@ -106,13 +142,17 @@ def test_a_row_per_prompt_and_temperature_with_hand_worked_numbers():
     assert one["rouge_l"] == pytest.approx(np.mean(rouge))
     assert one["length_tokens"] == np.mean([len(r.split()) for r in REPLIES["p1"]])
     assert one["truncated"] == 1 / 6
-    assert one["n_samples"] == 6 and not table.filter(regex="@.*(?<!_own_q0.5)$").isna().any(axis=None)
+    assert one["n_samples"] == 6 and not table.filter(regex="@.*(?<!_own_q0.5)$").isna().any(
+        axis=None
+    )
 
 
 def test_diversity_and_relevance_come_from_the_encoder():
     encoder = Encoder()
     table = scored(encoder=encoder)
-    states, *rest = encoder.calls  # tokens first: a real encoder keeps the embeddings that it computes on the way
+    states, *rest = (
+        encoder.calls
+    )  # tokens first: a real encoder keeps the embeddings that it computes on the way
     assert states[0] == "states" and all(len(set(call)) == len(call) for call in rest)
     vectors = Encoder().encode(REPLIES["p1"]).astype(float)
     pairs = [1 - vectors[i] @ vectors[j] for i in range(6) for j in range(i)]
@@ -125,8 +165,17 @@ def test_diversity_and_relevance_come_from_the_encoder():
 def test_a_set_s_numbers_do_not_depend_on_its_neighbours_or_on_row_order():
     table = scored()
     shuffled = scored(generations().iloc[::-1])
-    same = ["judge_mean", "pass@5_q0.5", "best@5", "diversity", "diversity_tfidf", "duplicates", "rouge_l",
-            "bertscore", "effective_diversity"]
+    same = [
+        "judge_mean",
+        "pass@5_q0.5",
+        "best@5",
+        "diversity",
+        "diversity_tfidf",
+        "duplicates",
+        "rouge_l",
+        "bertscore",
+        "effective_diversity",
+    ]
     pd.testing.assert_frame_equal(table[same], shuffled[same])
     drawn = ["self_bleu", "vendi", "distinct_k", "utility_k"]
     pd.testing.assert_frame_equal(table[drawn], shuffled[drawn])
@@ -166,11 +215,24 @@ def test_every_nan_has_a_reason_and_nothing_else_is_caught(monkeypatch):
 def test_people_set_the_bars():
     lengths = sorted(len(r) for post in POSTS for r in post.replies)
     found = yardstick.measure(POSTS, POSTS[:1], judge, Encoder())
-    assert found.judged.tolist() == lengths and found.own["p1"].tolist() == [len(r) for r in POSTS[0].replies]
-    assert found.thresholds([0.5, 0.9]) == {0.5: np.quantile(lengths, 0.5), 0.9: np.quantile(lengths, 0.9)}
-    assert found.rank(np.array([0, lengths[0], lengths[-1], 99])).tolist() == pytest.approx([0, 0, 8 / 9, 1])
-    relevance = [(Encoder().encode([p.text]) @ Encoder().encode([r]).T).item() for p in POSTS for r in p.replies]
-    assert found.off_topic_below == pytest.approx(np.quantile(relevance, failures.OFF_TOPIC_QUANTILE), abs=1e-6)
+    assert found.judged.tolist() == lengths and found.own["p1"].tolist() == [
+        len(r) for r in POSTS[0].replies
+    ]
+    assert found.thresholds([0.5, 0.9]) == {
+        0.5: np.quantile(lengths, 0.5),
+        0.9: np.quantile(lengths, 0.9),
+    }
+    assert found.rank(np.array([0, lengths[0], lengths[-1], 99])).tolist() == pytest.approx(
+        [0, 0, 8 / 9, 1]
+    )
+    relevance = [
+        (Encoder().encode([p.text]) @ Encoder().encode([r]).T).item()
+        for p in POSTS
+        for r in p.replies
+    ]
+    assert found.off_topic_below == pytest.approx(
+        np.quantile(relevance, failures.OFF_TOPIC_QUANTILE), abs=1e-6
+    )
     words = [Encoder().encode(post.replies[0].split()) for post in POSTS]
     assert found.bertscore_floor == pytest.approx(overlap.match(words[:1], words[1:])[0, 0])
     with pytest.raises(UserError, match="no human replies"):
@@ -183,19 +245,36 @@ def test_a_post_s_own_bar_is_the_median_of_its_people():
     assert PEOPLE.pass_own("p2", scores, 1) == 3 / 4 and PEOPLE.pass_own("p2", scores, 2) == 1.0
     others = [np.median(np.delete(own, i)) for i in range(6)]
     assert PEOPLE.pass_own("p2", own, 1, leave_one_out=True) == np.mean(own >= others)
-    five = dataclasses.replace(PEOPLE, own={"p": np.array([0.0, 1, 2, 9, 10])})  # the middle one against (1 + 9) / 2
-    assert five.pass_own("p", five.own["p"], 1, leave_one_out=True) == 2 / 5 < five.pass_own("p", five.own["p"], 1)
+    five = dataclasses.replace(
+        PEOPLE, own={"p": np.array([0.0, 1, 2, 9, 10])}
+    )  # the middle one against (1 + 9) / 2
+    assert (
+        five.pass_own("p", five.own["p"], 1, leave_one_out=True)
+        == 2 / 5
+        < five.pass_own("p", five.own["p"], 1)
+    )
     with pytest.raises(metrics.Undefined, match="fewer than 5 human replies"):
         PEOPLE.pass_own("p1", scores, 1)
     with pytest.raises(metrics.Undefined, match="by construction"):
         PEOPLE.pass_own("p2", own, 2, leave_one_out=True)
     table, people = scored(), people_scored()
-    assert table["pass@1_own_q0.5"].isna().tolist() == people["pass@1_own_q0.5"].isna().tolist() == [True, False]
+    assert (
+        table["pass@1_own_q0.5"].isna().tolist()
+        == people["pass@1_own_q0.5"].isna().tolist()
+        == [True, False]
+    )
 
 
 def test_each_reply_is_rated_once_and_by_itself():
     asked = []
-    rows = score.rate(generations(), POSTS, reward, lambda p, r: asked.append(len(r)) or judge(p, r), Encoder(), PEOPLE)
+    rows = score.rate(
+        generations(),
+        POSTS,
+        reward,
+        lambda p, r: asked.append(len(r)) or judge(p, r),
+        Encoder(),
+        PEOPLE,
+    )
     score.score(rows, POSTS, Encoder(), SETTINGS, PEOPLE)
     assert asked == [12]
     one = rows[rows["reply"].eq("the garden is happy now")].iloc[0]
@@ -205,8 +284,12 @@ def test_each_reply_is_rated_once_and_by_itself():
     empty, emoji = (rows[rows["reply"].eq(reply)].iloc[0] for reply in ("", "👍"))
     assert np.isnan(empty["bertscore"]) and np.isnan(emoji["bertscore"])
     assert empty["flags"] == ["empty", "truncated"] and "truncated" not in emoji["flags"]
-    assert rows["flags"].map(lambda names: "duplicate" in names).sum() == 3  # "so did mine" under both posts
-    people = score.rate(generate.people(POSTS)[::-1], POSTS, reward, judge, Encoder(), PEOPLE).set_index("sample")
+    assert (
+        rows["flags"].map(lambda names: "duplicate" in names).sum() == 3
+    )  # "so did mine" under both posts
+    people = score.rate(
+        generate.people(POSTS)[::-1], POSTS, reward, judge, Encoder(), PEOPLE
+    ).set_index("sample")
     mine = people[people["post_id"].eq("p2")]
     states = Encoder().token_states(POSTS[1].replies)
     for i, reply in enumerate(POSTS[1].replies):
@@ -219,34 +302,51 @@ def test_novelty_columns_are_the_metrics_of_the_set():
     wording = text.CharacterVectors([r for p in POSTS for r in p.replies]).similarity(replies)
     picks = novelty.sets(6, 4, np.random.default_rng(0))
     sizes = novelty.class_sizes(wording[picks[:, :, None], picks[:, None]], score.SAME_KIND)
-    assert table["distinct_k"] == pytest.approx(novelty.distinct_k(sizes)) and 3 < table["distinct_k"] < 4
+    assert (
+        table["distinct_k"] == pytest.approx(novelty.distinct_k(sizes))
+        and 3 < table["distinct_k"] < 4
+    )
     lengths = np.array([len(r) for r in replies], dtype=float)
-    assert table["utility_k"] == pytest.approx(novelty.utility_k(sizes, PEOPLE.rank(lengths)[picks]))
-    assert table["effective_diversity"] == novelty.effective_diversity(wording, lengths >= BAR, score.SAME_KIND)
-    assert table["effective_diversity"] == pytest.approx(5 / 15)  # of six pairs of good ones, one says the same
+    assert table["utility_k"] == pytest.approx(
+        novelty.utility_k(sizes, PEOPLE.rank(lengths)[picks])
+    )
+    assert table["effective_diversity"] == novelty.effective_diversity(
+        wording, lengths >= BAR, score.SAME_KIND
+    )
+    assert table["effective_diversity"] == pytest.approx(
+        5 / 15
+    )  # of six pairs of good ones, one says the same
 
 
 def test_fewer_replies_at_the_other_temperatures_are_whole_sets_too():
     few = generations((0.7, 1.0)).query("temperature == 0.7 or sample < 3")
     table = scored(few).set_index(["temperature", "prompt_id"])
     assert table.loc[1.0, "n_samples"].eq(3).all() and table.loc[0.7, "n_samples"].eq(6).all()
-    assert table.loc[1.0, "pass@5_q0.5"].isna().all() and table.loc[0.7, "pass@5_q0.5"].notna().all()
-    pd.testing.assert_frame_equal(table.loc[0.7], scored().set_index("prompt_id").drop(columns="temperature"))
+    assert (
+        table.loc[1.0, "pass@5_q0.5"].isna().all() and table.loc[0.7, "pass@5_q0.5"].notna().all()
+    )
+    pd.testing.assert_frame_equal(
+        table.loc[0.7], scored().set_index("prompt_id").drop(columns="temperature")
+    )
     with pytest.raises(UserError, match="at temperature 1.0 has 2 replies, expected 3"):
         scored(few.query("not (temperature == 1.0 and post_id == 'p1' and sample == 2)"))
 
 
 def test_bad_generations_are_refused_in_one_line():
-    for broken, message in [(generations().drop(columns="truncated"), "truncated"),
-                            (generations().assign(post_id="p9"), "p9"),
-                            (generations().iloc[1:], "p1 at temperature 0.7 has 5 replies, expected 6"),
-                            (generations().query("sample < 3"), "p1 at temperature 0.7 has 3 replies, expected 6"),
-                            (generations().query("post_id == 'p1'"), "p2 at temperature 0.7 has 0 replies")]:
+    for broken, message in [
+        (generations().drop(columns="truncated"), "truncated"),
+        (generations().assign(post_id="p9"), "p9"),
+        (generations().iloc[1:], "p1 at temperature 0.7 has 5 replies, expected 6"),
+        (generations().query("sample < 3"), "p1 at temperature 0.7 has 3 replies, expected 6"),
+        (generations().query("post_id == 'p1'"), "p2 at temperature 0.7 has 0 replies"),
+    ]:
         with pytest.raises(UserError, match=message) as error:
             scored(broken)
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="judge: expected 9 finite"):
-        yardstick.measure(POSTS, POSTS, lambda posts, replies: np.full(len(replies), np.nan), Encoder())
+        yardstick.measure(
+            POSTS, POSTS, lambda posts, replies: np.full(len(replies), np.nan), Encoder()
+        )
     with pytest.raises(UserError, match="judge"):
         score.score(generations(), POSTS, Encoder(), SETTINGS, PEOPLE)
 
@@ -259,7 +359,10 @@ def test_what_is_saved_can_be_read_back_and_explains_its_gaps(tmp_path):
     saved = json.loads((tmp_path / "metrics.json").read_text())
     why = "people have no token limit (2 of 2 sets)"
     assert saved["mean"]["human"]["truncated"] == {"value": None, "reason": why}
-    assert saved["mean"]["human"]["pass@5_q0.5"] == 1.0 and "1 of 2 sets" in saved["undefined"]["pass@5_q0.5"]
+    assert (
+        saved["mean"]["human"]["pass@5_q0.5"] == 1.0
+        and "1 of 2 sets" in saved["undefined"]["pass@5_q0.5"]
+    )
     assert saved["thresholds"] == {"q0.5": 10.0}
     record.save(scored(generations((0.7, 1.0))), tmp_path, {0.5: BAR})
     assert set(json.loads((tmp_path / "metrics.json").read_text())["mean"]) == {"T0.7", "T1"}
@@ -273,7 +376,9 @@ def test_rated_replies_can_be_read_back(tmp_path):
         assert all(json.loads(line, parse_constant=pytest.fail) for line in lines)  # NaN is no JSON
         back = pd.DataFrame([json.loads(line) for line in lines]).fillna(np.nan).infer_objects()
         assert list(back) == [*generate.COLUMNS, *generate.RATED]
-        pd.testing.assert_frame_equal(back, rows[list(back)], rtol=1e-4, atol=1e-4, check_dtype=False)
+        pd.testing.assert_frame_equal(
+            back, rows[list(back)], rtol=1e-4, atol=1e-4, check_dtype=False
+        )
 
 
 def test_provenance_names_what_numbers_rest_on(tmp_path):
@@ -282,7 +387,9 @@ def test_provenance_names_what_numbers_rest_on(tmp_path):
 
     (tmp_path / "judge").write_bytes(b"weights")
     known = type("Judge", (), {"pair_accuracy": 0.6, "pairs": 10})
-    found = record.provenance(config.load("laptop"), Named(), ["a"] * 7, known, tmp_path / "judge", PEOPLE)
+    found = record.provenance(
+        config.load("laptop"), Named(), ["a"] * 7, known, tmp_path / "judge", PEOPLE
+    )
     assert found["judge"]["sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert found["encoder"]["source"] == "made up" and found["tokens"]["model_vocabulary"] == 7
     assert found["sets"] == {"replies": 4, "words": 40, "most": 2000}
@@ -291,7 +398,18 @@ def test_provenance_names_what_numbers_rest_on(tmp_path):
 
 
 # ------------------------------------------------------ several bars, several temperatures, replies of all lengths
-WORDS = ["kettle", "rain", "keys", "garden", "bakery", "window", "seven", "under", "slowly", "perhaps"]
+WORDS = [
+    "kettle",
+    "rain",
+    "keys",
+    "garden",
+    "bakery",
+    "window",
+    "seven",
+    "under",
+    "slowly",
+    "perhaps",
+]
 
 
 def long_replies(n, seed=0):
@@ -302,17 +420,31 @@ def long_replies(n, seed=0):
 
 def several(quantiles=(0.9, 0.25, 0.5), temperatures=(0.7, 1.0), n=8):
     """(generations, table by temperature) of replies under both posts, at two temperatures, with three bars."""
-    rows = [(post.id, i, t, reply, 5.0, False) for j, post in enumerate(POSTS) for t in temperatures
-            for i, reply in enumerate(long_replies(n, seed=int(100 * t) + j))]
-    table = pd.DataFrame(rows, columns=["post_id", "sample", "temperature", "reply", "tokens", "truncated"])
+    rows = [
+        (post.id, i, t, reply, 5.0, False)
+        for j, post in enumerate(POSTS)
+        for t in temperatures
+        for i, reply in enumerate(long_replies(n, seed=int(100 * t) + j))
+    ]
+    table = pd.DataFrame(
+        rows, columns=["post_id", "sample", "temperature", "reply", "tokens", "truncated"]
+    )
     settings = dataclasses.replace(SETTINGS, judge_quantiles=list(quantiles), samples=n)
     people = dataclasses.replace(PEOPLE, judged=np.arange(20.0, 180.0, 10.0))
-    found = score.score(score.rate(table, POSTS, reward, judge, Encoder(), people), POSTS, Encoder(), settings, people)
+    found = score.score(
+        score.rate(table, POSTS, reward, judge, Encoder(), people),
+        POSTS,
+        Encoder(),
+        settings,
+        people,
+    )
     return table, found.set_index(["temperature", "prompt_id"]), people
 
 
 def test_each_bar_is_its_own_and_a_good_reply_is_one_above_the_lowest(monkeypatch):
-    monkeypatch.setattr(score, "SAME_KIND", 0.9)  # ten words in all: every reply is like every other
+    monkeypatch.setattr(
+        score, "SAME_KIND", 0.9
+    )  # ten words in all: every reply is like every other
     table, found, people = several()
     wording = text.CharacterVectors([r for p in POSTS for r in p.replies])
     for (temperature, post), part in table.groupby(["temperature", "post_id"]):
@@ -325,13 +457,24 @@ def test_each_bar_is_its_own_and_a_good_reply_is_one_above_the_lowest(monkeypatc
                 assert found.loc[(temperature, post), f"pass@{k}_q{q:g}"] == pytest.approx(share)
         unlike = 1 - wording.similarity(replies)
         pairs = list(itertools.combinations(range(len(replies)), 2))
-        different = {q: np.mean([unlike[i, j] > 1 - score.SAME_KIND and min(lengths[i], lengths[j]) >= bar
-                                 for i, j in pairs]) for q, bar in bars.items()}
+        different = {
+            q: np.mean(
+                [
+                    unlike[i, j] > 1 - score.SAME_KIND and min(lengths[i], lengths[j]) >= bar
+                    for i, j in pairs
+                ]
+            )
+            for q, bar in bars.items()
+        }
         assert len(set(different.values())) == 3, "the bars must tell these replies apart"
-        assert found.loc[(temperature, post), "effective_diversity"] == pytest.approx(different[0.25])
+        assert found.loc[(temperature, post), "effective_diversity"] == pytest.approx(
+            different[0.25]
+        )
     alone = several(quantiles=(0.25,))[1]
     names = ["effective_diversity", "pass@5_q0.25", "utility_k"]
-    pd.testing.assert_frame_equal(found[names], alone[names])  # stricter bars beside it change nothing
+    pd.testing.assert_frame_equal(
+        found[names], alone[names]
+    )  # stricter bars beside it change nothing
 
 
 def test_every_temperature_is_scored_by_its_own_replies():
@@ -346,8 +489,13 @@ def test_the_table_takes_each_lexical_metric_at_its_budget():
         row, replies = found.loc[(temperature, post)], list(part["reply"])
         assert sum(len(r.split()) for r in replies) > 2 * score.TOKEN_BUDGET
         for n in (1, 2):
-            expected = text.distinct_n(replies, n, score.TOKEN_BUDGET, np.random.default_rng(SETTINGS.seed))
+            expected = text.distinct_n(
+                replies, n, score.TOKEN_BUDGET, np.random.default_rng(SETTINGS.seed)
+            )
             assert row[f"distinct_{n}"] == pytest.approx(expected)
-        assert row["distinct_1"] >= len(WORDS) / score.TOKEN_BUDGET * 0.7, "ten words in forty, not in all there are"
-        assert row["self_bleu"] == pytest.approx(text.self_bleu(
-            replies, score.SET_SIZE - 1, np.random.default_rng(SETTINGS.seed)))
+        assert row["distinct_1"] >= len(WORDS) / score.TOKEN_BUDGET * 0.7, (
+            "ten words in forty, not in all there are"
+        )
+        assert row["self_bleu"] == pytest.approx(
+            text.self_bleu(replies, score.SET_SIZE - 1, np.random.default_rng(SETTINGS.seed))
+        )

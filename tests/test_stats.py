@@ -1,4 +1,5 @@
 """Intervals and tests against scipy, statsmodels, enumeration and, for their error rates, simulation."""
+
 from __future__ import annotations
 
 import itertools
@@ -17,19 +18,29 @@ RNG = np.random.default_rng(1)
 def cells(**methods: np.ndarray) -> dict:
     """{(method, seed): Series} from (S, P) matrices; seeds 42, 123, ..."""
     seeds = [42, 123, 456, 7, 8]
-    return {(name, seed): pd.Series(row, index=[f"p{i}" for i in range(len(row))])
-            for name, rows in methods.items() for seed, row in zip(seeds, rows, strict=False)}
+    return {
+        (name, seed): pd.Series(row, index=[f"p{i}" for i in range(len(row))])
+        for name, rows in methods.items()
+        for seed, row in zip(seeds, rows, strict=False)
+    }
 
 
 def study(rng, sims, seed_sd, effect=0.0, seeds=3, prompts=200, generations=10):
     """Two methods' generations (sims, S, P, G): prompt SD 1, generation SD 1, seed x prompt SD .3, runs that
     vary."""
+
     def normal(*shape):
         return rng.standard_normal((sims, *shape), dtype=np.float32)
 
     base = normal(1, prompts, 1)
-    return [shift + base + seed_sd * normal(seeds, 1, 1) + 0.3 * normal(seeds, prompts, 1) +
-            normal(seeds, prompts, generations) for shift in (effect, 0.0)]
+    return [
+        shift
+        + base
+        + seed_sd * normal(seeds, 1, 1)
+        + 0.3 * normal(seeds, prompts, 1)
+        + normal(seeds, prompts, generations)
+        for shift in (effect, 0.0)
+    ]
 
 
 def rejections(a, b, paired):
@@ -42,7 +53,9 @@ def rejections(a, b, paired):
 def test_pooled_mann_whitney_invents_differences(seed_sd, published):
     """Two equal methods, 300 studies: the share in which pooled generations nonetheless give p < .05."""
     a, b = study(np.random.default_rng(11), 300, seed_sd)
-    pooled = ss.mannwhitneyu(a.reshape(300, -1), b.reshape(300, -1), axis=1, method="asymptotic").pvalue
+    pooled = ss.mannwhitneyu(
+        a.reshape(300, -1), b.reshape(300, -1), axis=1, method="asymptotic"
+    ).pvalue
     assert (pooled < 0.05).mean() == pytest.approx(published, abs=0.08)
 
 
@@ -60,7 +73,9 @@ def test_our_claim_about_the_method_does_not(seed_sd, by_prompt):
 
 def test_our_claim_has_power():
     a, b = study(np.random.default_rng(13), 300, 0.05, effect=0.2)
-    assert rejections(a, b, paired=False) == pytest.approx(0.84, abs=0.08)  # the reference simulation's value
+    assert rejections(a, b, paired=False) == pytest.approx(
+        0.84, abs=0.08
+    )  # the reference simulation's value
 
 
 def test_bootstrap_interval_covers_more_than_the_percentile_one():
@@ -70,7 +85,9 @@ def test_bootstrap_interval_covers_more_than_the_percentile_one():
     rng = np.random.default_rng(15)
     missed = percentile = 0
     for x, y in zip(a, b, strict=True):
-        _, low, high = stats.hierarchical_bootstrap(x, y, lambda m: m.mean(axis=(-2, -1)), draws=300)
+        _, low, high = stats.hierarchical_bootstrap(
+            x, y, lambda m: m.mean(axis=(-2, -1)), draws=300
+        )
         missed += not low <= 0 <= high
         pick = rng.integers(3, size=(300, 3, 1)), rng.integers(60, size=(300, 1, 60))
         low, high = np.percentile((x - y)[pick].mean(axis=(1, 2)), [2.5, 97.5])
@@ -81,7 +98,9 @@ def test_bootstrap_interval_covers_more_than_the_percentile_one():
 
 def test_bootstrap_puts_the_same_prompts_before_both_methods():
     b = RNG.normal(size=(3, 40)) * 5
-    effect, low, high = stats.hierarchical_bootstrap(b + 0.5, b, lambda m: m.mean(axis=(-2, -1)), draws=200)
+    effect, low, high = stats.hierarchical_bootstrap(
+        b + 0.5, b, lambda m: m.mean(axis=(-2, -1)), draws=200
+    )
     assert (effect, low, high) == pytest.approx((0.5, 0.5, 0.5))
 
 
@@ -91,11 +110,16 @@ def test_two_way_t_is_the_formula_and_reduces_to_known_tests():
     v1, v2 = d.mean(1).var(ddof=1) / 3, d.mean(0).var(ddof=1) / 50
     assert (effect, error) == pytest.approx((d.mean(), np.sqrt(v1 + v2)))
     assert df == pytest.approx((v1 + v2) ** 2 / (v1**2 / 2 + v2**2 / 49))
-    runs = RNG.normal(size=(5, 1)) + np.zeros((5, 30))  # prompts alike: the one-sample t test on runs
+    runs = RNG.normal(size=(5, 1)) + np.zeros(
+        (5, 30)
+    )  # prompts alike: the one-sample t test on runs
     assert stats.method_claim(runs).p == pytest.approx(ss.ttest_1samp(runs[:, 0], 0).pvalue)
     prompts = np.zeros((3, 1)) + RNG.normal(size=(1, 30))  # none over runs: the one on prompts
     assert stats.method_claim(prompts).p == pytest.approx(ss.ttest_1samp(prompts[0], 0).pvalue)
-    a, b = RNG.normal(size=(4, 1)) + np.zeros((4, 9)), 2 * RNG.normal(size=(4, 1)) + np.zeros((4, 9))
+    a, b = (
+        RNG.normal(size=(4, 1)) + np.zeros((4, 9)),
+        2 * RNG.normal(size=(4, 1)) + np.zeros((4, 9)),
+    )
     welch = ss.ttest_ind(a[:, 0], b[:, 0], equal_var=False)  # prompts alike, unpaired
     assert stats.method_claim(a - b, (a, b)).p == pytest.approx(welch.pvalue)
 
@@ -109,7 +133,9 @@ def test_checkpoints_claim_is_the_paired_test_over_prompts():
     assert stats.checkpoints_claim(d).p == claim.p  # the same permutations every time
     for n in (9, 40):  # all flips, and a draw of them
         few = d[:, :n]
-        scipy = ss.permutation_test((few.mean(0),), np.mean, permutation_type="samples", n_resamples=9999, rng=1).pvalue
+        scipy = ss.permutation_test(
+            (few.mean(0),), np.mean, permutation_type="samples", n_resamples=9999, rng=1
+        ).pvalue
         assert stats.checkpoints_claim(few).p == pytest.approx(scipy, abs=1e-12 if n == 9 else 0.02)
 
 
@@ -118,16 +144,24 @@ def test_compare_pairs_by_prompt_and_seed_whatever_the_order():
     c = cells(grpo=a + 1, sft=a)
     c[("grpo", 123)] = c[("grpo", 123)].sample(frac=1, random_state=0)
     result = stats.compare(dict(reversed(c.items())), "grpo", "sft", paired=True)
-    assert result.effect == pytest.approx(1) and (result.seeds, result.prompts, result.dropped) == (3, 20, 0)
+    assert result.effect == pytest.approx(1) and (result.seeds, result.prompts, result.dropped) == (
+        3,
+        20,
+        0,
+    )
     assert result.method.reason == stats.SAME and np.isnan(result.method.p)
     assert (result.exact_p, result.exact_floor) == (0.25, 0.25)
     b = a + RNG.normal(size=(3, 1)) + 0.2 * RNG.normal(size=(3, 20))
     noisy = stats.compare(cells(grpo=b, sft=a), "grpo", "sft")
-    assert noisy.method.low < noisy.these_checkpoints.low < noisy.effect < noisy.these_checkpoints.high
+    assert (
+        noisy.method.low < noisy.these_checkpoints.low < noisy.effect < noisy.these_checkpoints.high
+    )
 
 
 def test_one_seed_makes_no_claim_about_the_method():
-    result = stats.compare(cells(grpo=RNG.normal(size=(1, 20)), sft=RNG.normal(size=(1, 20))), "grpo", "sft")
+    result = stats.compare(
+        cells(grpo=RNG.normal(size=(1, 20)), sft=RNG.normal(size=(1, 20))), "grpo", "sft"
+    )
     assert np.isnan(result.method.p) and result.method.reason == stats.ONE_SEED
     assert np.isfinite(result.these_checkpoints.p) and result.exact_floor == 1.0
     with pytest.raises(ValueError, match="2 or more seeds"):
@@ -164,25 +198,37 @@ def test_exact_test_is_the_enumeration_and_names_its_floor():
         d = np.array(d)
         p, floor = stats.exact_test(d)
         sums = [abs(np.dot(signs, d)) for signs in itertools.product([1, -1], repeat=len(d))]
-        assert p == pytest.approx(np.mean(np.array(sums) >= abs(d.sum()) - 1e-12)) and p >= floor == 2 / 2 ** len(d)
+        assert p == pytest.approx(
+            np.mean(np.array(sums) >= abs(d.sum()) - 1e-12)
+        ) and p >= floor == 2 / 2 ** len(d)
     assert stats.exact_test(np.array([1.0, 2, 3]))[0] == 0.25  # three runs, all positive
     assert stats.exact_test(np.arange(1.0, 7))[0] == 0.03125  # six
 
 
 def test_holm_steps_down_and_skips_tests_that_were_not_done():
-    assert stats.adjust([0.01, 0.02, 0.03, 0.04, 0.05], "holm") == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
+    assert stats.adjust([0.01, 0.02, 0.03, 0.04, 0.05], "holm") == pytest.approx(
+        [0.05, 0.08, 0.09, 0.09, 0.09]
+    )
     p = RNG.uniform(size=12)
-    one_by_one = [max(min(1.0, (len(p) - i) * q) for i, q in enumerate(sorted(p)) if q <= own) for own in p]
+    one_by_one = [
+        max(min(1.0, (len(p) - i) * q) for i, q in enumerate(sorted(p)) if q <= own) for own in p
+    ]
     assert stats.adjust(p, "holm") == pytest.approx(one_by_one)
-    assert stats.adjust([0.01, np.nan, 0.04], "holm") == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
+    assert stats.adjust([0.01, np.nan, 0.04], "holm") == pytest.approx(
+        [0.02, np.nan, 0.04], nan_ok=True
+    )
 
 
 def test_interval_of_one_method():
     values = RNG.normal(size=(3, 30))
     mean, claim = stats.interval(values)
-    assert claim.low < mean == pytest.approx(values.mean()) and mean < claim.high and not claim.reason
+    assert (
+        claim.low < mean == pytest.approx(values.mean()) and mean < claim.high and not claim.reason
+    )
     mean, claim = stats.interval(values[:1])
-    assert (claim.low, claim.high) == pytest.approx(tuple(ss.ttest_1samp(values[0], 0).confidence_interval()))
+    assert (claim.low, claim.high) == pytest.approx(
+        tuple(ss.ttest_1samp(values[0], 0).confidence_interval())
+    )
     assert "prompts only" in claim.reason
     assert np.isnan(stats.interval(np.full((1, 5), np.nan))[0])
 

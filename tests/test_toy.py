@@ -1,4 +1,5 @@
 """The toy language against brute force: all ordered draws instead of multisets, loops instead of look-ups."""
+
 from __future__ import annotations
 
 import math
@@ -35,13 +36,19 @@ def plain(measure: str, s) -> float:
     if measure in PLAIN:
         return PLAIN[measure](MEANING.numpy()[list(s)], np.ones(len(s)))
     if measure in ("reward", "success"):
-        return max(toy.REWARD[i].item() if measure == "reward" else float(toy.REWARD[i] >= 0.7) for i in s)
+        return max(
+            toy.REWARD[i].item() if measure == "reward" else float(toy.REWARD[i] >= 0.7) for i in s
+        )
     texts = [tuple(IDS[i].tolist()) for i in s]
     if measure == "self_bleu":  # two tokens: sqrt of the unigram and the smoothed bigram precision
+
         def bleu(text, others):
             copied = sum(min(text.count(t), max(o.count(t) for o in others)) for t in set(text)) / 2
             return (copied * ((text in others) + 1) / 2) ** 0.5
-        return float(np.mean([1 - bleu(text, texts[:i] + texts[i + 1:]) for i, text in enumerate(texts)]))
+
+        return float(
+            np.mean([1 - bleu(text, texts[:i] + texts[i + 1 :]) for i, text in enumerate(texts)])
+        )
     grams = texts if measure == "distinct_2" else [(t,) for text in texts for t in text]
     return len(set(grams)) / len(grams)
 
@@ -53,8 +60,15 @@ def objective(kind: str, measure: str, s: tuple[int, ...]) -> float:
         return toy.REWARD[list(s)].mean().item() * plain(measure, s)
     if kind == "darling":
         e = MEANING.numpy()
-        return float(np.mean([toy.REWARD[i].item() * np.mean([1 - e[i] @ e[j] for b, j in enumerate(s) if b != a])
-                              for a, i in enumerate(s)]))
+        return float(
+            np.mean(
+                [
+                    toy.REWARD[i].item()
+                    * np.mean([1 - e[i] @ e[j] for b, j in enumerate(s) if b != a])
+                    for a, i in enumerate(s)
+                ]
+            )
+        )
     return plain(measure, s)
 
 
@@ -65,7 +79,9 @@ def brute_truth(kind: str, measure: str, size: int) -> torch.Tensor:
 @lru_cache(None)
 def _brute_truth(kind: str, measure: str, size: int) -> torch.Tensor:
     sets = all_sets(9, size)
-    values = torch.tensor([objective(kind, measure, tuple(sorted(s))) for s in sets.tolist()], dtype=torch.float64)
+    values = torch.tensor(
+        [objective(kind, measure, tuple(sorted(s))) for s in sets.tolist()], dtype=torch.float64
+    )
     return finite_difference(lambda t: expectation(log_p(t, IDS, MASK), sets, values), parameters())
 
 
@@ -80,15 +96,23 @@ def brute_advantages(kind: str, measure: str, k: int, theta) -> tuple[torch.Tens
     if measure.startswith("distinct"):
         D = measures.distinct_n(IDS[sets], MASK[sets], int(measure[-1]))
     if measure == "self_bleu":
+
         def D(members):
-            return torch.tensor([[objective("", measure, tuple(sorted(s))) for s in row]
-                                 for row in sets[:, members].tolist()], dtype=torch.float64)
+            return torch.tensor(
+                [
+                    [objective("", measure, tuple(sorted(s))) for s in row]
+                    for row in sets[:, members].tolist()
+                ],
+                dtype=torch.float64,
+            )
+
     baseline = 0.0
     if kind == "shared":
         value = (D if callable(D) else measures.MEASURES[D](distances))(torch.arange(k)[None])[:, 0]
         baseline = expectation(log_p(theta, IDS, MASK), sets, value).item()
-    return sets, diversity.diversity_advantages(distances, None, "shared" if kind == "bare" else kind, D,
-                                                toy.REWARD[sets], n, baseline)
+    return sets, diversity.diversity_advantages(
+        distances, None, "shared" if kind == "bare" else kind, D, toy.REWARD[sets], n, baseline
+    )
 
 
 def test_the_language_is_the_one_that_the_other_tests_enumerate():
@@ -103,10 +127,14 @@ def test_the_language_is_the_one_that_the_other_tests_enumerate():
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_a_multiset_is_as_likely_as_all_its_orders_together(k):
     theta, found = toy.policy(2), Counter()
-    for s, chance in zip(all_sets(9, k).tolist(), log_p(theta, IDS, MASK)[all_sets(9, k)].sum(-1).exp(), strict=True):
+    for s, chance in zip(
+        all_sets(9, k).tolist(), log_p(theta, IDS, MASK)[all_sets(9, k)].sum(-1).exp(), strict=True
+    ):
         found[tuple(sorted(s))] += chance.item()
     assert [tuple(s) for s in toy.multisets(k).tolist()] == sorted(found)
-    assert toy.chances(theta, k).tolist() == pytest.approx([found[s] for s in sorted(found)], rel=1e-12)
+    assert toy.chances(theta, k).tolist() == pytest.approx(
+        [found[s] for s in sorted(found)], rel=1e-12
+    )
     assert len(toy.multisets(8)) == math.comb(16, 8)
     assert toy.chances(theta, 8).sum().item() == pytest.approx(1, abs=1e-12)
 
@@ -115,12 +143,20 @@ def test_a_multiset_is_as_likely_as_all_its_orders_together(k):
 def test_exact_gradient_against_finite_differences_over_ordered_draws(measure):
     found = toy.exact_gradient(lambda sets: toy.values(measure, 3), 3, toy.policy())
     assert relative_error(found, brute_truth("jackknife", measure, 3)) < 1e-6
-    assert relative_error(toy.exact_gradient(lambda sets: toy.REWARD[sets].mean(-1), 2, toy.policy()),
-                          finite_difference(lambda t: log_p(t, IDS, MASK).exp() @ toy.REWARD, parameters())) < 1e-6
+    assert (
+        relative_error(
+            toy.exact_gradient(lambda sets: toy.REWARD[sets].mean(-1), 2, toy.policy()),
+            finite_difference(lambda t: log_p(t, IDS, MASK).exp() @ toy.REWARD, parameters()),
+        )
+        < 1e-6
+    )
 
 
-@pytest.mark.parametrize("row", [r for r in TABLE if r["K"] == 4 and r["policy"] == 0],
-                         ids=lambda r: f"{r['estimator']}-{r['measure']}")
+@pytest.mark.parametrize(
+    "row",
+    [r for r in TABLE if r["K"] == 4 and r["policy"] == 0],
+    ids=lambda r: f"{r['estimator']}-{r['measure']}",
+)
 def test_signal_noise_and_error_against_brute_force(row):
     kind, measure, theta = row["estimator"], row["measure"], parameters()
     sets, advantages = brute_advantages(kind, measure, 4, theta)
@@ -135,7 +171,9 @@ def test_signal_noise_and_error_against_brute_force(row):
         return
     assert row["snr"] == pytest.approx(mean.norm().item() / noise, rel=1e-6)
     # the error in the table is between two exact numbers, here against finite differences
-    assert row["relative_error"] == pytest.approx(relative_error(mean, brute_truth(kind, measure, size)), abs=1e-6)
+    assert row["relative_error"] == pytest.approx(
+        relative_error(mean, brute_truth(kind, measure, size)), abs=1e-6
+    )
     angle = cosine(mean, brute_truth(kind, measure, 4))
     assert row["cosine"] == pytest.approx(angle, abs=1e-6)
     assert row["aligned_snr"] == pytest.approx(row["snr"] * angle, abs=1e-6)
@@ -145,11 +183,14 @@ def test_members_of_a_subset_may_come_in_any_order():
     D = toy.set_function("vendi", 4)
     assert torch.equal(D(torch.tensor([[3, 0, 1]])), D(torch.tensor([[0, 1, 3]])))
     assert D(torch.tensor([[3, 0, 1]]))[5, 0].item() == pytest.approx(
-        plain("vendi", toy.multisets(4)[5, [0, 1, 3]].tolist()))
+        plain("vendi", toy.multisets(4)[5, [0, 1, 3]].tolist())
+    )
 
 
 def rows(k: int, measure: str = "semantic") -> dict[tuple[str, int], dict]:
-    return {(r["estimator"], r["policy"]): r for r in TABLE if r["K"] == k and r["measure"] == measure}
+    return {
+        (r["estimator"], r["policy"]): r for r in TABLE if r["K"] == k and r["measure"] == measure
+    }
 
 
 def test_every_estimator_is_exact_except_the_two_that_are_not():
@@ -160,7 +201,10 @@ def test_every_estimator_is_exact_except_the_two_that_are_not():
 
 
 def test_what_the_table_says_about_the_default():
-    for k, over_shared in ((4, 0.85), (8, 1.5)):  # even against the exact E[D] as the shared baseline
+    for k, over_shared in (
+        (4, 0.85),
+        (8, 1.5),
+    ):  # even against the exact E[D] as the shared baseline
         table = rows(k)
         for p in (0, 1, 2):
             jackknife = table["jackknife", p]["snr"]
@@ -170,12 +214,17 @@ def test_what_the_table_says_about_the_default():
             assert jackknife > 2 * table["bare", p]["snr"]
             assert jackknife > over_shared * table["shared", p]["snr"]
     # and where it is not the best: a D that grows with the set and is not a mean
-    assert all(rows(8, "vendi")["leave_one_out", p]["snr"] > rows(8, "vendi")["jackknife", p]["snr"] for p in (0, 1, 2))
+    assert all(
+        rows(8, "vendi")["leave_one_out", p]["snr"] > rows(8, "vendi")["jackknife", p]["snr"]
+        for p in (0, 1, 2)
+    )
 
 
 def test_another_seed_is_another_policy_and_the_rows_are_complete():
     signals = {r["signal"] for r in TABLE if r["estimator"] == "jackknife" and r["K"] == 4}
     assert len(signals) == 3 * len(toy.SET_MEASURES)
-    assert len(TABLE) == 2 * 3 * (len(toy.SET_MEASURES) * len(toy.DIVERSITY_KINDS) + len(toy.OTHER_KINDS))
+    assert len(TABLE) == 2 * 3 * (
+        len(toy.SET_MEASURES) * len(toy.DIVERSITY_KINDS) + len(toy.OTHER_KINDS)
+    )
     with pytest.raises(ValueError, match="unknown set function 'entropy'"):
         toy.snr("jackknife", "entropy", 4)

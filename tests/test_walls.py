@@ -12,7 +12,14 @@ MODULES = {
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
     for path in sorted((ROOT / "polylib").rglob("*.py"))
 }
-GROUND = {"settings", "config", "run", "names", "stats", "metrics"}  # single modules that every room may use
+GROUND = {
+    "settings",
+    "config",
+    "run",
+    "names",
+    "stats",
+    "metrics",
+}  # single modules that every room may use
 MAY = {  # room: the rooms it may import besides the ground and itself; no arrow goes back
     "models": set(),
     "data": set(),
@@ -40,7 +47,15 @@ PURE = {  # module: what it may import besides mathematics and the other pure mo
     "polylib.metrics": {"numpy", "scipy"},
     "polylib.stats": {"numpy", "scipy", "statsmodels"},
 }
-MATHEMATICS = {"__future__", "math", "itertools", "functools", "dataclasses", "typing", "collections"}
+MATHEMATICS = {
+    "__future__",
+    "math",
+    "itertools",
+    "functools",
+    "dataclasses",
+    "typing",
+    "collections",
+}
 
 
 def inside(name: str, package: str) -> bool:
@@ -87,7 +102,11 @@ def test_only_figures_draw():
 def test_pure_modules_import_no_model_file_or_text_library(pure_module):
     for name in imported(MODULES[pure_module]):
         top = name.split(".")[0]
-        pure = any(inside(name, other) for other in PURE) or name in ("polylib", "polylib.models", "polylib.training")
+        pure = any(inside(name, other) for other in PURE) or name in (
+            "polylib",
+            "polylib.models",
+            "polylib.training",
+        )
         assert top in PURE[pure_module] | MATHEMATICS or pure, f"{pure_module} imports {name}"
 
 
@@ -102,17 +121,27 @@ def test_only_config_knows_yaml():
 
 def test_nothing_starts_processes():
     """Threads may wait for answers of a server; a process would load torch again."""
-    banned = ("subprocess", "multiprocessing", "torch.multiprocessing", "concurrent.futures.ProcessPoolExecutor",
-              "concurrent.futures.process", "pty")
+    banned = (
+        "subprocess",
+        "multiprocessing",
+        "torch.multiprocessing",
+        "concurrent.futures.ProcessPoolExecutor",
+        "concurrent.futures.process",
+        "pty",
+    )
     for module, path in MODULES.items():
         assert not {n for n in imported(path) if any(inside(n, b) for b in banned)}, module
-        assert not [c for c in calls(path) if name_of(c) in ("system", "popen", "fork", "spawn")], module
+        assert not [c for c in calls(path) if name_of(c) in ("system", "popen", "fork", "spawn")], (
+            module
+        )
 
 
 def test_nothing_unpickles_or_runs_downloaded_code():
     for module, path in MODULES.items():
         assert not {
-            n for n in imported(path) if n.split(".")[0] in ("pickle", "dill", "cloudpickle", "joblib")
+            n
+            for n in imported(path)
+            if n.split(".")[0] in ("pickle", "dill", "cloudpickle", "joblib")
         }, module
         for call in calls(path):
             given = {k.arg: k.value for k in call.keywords}
@@ -138,13 +167,17 @@ def test_only_run_writes_files_of_record():
             continue
         for call in calls(path):
             name = name_of(call)
-            assert name not in ("write_text", "write_bytes", "dump"), f"{module}:{call.lineno} {name}"
+            assert name not in ("write_text", "write_bytes", "dump"), (
+                f"{module}:{call.lineno} {name}"
+            )
             if name == "open":
                 mode = next(
                     (
                         a.value
                         for a in [*call.args, *(k.value for k in call.keywords if k.arg == "mode")]
-                        if isinstance(a, ast.Constant) and isinstance(a.value, str) and len(a.value) <= 3
+                        if isinstance(a, ast.Constant)
+                        and isinstance(a.value, str)
+                        and len(a.value) <= 3
                     ),
                     "r",
                 )
@@ -156,7 +189,12 @@ def test_only_run_writes_files_of_record():
 
 
 def test_no_path_of_one_machine_is_written_anywhere():
-    for path in [*MODULES.values(), *(ROOT / "params").rglob("*.yaml"), ROOT / "dvc.yaml", ROOT / "Makefile"]:
+    for path in [
+        *MODULES.values(),
+        *(ROOT / "params").rglob("*.yaml"),
+        ROOT / "dvc.yaml",
+        ROOT / "Makefile",
+    ]:
         text = path.read_text(encoding="utf-8")
         for place in ("/home/", "/Users/", "/work/", "/root/", sys.prefix):
             assert place not in text, f"{path.name} names {place}"

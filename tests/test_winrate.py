@@ -1,5 +1,6 @@
 """Win rates, raw and at equal length: the model against statsmodels and simulations, the study's tables against hand
 counts, agreement against scikit-learn and published values, and the language model's part over a scripted server."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,7 +28,12 @@ PHI, SHIFT = 1.48846351, 0.94864381  # a judge of length alone who gives the lon
 def simulated(quality: float, n: int, seed: int):
     rng = np.random.default_rng(seed)
     d = rng.normal(SHIFT, 1, n)
-    return (rng.random(n) < expit(quality + PHI * np.tanh(d))).astype(float), 60 + d, np.full(n, 60.0), np.arange(n)
+    return (
+        (rng.random(n) < expit(quality + PHI * np.tanh(d))).astype(float),
+        60 + d,
+        np.full(n, 60.0),
+        np.arange(n),
+    )
 
 
 # ---- the model
@@ -48,14 +54,19 @@ def test_length_is_taken_out_and_quality_is_not(quality, raw, lc):
 
 def test_equals_statsmodels_with_clusters_and_soft_wins():
     import statsmodels.api as sm
+
     rng = np.random.default_rng(3)
     posts = np.repeat(np.arange(60), 8)
     a, b = rng.integers(20, 90, 480), rng.integers(10, 80, 480)
     y = expit(rng.normal(0.3, 0.7, 60)[posts] + 0.02 * (a - b) + rng.normal(0, 0.5, 480))
     x = np.stack([np.ones(480), np.tanh((a - b) / (a - b).std())], 1)
     found = win_rate(y, a, b, posts)
-    theirs = sm.GLM(y, x, family=sm.families.Binomial()).fit(cov_type="cluster", cov_kwds={"groups": posts})
-    assert found.lc == pytest.approx(expit(theirs.params[0]), abs=2e-4) and found.raw == pytest.approx(y.mean())
+    theirs = sm.GLM(y, x, family=sm.families.Binomial()).fit(
+        cov_type="cluster", cov_kwds={"groups": posts}
+    )
+    assert found.lc == pytest.approx(
+        expit(theirs.params[0]), abs=2e-4
+    ) and found.raw == pytest.approx(y.mean())
     assert found.se == pytest.approx(theirs.bse[0] * found.lc * (1 - found.lc), rel=0.02)
     assert found.lc_by_post.mean() == pytest.approx(found.lc)
     assert found.lc_by_post.std(ddof=1) / np.sqrt(60) == pytest.approx(found.se)
@@ -65,7 +76,9 @@ def test_swapping_sides_mirrors_everything():
     y, a, b, posts = simulated(0.5, 300, 1)
     posts = posts // 3
     one, other = win_rate(y, a, b, posts), win_rate(1 - y, b, a, posts)
-    assert other.lc == pytest.approx(1 - one.lc, abs=1e-9) and other.raw == pytest.approx(1 - one.raw)
+    assert other.lc == pytest.approx(1 - one.lc, abs=1e-9) and other.raw == pytest.approx(
+        1 - one.raw
+    )
     assert (other.low, other.high) == pytest.approx((1 - one.high, 1 - one.low))
     assert other.overlap == pytest.approx(one.overlap) and other.se == pytest.approx(one.se)
 
@@ -75,7 +88,9 @@ def test_identical_sides_and_a_pure_judge_of_length_come_out_at_half():
     assert (same.raw, same.lc, same.overlap) == pytest.approx((0.5, 0.5, 1)) and same.reason == ""
     rng = np.random.default_rng(0)
     a, b = rng.integers(30, 120, 600), rng.integers(10, 100, 600)
-    pure = win_rate(np.where(a == b, 0.5, a > b), a, b, np.arange(600) // 2)  # separable: the prior keeps it finite
+    pure = win_rate(
+        np.where(a == b, 0.5, a > b), a, b, np.arange(600) // 2
+    )  # separable: the prior keeps it finite
     assert pure.raw > 0.68 and pure.low < 0.5 < pure.high and "length explains much" in pure.reason
     assert pure.lc == pytest.approx(0.5, abs=0.07)
 
@@ -83,10 +98,18 @@ def test_identical_sides_and_a_pure_judge_of_length_come_out_at_half():
 def test_posts_weigh_the_same_and_what_cannot_be_said_is_not():
     y = np.r_[np.ones(30), 0.0, np.nan]
     found = win_rate(y, np.arange(32), np.arange(32)[::-1], np.r_[np.zeros(30), 1, 2])
-    assert found.raw == pytest.approx(0.5) and (found.pairs, found.missing, list(found.posts)) == (31, 1, [0, 1])
+    assert found.raw == pytest.approx(0.5) and (found.pairs, found.missing, list(found.posts)) == (
+        31,
+        1,
+        [0, 1],
+    )
     nothing = win_rate([np.nan], [1], [2], ["p"])
-    assert np.isnan(nothing.raw) and nothing.reason == "no pair has a verdict" and nothing.missing == 1
-    won = win_rate(np.ones(20), np.arange(20), np.arange(20) + 1.0 * (np.arange(20) % 2), np.arange(20))
+    assert (
+        np.isnan(nothing.raw) and nothing.reason == "no pair has a verdict" and nothing.missing == 1
+    )
+    won = win_rate(
+        np.ones(20), np.arange(20), np.arange(20) + 1.0 * (np.arange(20) % 2), np.arange(20)
+    )
     assert won.raw == 1 and np.isnan(won.se) and "won at every post" in won.reason
     shifted = win_rate([1, 0, 1.0], [5, 6, 7], [3, 4, 5], [0, 1, 2])
     assert np.isnan(shifted.lc) and "one length difference everywhere" in shifted.reason
@@ -113,9 +136,21 @@ def write_replies(paths, cfg, judged=True):
                     words = int(rng.integers(4, 12)) + 5 * (method == "grpo")
                     score = rng.normal(1.0 * (method == "grpo"), 0.6) - 50 * (temperature == 1.3)
                     text = f"{method} {seed} {k} " + " ".join(["word"] * words)
-                    rows.append({"post_id": f"p{i:03d}", "post": f"post {i}", "sample": k, "temperature": temperature,
-                                 "reply": text, "tokens": np.nan, "truncated": np.nan, "reward": 0.0,
-                                 "relevance": 0.5, "flags": []} | ({"judge": score} if judged else {}))
+                    rows.append(
+                        {
+                            "post_id": f"p{i:03d}",
+                            "post": f"post {i}",
+                            "sample": k,
+                            "temperature": temperature,
+                            "reply": text,
+                            "tokens": np.nan,
+                            "truncated": np.nan,
+                            "reward": 0.0,
+                            "relevance": 0.5,
+                            "flags": [],
+                        }
+                        | ({"judge": score} if judged else {})
+                    )
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         atomic_write(paths.evaluation(method, seed) / "generations.jsonl", lines)
 
@@ -130,14 +165,36 @@ def study(tmp_path_factory):
 
 def test_win_rates_are_the_pairs_counted_by_hand(study):
     table = winrate.win_rates(study)
-    assert list(table) == ["method", "seed", "opponent", "raw", "lc", "se", "low", "high", "overlap", "pairs", "n",
-                           "judge_accuracy", "reason"]
+    assert list(table) == [
+        "method",
+        "seed",
+        "opponent",
+        "raw",
+        "lc",
+        "se",
+        "low",
+        "high",
+        "overlap",
+        "pairs",
+        "n",
+        "judge_accuracy",
+        "reason",
+    ]
     methods = len(study.cfg.methods)
-    assert len(table) == 3 * (2 * methods - 1) and not ((table["method"] == "sft") & (table["opponent"] == "sft")).any()
-    row = table[table["method"].eq("grpo") & table["seed"].eq(123) & table["opponent"].eq("sft")].iloc[0]
+    assert (
+        len(table) == 3 * (2 * methods - 1)
+        and not ((table["method"] == "sft") & (table["opponent"] == "sft")).any()
+    )
+    row = table[
+        table["method"].eq("grpo") & table["seed"].eq(123) & table["opponent"].eq("sft")
+    ].iloc[0]
     scored = replies.load(study)
     mine, theirs = (replies.cell(scored, name, 123) for name in ("grpo", "sft"))
-    assert (len(mine), row["pairs"], row["n"]) == (72, 24 * 9, 24)  # replies at another temperature are no part
+    assert (len(mine), row["pairs"], row["n"]) == (
+        72,
+        24 * 9,
+        24,
+    )  # replies at another temperature are no part
     won = []
     for post in mine["post_id"].unique():
         for x in mine.loc[mine["post_id"].eq(post), "judge"]:
@@ -152,7 +209,9 @@ def test_intervals_of_a_method_take_runs_as_a_sample(study):
     table = winrate.by_method(study, found).set_index(["method", "opponent"])
     row = table.loc[("grpo", "sft")]
     single = winrate.win_rates(study, found).query("method == 'grpo' and opponent == 'sft'")
-    assert row["raw"] == pytest.approx(single["raw"].mean()) and row["lc"] == pytest.approx(single["lc"].mean())
+    assert row["raw"] == pytest.approx(single["raw"].mean()) and row["lc"] == pytest.approx(
+        single["lc"].mean()
+    )
     assert (row["runs"], row["n"]) == (3, 24) and row["lc_low"] > 0.5
     values = np.array([found["grpo", seed, "sft"].lc_by_post for seed in study.cfg.seeds])
     error2 = values.mean(1).var(ddof=1) / 3 + values.mean(0).var(ddof=1) / 24
@@ -165,7 +224,11 @@ def test_intervals_of_a_method_take_runs_as_a_sample(study):
 def test_the_picture_says_what_it_rests_on_and_fits_its_page(study, columns):
     drawn = winrate_figure.picture(study, columns=columns)
     note = " ".join(drawn.figure.get_supxlabel().split())
-    assert "judge right on 66% of 3210 human pairs" in note and "count half" in note and len(drawn.data)
+    assert (
+        "judge right on 66% of 3210 human pairs" in note
+        and "count half" in note
+        and len(drawn.data)
+    )
     drawn.figure.draw_without_rendering()
     box = drawn.figure.get_tightbbox()
     assert box.x0 > -0.02 and box.x1 < drawn.figure.get_figwidth() + 0.02
@@ -178,7 +241,9 @@ def test_replies_without_a_score_are_refused(study, tmp_path):
     with pytest.raises(UserError, match="generations.jsonl: missing"):
         winrate.win_rates(bare)
     write_replies(paths, cfg, judged=False)
-    with pytest.raises(UserError, match="generations.jsonl: no column judge: written by an older version"):
+    with pytest.raises(
+        UserError, match="generations.jsonl: no column judge: written by an older version"
+    ):
         winrate.win_rates(bare)
 
 
@@ -189,8 +254,9 @@ def test_a_scorer_is_a_judge_that_the_controls_can_refuse():
     assert not llm_controls.refusal(llm_controls.battery(fair, posts, said))
     length = ScoreJudge(lambda p, r: np.array([float(len(y)) for y in r]))
     assert "same" in llm_controls.refusal(llm_controls.battery(length, posts, said))
-    np.testing.assert_allclose(verdicts.soft_wins([2, 0.1, 0], [0, 0, 4], temperature=2.0),
-                               [expit(1), 0.5, expit(-2)])
+    np.testing.assert_allclose(
+        verdicts.soft_wins([2, 0.1, 0], [0, 0, 4], temperature=2.0), [expit(1), 0.5, expit(-2)]
+    )
 
 
 # ---- agreement
@@ -198,16 +264,22 @@ def test_a_scorer_is_a_judge_that_the_controls_can_refuse():
 
 def test_kappa_is_the_published_value():
     from sklearn.metrics import cohen_kappa_score
+
     first, second = [2, 0, 2, 2, 0, 1], [0, 0, 2, 2, 0, 2]
     found = agreement.kappa(first, second, range(6))
-    assert found["kappa"] == pytest.approx(0.42857142857) and found["agreement"] == pytest.approx(4 / 6)
+    assert found["kappa"] == pytest.approx(0.42857142857) and found["agreement"] == pytest.approx(
+        4 / 6
+    )
     rng = np.random.default_rng(0)
     for _ in range(5):
         a = rng.choice([0, 0.5, 1], 80)
         b = np.where(rng.random(80) < 0.5, a, rng.choice([0, 0.5, 1], 80))
         both = agreement.kappa(np.r_[a, np.nan], np.r_[b, 1], np.r_[np.arange(80) // 2, 99])
         assert both["kappa"] == pytest.approx(cohen_kappa_score(a.astype(str), b.astype(str)))
-        assert both["low"] < both["kappa"] < both["high"] and (both["n"], both["missing"]) == (80, 1)
+        assert both["low"] < both["kappa"] < both["high"] and (both["n"], both["missing"]) == (
+            80,
+            1,
+        )
     same = agreement.kappa([1, 1], [1, 1], ["p", "q"])
     assert np.isnan(same["kappa"]) and "one answer only" in same["reason"]
     assert agreement.kappa([np.nan], [1], ["p"])["reason"] == "no pair has both verdicts"
@@ -218,32 +290,53 @@ def test_the_interval_of_kappa_resamples_posts_not_pairs():
     of_post, chance = rng.random(40) < 0.7, rng.integers(0, 2, 40)
     a = np.repeat(chance, 10).astype(float)
     b = np.where(np.repeat(of_post, 10), a, 1 - a)  # posts agree or disagree as a whole
-    wide, narrow = (agreement.kappa(a, b, posts) for posts in (np.repeat(np.arange(40), 10), np.arange(400)))
+    wide, narrow = (
+        agreement.kappa(a, b, posts) for posts in (np.repeat(np.arange(40), 10), np.arange(400))
+    )
     assert wide["high"] - wide["low"] > 2.5 * (narrow["high"] - narrow["low"])
 
 
 def test_human_pairs_differ_in_likes_and_hide_the_winner():
-    rows = pd.DataFrame([(f"t{i}", f"post {i}", f"r{i}.{k}", k if i else 3) for i in range(60) for k in range(4)],
-                        columns=["tweet_id", "tweet", "reply", "reply_likes"])
+    rows = pd.DataFrame(
+        [(f"t{i}", f"post {i}", f"r{i}.{k}", k if i else 3) for i in range(60) for k in range(4)],
+        columns=["tweet_id", "tweet", "reply", "reply_likes"],
+    )
     found = agreement.human_pairs(rows)
-    assert len(found.posts) == len(set(found.posts)) == 59  # the first post's replies are liked alike
+    assert (
+        len(found.posts) == len(set(found.posts)) == 59
+    )  # the first post's replies are liked alike
     for a, b, win in zip(found.a, found.b, found.wins):
-        assert (a.split(".")[1] > b.split(".")[1]) == bool(win) and a.split(".")[0] == b.split(".")[0]
+        assert (a.split(".")[1] > b.split(".")[1]) == bool(win) and a.split(".")[0] == b.split(".")[
+            0
+        ]
     assert 0.3 < found.wins.mean() < 0.7
     likes = ScoreJudge(lambda p, r: np.array([float(x.split(".")[1]) for x in r]))
     wrong = ScoreJudge(lambda p, r: -np.array([float(x.split(".")[1]) for x in r]))
-    table = agreement.agreement_table(rows, {"right": likes, "wrong": wrong}, limit=30).set_index(["judge", "against"])
-    assert table.loc[("right", "likes"), "kappa"] == 1 and table.loc[("wrong", "likes"), "kappa"] < -0.8
+    table = agreement.agreement_table(rows, {"right": likes, "wrong": wrong}, limit=30).set_index(
+        ["judge", "against"]
+    )
+    assert (
+        table.loc[("right", "likes"), "kappa"] == 1
+        and table.loc[("wrong", "likes"), "kappa"] < -0.8
+    )
     assert table.loc[("wrong", "right"), "agreement"] == 0 and (table["n"] == 30).all()
 
 
 # ---- the language model's part
 
 
-def with_llm(study, server, **change):  # noqa: F811
-    judge = dataclasses.replace(study.cfg.llm_judge, url=server.url, model="m", compare_posts=6,
-                                criteria=["engaging", "on_topic"], **change)
-    return dataclasses.replace(study, cfg=dataclasses.replace(study.cfg, llm_judge=judge, seeds=(42, 123)))
+def with_llm(study, server, **change):
+    judge = dataclasses.replace(
+        study.cfg.llm_judge,
+        url=server.url,
+        model="m",
+        compare_posts=6,
+        criteria=["engaging", "on_topic"],
+        **change,
+    )
+    return dataclasses.replace(
+        study, cfg=dataclasses.replace(study.cfg, llm_judge=judge, seeds=(42, 123))
+    )
 
 
 def grpo_first(data, question):
@@ -257,14 +350,19 @@ def grpo_first(data, question):
         return "A"
     if texts[0].startswith("human"):
         return "A" if data["post"].endswith(texts[0].split()[-1]) else "B"
-    return "AB"[not texts[0].startswith("grpo")] if any(t.startswith("grpo") for t in texts) else "A"
+    return (
+        "AB"[not texts[0].startswith("grpo")] if any(t.startswith("grpo") for t in texts) else "A"
+    )
 
 
 @pytest.fixture
-def talkative(study, server, monkeypatch):  # noqa: F811
+def talkative(study, server, monkeypatch):
     people = study.paths.evaluation("human") / "generations.jsonl"
     rows = [json.loads(line) for line in people.read_text().splitlines()]
-    lines = [json.dumps(row | {"reply": f"human {row['sample']} {row['post'].split()[-1]}"}) for row in rows]
+    lines = [
+        json.dumps(row | {"reply": f"human {row['sample']} {row['post'].split()[-1]}"})
+        for row in rows
+    ]
     people.write_text("\n".join(lines) + "\n")
     server.say = grpo_first
     monkeypatch.setattr(judging, "CONTROLS", llm_controls.FEWEST)
@@ -276,27 +374,46 @@ def test_a_language_model_is_asked_only_where_it_passed(study, talkative, tmp_pa
     said = capsys.readouterr().out
     calls = len(talkative.seen)
     promised = int(said.split("at most ")[1].split()[0])
-    assert calls <= promised and found.controls["criterion"].unique().tolist() == ["engaging", "on_topic"]
+    assert calls <= promised and found.controls["criterion"].unique().tolist() == [
+        "engaging",
+        "on_topic",
+    ]
     runs = found.runs.set_index(["criterion", "method", "seed"])
-    assert runs.loc[("engaging", "grpo", 42), "raw"] == 1 and runs.loc[("engaging", "grpo", 42), "consistent"] == 1
+    assert (
+        runs.loc[("engaging", "grpo", 42), "raw"] == 1
+        and runs.loc[("engaging", "grpo", 42), "consistent"] == 1
+    )
     other = runs.loc[("engaging", "hybrid", 42)]
     assert (other["raw"], other["consistent"], other["first"]) == (0.5, 0, 1) and other["n"] == 6
     refused = runs.loc["on_topic"]
-    assert refused["raw"].isna().all() and refused["reason"].str.startswith("judge refused (same: ").all()
+    assert (
+        refused["raw"].isna().all()
+        and refused["reason"].str.startswith("judge refused (same: ").all()
+    )
     asked = [body["messages"][-1]["content"] for body in talkative.seen]
     assert any("grpo" in text for text in asked)
-    assert not any("grpo" in text for text in asked if "takes up" in text)  # once refused, not asked
+    assert not any(
+        "grpo" in text for text in asked if "takes up" in text
+    )  # once refused, not asked
     assert set(found.methods["criterion"]) == {"engaging"}
     replay = judging.llm_comparison(with_llm(study, talkative, cache="replay"), tmp_path)
     assert len(talkative.seen) == calls and replay.runs.to_csv() == found.runs.to_csv()
-    assert replay.controls.to_csv() == found.controls.to_csv() and replay.methods.to_csv() == found.methods.to_csv()
+    assert (
+        replay.controls.to_csv() == found.controls.to_csv()
+        and replay.methods.to_csv() == found.methods.to_csv()
+    )
 
 
-def test_no_question_is_asked_beyond_the_budget_or_without_being_wanted(study, talkative, tmp_path, capsys):
+def test_no_question_is_asked_beyond_the_budget_or_without_being_wanted(
+    study, talkative, tmp_path, capsys
+):
     with pytest.raises(UserError, match="exceed max_calls 10 or max_cost"):
         judging.llm_comparison(with_llm(study, talkative, max_calls=10), tmp_path)
     with pytest.raises(UserError, match="max_cost 0.001"):
         judging.llm_comparison(with_llm(study, talkative, max_cost=0.001, price_in=10.0), tmp_path)
     capsys.readouterr()
-    assert judging.llm_comparison(study, tmp_path) is None and capsys.readouterr().out.strip() == judging.OFF
+    assert (
+        judging.llm_comparison(study, tmp_path) is None
+        and capsys.readouterr().out.strip() == judging.OFF
+    )
     assert not talkative.seen

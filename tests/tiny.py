@@ -16,12 +16,20 @@ REPO = Path(__file__).resolve().parents[1]
 CFG = config.load("smoke", REPO)
 CFG = dataclasses.replace(CFG, model=dataclasses.replace(CFG.model, dtype="float32", device="cpu"))
 POSTS = [
-    SimpleNamespace(id="a", text="The kettle took eleven minutes.", gold=("Mine takes twelve.", "Buy a pan.")),
-    SimpleNamespace(id="b", text="Lost my keys again, third time this week, and it is only Tuesday.",
-                    gold=("Check the fridge.", "Have you tried a bell?", "Same here.")),
+    SimpleNamespace(
+        id="a", text="The kettle took eleven minutes.", gold=("Mine takes twelve.", "Buy a pan.")
+    ),
+    SimpleNamespace(
+        id="b",
+        text="Lost my keys again, third time this week, and it is only Tuesday.",
+        gold=("Check the fridge.", "Have you tried a bell?", "Same here."),
+    ),
     SimpleNamespace(id="c", text="Rain.", gold=("At last.",)),
-    SimpleNamespace(id="d", text="My neighbour's cat has moved in with us and brought its own bowl.",
-                    gold=("It chose you.", "Cats read contracts.")),
+    SimpleNamespace(
+        id="d",
+        text="My neighbour's cat has moved in with us and brought its own bowl.",
+        gold=("It chose you.", "Cats read contracts."),
+    ),
 ]
 LETTERS = 24  # size of the vocabulary that `talkative` leaves possible
 
@@ -32,7 +40,7 @@ def talkative(model, eos_id: int, eos_bias: float = 2.0):
     biased = torch.nn.Linear(head.in_features, head.out_features, bias=True)
     biased.weight = torch.nn.Parameter(head.weight.detach() * 10, requires_grad=False)
     biased.bias = torch.nn.Parameter(torch.full((head.out_features,), -20.0), requires_grad=False)
-    biased.bias[1000:1000 + LETTERS] = 0.0
+    biased.bias[1000 : 1000 + LETTERS] = 0.0
     biased.bias[eos_id] = eos_bias
     model.set_output_embeddings(biased)
     return model
@@ -40,15 +48,23 @@ def talkative(model, eos_id: int, eos_bias: float = 2.0):
 
 def letters(texts: list[str]) -> np.ndarray:
     """A stand-in encoder: unit-norm letter counts (N, 26)."""
-    counts = np.array([[text.lower().count(chr(97 + i)) + 1e-3 for i in range(26)] for text in texts])
+    counts = np.array(
+        [[text.lower().count(chr(97 + i)) + 1e-3 for i in range(26)] for text in texts]
+    )
     return (counts / np.linalg.norm(counts, axis=1, keepdims=True)).astype(np.float32)
 
 
 def weighted(section, scored):
     """The advantages that reach the weights, (B, K)."""
-    return objective.combined_advantages(scored.reward_advantages, scored.diversity_advantages, section.beta,
-                                         section.lam, scored.reward_scale, scored.diversity_scale,
-                                         section.advantage_clip)
+    return objective.combined_advantages(
+        scored.reward_advantages,
+        scored.diversity_advantages,
+        section.beta,
+        section.lam,
+        scored.reward_scale,
+        scored.diversity_scale,
+        section.advantage_clip,
+    )
 
 
 def weights(section):

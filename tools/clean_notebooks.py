@@ -3,6 +3,7 @@ outputs and execution count: nbval compares only cells that have a count; stripp
 
     python tools/clean_notebooks.py notebooks/*.ipynb
 """
+
 from __future__ import annotations
 
 import sys
@@ -15,7 +16,9 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The same notebook with only what is worth a diff."""
-    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    )
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
         cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k == "tags"})

@@ -6,6 +6,7 @@
 attacks and planted policies of every study whose rewards were fitted; <!-- presets --> comes from the env.json of every
 study run in this checkout.
 """
+
 from __future__ import annotations
 
 import json
@@ -24,31 +25,68 @@ from polylib.analysis import effects, preregistration, results  # noqa: E402
 from polylib.figures import all_figures, plain_tables, reward_figures, style, tables  # noqa: E402
 from polylib.run import Paths, UserError, atomic_write  # noqa: E402
 
-STUDY, PRESETS = "laptop", ("smoke", "quick", "laptop", "gpu", "paper")  # cheapest first; others follow by name
+STUDY, PRESETS = (
+    "laptop",
+    ("smoke", "quick", "laptop", "gpu", "paper"),
+)  # cheapest first; others follow by name
 STAGES = ("data", "reward_model", "sft", "lambda0", "polychromic", "grpo", "hybrid", "evaluation")
-TABLE = ("judge_mean", "pass@", "reward_mean", "diversity", "relevance", "length_words", "truncated")
+TABLE = (
+    "judge_mean",
+    "pass@",
+    "reward_mean",
+    "diversity",
+    "relevance",
+    "length_words",
+    "truncated",
+)
 EFFECTS = ("judge_mean", "reward_mean", "diversity", "relevance")
-DYNAMICS = {"val_ce": "CE, nats/token", "val_reward": "reward", "val_diversity": "diversity",
-            "val_kl": "KL to the start, nats", "val_length": "tokens"}
+DYNAMICS = {
+    "val_ce": "CE, nats/token",
+    "val_reward": "reward",
+    "val_diversity": "diversity",
+    "val_kl": "KL to the start, nats",
+    "val_length": "tokens",
+}
 
 
-RANKED = {"pair_accuracy_engagement": "controlled likes", "pair_accuracy_balanced": "reach balanced",
-          "pair_accuracy_latent": "latent quality"}
-RANKERS = ("learned", "combined", "heuristic", "judge", "tfidf_ridge", "length_only", "followers_and_delay_only")
+RANKED = {
+    "pair_accuracy_engagement": "controlled likes",
+    "pair_accuracy_balanced": "reach balanced",
+    "pair_accuracy_latent": "latent quality",
+}
+RANKERS = (
+    "learned",
+    "combined",
+    "heuristic",
+    "judge",
+    "tfidf_ridge",
+    "length_only",
+    "followers_and_delay_only",
+)
 
 
 def results_block(root: Path) -> str:
     """Figure, main table, registered questions. UserError or OSError without files."""
     paths = Paths(STUDY, root)
-    found = results.load(paths, config.load(STUDY, root))  # refuses a missing or a foreign cell, in one line
-    headings = {c: h for c, h in tables.columns(found).items() if c.startswith(TABLE) and c != "diversity_tfidf"}
+    found = results.load(
+        paths, config.load(STUDY, root)
+    )  # refuses a missing or a foreign cell, in one line
+    headings = {
+        c: h
+        for c, h in tables.columns(found).items()
+        if c.startswith(TABLE) and c != "diversity_tfidf"
+    }
     caption = (paths.figures / "table_main.md").read_text(encoding="utf-8").strip().splitlines()[-1]
     numbers = pd.read_csv(paths.figures / "table_main.csv")
     texts, bold = tables.shown(numbers, headings)
     main = plain_tables.Table("table_main", numbers, texts, caption, bold)
-    return "\n\n".join([
-        f"![Judge score against semantic diversity](results/{STUDY}/paper_figures/quality_diversity.png)",
-        main.to_markdown().strip().replace("simulated engagement", "*simulated engagement*"), *_asked(paths)])
+    return "\n\n".join(
+        [
+            f"![Judge score against semantic diversity](results/{STUDY}/paper_figures/quality_diversity.png)",
+            main.to_markdown().strip().replace("simulated engagement", "*simulated engagement*"),
+            *_asked(paths),
+        ]
+    )
 
 
 def comparisons_block(root: Path) -> str:
@@ -56,46 +94,89 @@ def comparisons_block(root: Path) -> str:
     paths, cfg = Paths(STUDY, root), config.load(STUDY, root)
     found, guide = results.load(paths, cfg), pd.read_csv(paths.figures / "decision_guide.csv")
     forest = pd.read_csv(paths.figures / "forest.csv").query("metric in @EFFECTS")
-    return "\n\n".join([
-        "**Which method for what?** Computed: a method is chosen where its gain over SFT is established for the method "
-        "(Holm) and not gamed; else SFT stays.",
-        _markdown(["you want", "choose", "because"],
-                  [[r.want, style.METHOD_STYLE[r.choose]["label"], r.because] for r in guide.itertuples()]),
-        "**Differences to SFT.** Effect, then two 95 % intervals: *these checkpoints* (other posts) / *the method* "
-        f"(other training runs too). With {forest['seeds'].max()} runs the exact sign-flip test cannot fall below p = "
-        f"{forest['exact_floor'].max():g}, whatever the data show.",
-        _by_method(forest, [names.METRICS[name] for name in forest["metric"].unique()], lambda c: f"{c.effect:+.3f} "
-                   f"{_interval(c.checkpoints_low, c.checkpoints_high)} / {_interval(c.method_low, c.method_high)}"),
-        "**Against heat alone.** Gain over SFT at the temperature that gives it the same judge score or diversity, and "
-        "its 95 % interval over runs. A dash: temperature does not take SFT there in every run (in how many it does).",
-        _by_method(effects.matched_table(found), ["diversity at equal judge score", "judge score at equal diversity"],
-                   lambda c: f"{c.gain:+.3f} {_interval(c.low, c.high)}" if np.isfinite(c.gain) else
-                   f"– ({c.matched_runs} of {c.runs})"),
-        _whole_curves(found),
-        f"**What training did** on {cfg.sft.eval_prompts} validation posts, before → after, mean over runs.",
-        _dynamics(found)])
+    return "\n\n".join(
+        [
+            "**Which method for what?** Computed: a method is chosen where its gain over SFT is established for the "
+            "method (Holm) and not gamed; else SFT stays.",
+            _markdown(
+                ["you want", "choose", "because"],
+                [
+                    [r.want, style.METHOD_STYLE[r.choose]["label"], r.because]
+                    for r in guide.itertuples()
+                ],
+            ),
+            "**Differences to SFT.** Effect, then two 95 % intervals: *these checkpoints* (other posts) / *the method* "
+            f"(other training runs too). With {forest['seeds'].max()} runs the exact sign-flip test cannot fall below "
+            f"p = {forest['exact_floor'].max():g}, whatever the data show.",
+            _by_method(
+                forest,
+                [names.METRICS[name] for name in forest["metric"].unique()],
+                lambda c: (
+                    f"{c.effect:+.3f} "
+                    f"{_interval(c.checkpoints_low, c.checkpoints_high)} / {_interval(c.method_low, c.method_high)}"
+                ),
+            ),
+            "**Against heat alone.** Gain over SFT at the temperature that gives it the same judge score or diversity, "
+            "and its 95 % interval over runs. A dash: temperature does not take SFT there in every run (in how many it "
+            "does).",
+            _by_method(
+                effects.matched_table(found),
+                ["diversity at equal judge score", "judge score at equal diversity"],
+                lambda c: (
+                    f"{c.gain:+.3f} {_interval(c.low, c.high)}"
+                    if np.isfinite(c.gain)
+                    else f"– ({c.matched_runs} of {c.runs})"
+                ),
+            ),
+            _whole_curves(found),
+            f"**What training did** on {cfg.sft.eval_prompts} validation posts, before → after, mean over runs.",
+            _dynamics(found),
+        ]
+    )
 
 
 def _whole_curves(found: results.Results) -> str:
     """Gain in hypervolume, a sentence."""
-    gains = [f"{style.METHOD_STYLE[row.method]['label']} {1000 * row.gain:+.1f} "
-             f"{_interval(1000 * row.gain_low, 1000 * row.gain_high, 1)}"
-             for row in all_figures.hypervolumes(found).itertuples() if row.method != "sft"]
-    return ("Over all temperatures that every method was sampled at: the area that its curve commands (hypervolume × "
-            f"1000 of judge score and diversity), less SFT's, 95 % over runs: {'; '.join(gains)}.")
+    gains = [
+        f"{style.METHOD_STYLE[row.method]['label']} {1000 * row.gain:+.1f} "
+        f"{_interval(1000 * row.gain_low, 1000 * row.gain_high, 1)}"
+        for row in all_figures.hypervolumes(found).itertuples()
+        if row.method != "sft"
+    ]
+    return (
+        "Over all temperatures that every method was sampled at: the area that its curve commands (hypervolume × "
+        f"1000 of judge score and diversity), less SFT's, 95 % over runs: {'; '.join(gains)}."
+    )
 
 
 def _asked(paths: Paths) -> list[str]:
     """The registered questions with their answers, departures counted."""
     asked = pd.read_csv(paths.figures / "table_significance.csv").query("family != 'exploratory'")
-    departures, registered = pd.read_csv(paths.figures / "deviations.csv"), preregistration.load(paths)
-    said = {q.name: q.question for q in (*registered.primary, *registered.equivalence)} if registered else {}
-    questions = [[f"{said.get(r.question, r.question)}{f' (margin {r.margin:g})' if r.kind == 'equivalence' else ''}",
-                  f"{r.effect:+.3f}" if np.isfinite(r.effect) else "–", _interval(r.method_low, r.method_high),
-                  f"{r.p_adjusted:.3f}" if np.isfinite(r.p_adjusted) else "–", r.verdict] for r in asked.itertuples()]
-    return [f"**What was asked beforehand** ([registered](params/preregistration/{STUDY}.yaml) before the runs; "
-            f"departures from it: {len(departures) or 'none'}). Intervals are the method's, 95 %, of equivalence 90 %; "
-            "p after Holm.", _markdown(["question", "effect", "interval", "p", "verdict"], questions)]
+    departures, registered = (
+        pd.read_csv(paths.figures / "deviations.csv"),
+        preregistration.load(paths),
+    )
+    said = (
+        {q.name: q.question for q in (*registered.primary, *registered.equivalence)}
+        if registered
+        else {}
+    )
+    questions = [
+        [
+            f"{said.get(r.question, r.question)}{f' (margin {r.margin:g})' if r.kind == 'equivalence' else ''}",
+            f"{r.effect:+.3f}" if np.isfinite(r.effect) else "–",
+            _interval(r.method_low, r.method_high),
+            f"{r.p_adjusted:.3f}" if np.isfinite(r.p_adjusted) else "–",
+            r.verdict,
+        ]
+        for r in asked.itertuples()
+    ]
+    return [
+        f"**What was asked beforehand** ([registered](params/preregistration/{STUDY}.yaml) before the runs; "
+        f"departures from it: {len(departures) or 'none'}). Intervals are the method's, 95 %, of equivalence 90 %; "
+        "p after Holm.",
+        _markdown(["question", "effect", "interval", "p", "verdict"], questions),
+    ]
 
 
 def rewards_block(root: Path) -> str:
@@ -106,69 +187,151 @@ def rewards_block(root: Path) -> str:
     lines = []
     for model in RANKERS:
         cells = part[part["model"].eq(model)].set_index(["dataset", "metric"])
-        text = {key: f"{c.value:.3f} [{c.lo:.3f}, {c.hi:.3f}]" for key, c in zip(cells.index, cells.itertuples())}
+        text = {
+            key: f"{c.value:.3f} [{c.lo:.3f}, {c.hi:.3f}]"
+            for key, c in zip(cells.index, cells.itertuples())
+        }
         lines.append([model.replace("_", " "), *(text.get(key, "–") for key in pairs.index)])
     head = [f"{name}: {RANKED[metric]}, {n:,.0f} pairs" for (name, metric), n in pairs.items()]
-    blocks = [f"![Pairs ranked right](results/{STUDY}/reward_model/accuracies.png)", _markdown(["", *head], lines)]
-    events = found[found["metric"].str.startswith("pair_accuracy_left_out_") & found["model"].eq("learned")]
+    blocks = [
+        f"![Pairs ranked right](results/{STUDY}/reward_model/accuracies.png)",
+        _markdown(["", *head], lines),
+    ]
+    events = found[
+        found["metric"].str.startswith("pair_accuracy_left_out_") & found["model"].eq("learned")
+    ]
     if len(events):
-        blocks.append("Learned reward, each event left out of training in turn: " + "; ".join(
-            f"{e.metric.removeprefix('pair_accuracy_left_out_')} {e.value:.3f} " + (
-                f"[{e.lo:.3f}, {e.hi:.3f}]" if np.isfinite(e.lo) else "(too few threads for an interval)")
-            for e in events.itertuples()) + ".")
-    blocks.append("**Attacks** on held-out posts: mean score minus the median human reply, in the reward's own units. "
-                  "**Bold**: not passed (above the median, or a spoiled reply that does not clearly lose), and the "
-                  "reward's card says so.")
+        blocks.append(
+            "Learned reward, each event left out of training in turn: "
+            + "; ".join(
+                f"{e.metric.removeprefix('pair_accuracy_left_out_')} {e.value:.3f} "
+                + (
+                    f"[{e.lo:.3f}, {e.hi:.3f}]"
+                    if np.isfinite(e.lo)
+                    else "(too few threads for an interval)"
+                )
+                for e in events.itertuples()
+            )
+            + "."
+        )
+    blocks.append(
+        "**Attacks** on held-out posts: mean score minus the median human reply, in the reward's own units. "
+        "**Bold**: not passed (above the median, or a spoiled reply that does not clearly lose), and the "
+        "reward's card says so."
+    )
     for file in sorted((root / "results").glob("*/reward_model/attacks.csv")):
         if file.parts[-3] in ("smoke", "quick"):
             continue
         attacked = pd.read_csv(file).assign(margin=lambda x: x["score"] - x["human_median"])
-        rewards, wide = attacked["reward"].unique(), attacked.pivot(index="attack", columns="reward")
-        blocks.append(_markdown([f"study {file.parts[-3]}", *rewards], [
-            [attack.replace("_", " "), *(f"{row['margin', r]:+.2f}" if row["passed", r] else
-                                         f"**{row['margin', r]:+.2f}**" for r in rewards)]
-            for attack, row in wide.iterrows()]))
-    plants = [pd.read_csv(file) for file in sorted((root / "results").glob("*/reward_model/planted.csv"))
-              if file.parts[-3] not in ("smoke", "quick")]
+        rewards, wide = (
+            attacked["reward"].unique(),
+            attacked.pivot(index="attack", columns="reward"),
+        )
+        blocks.append(
+            _markdown(
+                [f"study {file.parts[-3]}", *rewards],
+                [
+                    [
+                        attack.replace("_", " "),
+                        *(
+                            f"{row['margin', r]:+.2f}"
+                            if row["passed", r]
+                            else f"**{row['margin', r]:+.2f}**"
+                            for r in rewards
+                        ),
+                    ]
+                    for attack, row in wide.iterrows()
+                ],
+            )
+        )
+    plants = [
+        pd.read_csv(file)
+        for file in sorted((root / "results").glob("*/reward_model/planted.csv"))
+        if file.parts[-3] not in ("smoke", "quick")
+    ]
     fresh = [plant["policy"].str.startswith("people") for plant in plants]
-    blocks.append("**Detector** of gamed rewards: " + "; ".join(
-        f"{plant['corpus'].iloc[0]}, {plant['n'].iloc[0]} replies a set: {int((plant['caught'][~f] >= 1).sum())} of "
-        f"{int((~f).sum())} planted policies caught, {float(plant['caught'][f].iloc[0]):.1%} false alarms in "
-        f"{int(plant['draws'][f].iloc[0])} fresh human sets" for plant, f in zip(plants, fresh)) + ".")
+    blocks.append(
+        "**Detector** of gamed rewards: "
+        + "; ".join(
+            f"{plant['corpus'].iloc[0]}, {plant['n'].iloc[0]} replies a set: {int((plant['caught'][~f] >= 1).sum())} "
+            f"of {int((~f).sum())} planted policies caught, {float(plant['caught'][f].iloc[0]):.1%} false alarms in "
+            f"{int(plant['draws'][f].iloc[0])} fresh human sets"
+            for plant, f in zip(plants, fresh)
+        )
+        + "."
+    )
     return "\n\n".join(blocks)
 
 
 def presets_block(root: Path) -> str:
     """Minutes and memory of every study found, with a row for a preset that never ran."""
-    files = {file.stem: file.read_text(encoding="utf-8") for file in (root / "params").glob("*.yaml")}
+    files = {
+        file.stem: file.read_text(encoding="utf-8") for file in (root / "params").glob("*.yaml")
+    }
     lines, envs = [], _costs(root)
-    for preset in sorted(files, key=lambda name: (PRESETS.index(name) if name in PRESETS else len(PRESETS), name)):
+    for preset in sorted(
+        files, key=lambda name: (PRESETS.index(name) if name in PRESETS else len(PRESETS), name)
+    ):
         comment = " ".join(re.match(r"(#.*\n)+", files[preset])[0].replace("#", " ").split())
-        purpose = re.split(r"(?<=[\w)])\. |\.$", comment.removeprefix(f"{preset}: "))[0]  # the file's first sentence
+        purpose = re.split(r"(?<=[\w)])\. |\.$", comment.removeprefix(f"{preset}: "))[
+            0
+        ]  # the file's first sentence
         studies = envs[envs["preset"].eq(preset)]
-        lines += [[f"`{study}`", purpose, f"{part['minutes'].sum():.1f}", f"{part['memory'].max():.1f}",
-                   "; ".join(sorted(set(part["device"])))] for study, part in studies.groupby("study")]
+        lines += [
+            [
+                f"`{study}`",
+                purpose,
+                f"{part['minutes'].sum():.1f}",
+                f"{part['memory'].max():.1f}",
+                "; ".join(sorted(set(part["device"]))),
+            ]
+            for study, part in studies.groupby("study")
+        ]
         if studies.empty:
             lines.append([f"`{preset}`", purpose, "not run here", "–", "–"])
-    return _markdown(["study", "what it is", "minutes, stages added up", "peak GiB of a stage", "measured on"], lines)
+    return _markdown(
+        ["study", "what it is", "minutes, stages added up", "peak GiB of a stage", "measured on"],
+        lines,
+    )
 
 
 def stages_block(root: Path) -> str:
     """Runs, minutes and memory of the stages of laptop."""
     envs = _costs(root)
-    stages = envs[envs["study"].eq(STUDY)].groupby("stage").agg(
-        runs=("minutes", "size"), minutes=("minutes", "mean"), peak=("memory", "max")).reindex(STAGES).dropna()
-    return _markdown(["stage", "runs", "minutes a run", "peak GiB"], [
-        [f"`{r.Index}`", f"{r.runs:g}", f"{r.minutes:.1f}", f"{r.peak:.1f}"] for r in stages.itertuples()])
+    stages = (
+        envs[envs["study"].eq(STUDY)]
+        .groupby("stage")
+        .agg(runs=("minutes", "size"), minutes=("minutes", "mean"), peak=("memory", "max"))
+        .reindex(STAGES)
+        .dropna()
+    )
+    return _markdown(
+        ["stage", "runs", "minutes a run", "peak GiB"],
+        [
+            [f"`{r.Index}`", f"{r.runs:g}", f"{r.minutes:.1f}", f"{r.peak:.1f}"]
+            for r in stages.itertuples()
+        ],
+    )
 
 
 def _costs(root: Path) -> pd.DataFrame:
     """A row for each env.json: study, stage, preset, minutes, memory in GiB, device."""
     rows, top = [], root / "results"
     for file in sorted(top.glob("*/**/env.json")):
-        env, (study, stage) = json.loads(file.read_text(encoding="utf-8")), file.relative_to(top).parts[:2]
-        rows.append([study, stage, env["preset"], env["wall_seconds"] / 60,
-                     max(env["peak_memory_mb"], env["peak_gpu_memory_mb"]) / 1024, f"{env['device']}, {env['dtype']}"])
+        env, (study, stage) = (
+            json.loads(file.read_text(encoding="utf-8")),
+            file.relative_to(top).parts[:2],
+        )
+        rows.append(
+            [
+                study,
+                stage,
+                env["preset"],
+                env["wall_seconds"] / 60,
+                max(env["peak_memory_mb"], env["peak_gpu_memory_mb"]) / 1024,
+                f"{env['device']}, {env['dtype']}",
+            ]
+        )
     return pd.DataFrame(rows, columns=["study", "stage", "preset", "minutes", "memory", "device"])
 
 
@@ -177,17 +340,31 @@ def fill(page: str, blocks: dict[str, str], name: str = "README.md") -> str:
     for block, body in blocks.items():
         parts = re.split(rf"(?<=<!-- {block} -->\n)(?s:.*?)(?=<!-- /{block} -->)", page)
         if len(parts) != 2:
-            raise UserError(f"{name}: needs one pair of lines <!-- {block} --> and <!-- /{block} -->")
+            raise UserError(
+                f"{name}: needs one pair of lines <!-- {block} --> and <!-- /{block} -->"
+            )
         page = f"{parts[0]}{body}\n{parts[1]}"
     return page
 
 
 def pages(root: Path) -> dict[str, str]:
     """The generated pages, by name, as they have to be. Links in docs/ lead up one folder."""
-    up = {name: block(root).replace("](results/", "](../results/")
-          for name, block in (("comparisons", comparisons_block), ("stages", stages_block), ("rewards", rewards_block))}
-    blocks = {"README.md": {"results": results_block(root), "presets": presets_block(root)}, "docs/results.md": up}
-    return {name: fill((ROOT / name).read_text(encoding="utf-8"), found, name) for name, found in blocks.items()}
+    up = {
+        name: block(root).replace("](results/", "](../results/")
+        for name, block in (
+            ("comparisons", comparisons_block),
+            ("stages", stages_block),
+            ("rewards", rewards_block),
+        )
+    }
+    blocks = {
+        "README.md": {"results": results_block(root), "presets": presets_block(root)},
+        "docs/results.md": up,
+    }
+    return {
+        name: fill((ROOT / name).read_text(encoding="utf-8"), found, name)
+        for name, found in blocks.items()
+    }
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -195,18 +372,28 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _interval(low: float, high: float, digits: int = 3) -> str:
-    return f"[{low:+.{digits}f}, {high:+.{digits}f}]" if np.isfinite([low, high]).all() else "[no interval]"
+    return (
+        f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+        if np.isfinite([low, high]).all()
+        else "[no interval]"
+    )
 
 
 def _by_method(table: pd.DataFrame, head: list[str], cell) -> str:
     groups = table.groupby("method", sort=False)
-    return _markdown(["", *head], [[style.METHOD_STYLE[m]["label"], *map(cell, g.itertuples())] for m, g in groups])
+    return _markdown(
+        ["", *head],
+        [[style.METHOD_STYLE[m]["label"], *map(cell, g.itertuples())] for m, g in groups],
+    )
 
 
 def _dynamics(found: results.Results) -> str:
     rows = []
     for method in found.cfg.methods:
-        looks = [found.histories[method, s].dropna(subset="val_ce").reindex(columns=DYNAMICS) for s in found.cfg.seeds]
+        looks = [
+            found.histories[method, s].dropna(subset="val_ce").reindex(columns=DYNAMICS)
+            for s in found.cfg.seeds
+        ]
         ends = np.mean([look.iloc[[0, -1]].to_numpy() for look in looks], axis=0).T
         cells = ["–" if np.isnan([a, b]).any() else f"{a:.4g} → {b:.4g}" for a, b in ends]
         rows.append([style.METHOD_STYLE[method]["label"], *cells])

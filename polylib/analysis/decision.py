@@ -11,6 +11,7 @@ Rules, in this order:
 4. Where other methods pass as well, the choice is compared with the best of them; unless the interval of that
    difference excludes 0 the row says so: then cost decides, and it is shown.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -52,7 +53,8 @@ def wants(results: Results) -> list[Want]:
         Want("diverse replies, no worse than SFT sampled hotter", "diversity", "judge_mean"),
         Want("predicted engagement", "reward_mean"),
         Want("replies that stay with the post", "relevance"),
-        Want("replies that end before the token limit", "truncated", sign=-1)]
+        Want("replies that end before the token limit", "truncated", sign=-1),
+    ]
     return [want for want in listed if {want.metric, want.equal} - {""} <= set(results.columns)]
 
 
@@ -68,17 +70,39 @@ def guide(results: Results, hacked: Iterable[str] = (), control: str = "sft") ->
     measure's unit and direction, of the choice or of the nearest miss; minutes: training time of the choice."""
     out = sorted(set(hacked))
     methods = [name for name in results.methods if name not in (control, *UNSEEDED, *out)]
-    rows = [_row(results, want, methods, control) | {"excluded": ", ".join(f"{name} (hacked)" for name in out)}
-            for want in wants(results)]
-    return pd.DataFrame(rows, columns=["want", "choose", "because", "metric", "equal", "gain", "low", "high", "p_holm",
-                                       "versus", "minutes", "excluded"])
+    rows = [
+        _row(results, want, methods, control)
+        | {"excluded": ", ".join(f"{name} (hacked)" for name in out)}
+        for want in wants(results)
+    ]
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "want",
+            "choose",
+            "because",
+            "metric",
+            "equal",
+            "gain",
+            "low",
+            "high",
+            "p_holm",
+            "versus",
+            "minutes",
+            "excluded",
+        ],
+    )
 
 
 def _row(results: Results, want: Want, methods: list[str], control: str) -> dict:
-    found = pd.DataFrame([_gain(results, want, method, control) for method in methods],
-                         columns=["method", "gain", "low", "high", "p", "reason"])
+    found = pd.DataFrame(
+        [_gain(results, want, method, control) for method in methods],
+        columns=["method", "gain", "low", "high", "p", "reason"],
+    )
     found["p_holm"] = stats.adjust(found["p"].to_numpy(float), "holm")
-    won = found[(found["p_holm"] < ALPHA) & (found["gain"] > 0)].sort_values("gain", ascending=False)
+    won = found[(found["p_holm"] < ALPHA) & (found["gain"] > 0)].sort_values(
+        "gain", ascending=False
+    )
     named = {"want": want.text, "metric": want.metric, "equal": want.equal, "versus": ""}
     if won.empty:
         tested = found.dropna(subset="p").sort_values("p_holm", kind="stable")
@@ -87,16 +111,35 @@ def _row(results: Results, want: Want, methods: list[str], control: str) -> dict
         if near.empty:
             why = next((reason for reason in found["reason"] if reason), "no method to choose from")
             nothing = dict.fromkeys(("gain", "low", "high", "p_holm"), np.nan)
-            return named | nothing | {"choose": control, "because": f"{NOTHING}: {why}",
-                                      "minutes": _minutes(results, control)}
+            return (
+                named
+                | nothing
+                | {
+                    "choose": control,
+                    "because": f"{NOTHING}: {why}",
+                    "minutes": _minutes(results, control),
+                }
+            )
         best = near.iloc[0]
         because = f"{NOTHING}: nearest is {_label(best['method'])}, {_numbers(want, best)}"
-        return named | _of(best) | {"choose": control, "because": because, "minutes": _minutes(results, control)}
+        return (
+            named
+            | _of(best)
+            | {"choose": control, "because": because, "minutes": _minutes(results, control)}
+        )
     best, versus = won.iloc[0], ""
     if len(won) > 1:
         versus = _versus(results, want, best["method"], won.iloc[1]["method"])
-    return named | _of(best) | {"choose": best["method"], "because": _numbers(want, best), "versus": versus,
-                                "minutes": _minutes(results, best["method"])}
+    return (
+        named
+        | _of(best)
+        | {
+            "choose": best["method"],
+            "because": _numbers(want, best),
+            "versus": versus,
+            "minutes": _minutes(results, best["method"]),
+        }
+    )
 
 
 def _gain(results: Results, want: Want, method: str, control: str) -> dict:
@@ -106,8 +149,14 @@ def _gain(results: Results, want: Want, method: str, control: str) -> dict:
     else:
         effect, claim = _difference(results, want.metric, method, control)
     low, high = (claim.low, claim.high) if want.sign > 0 else (-claim.high, -claim.low)
-    return {"method": method, "gain": want.sign * effect, "low": low, "high": high, "p": claim.p,
-            "reason": claim.reason}
+    return {
+        "method": method,
+        "gain": want.sign * effect,
+        "low": low,
+        "high": high,
+        "p": claim.p,
+        "reason": claim.reason,
+    }
 
 
 def _difference(results: Results, metric: str, a: str, b: str) -> tuple[float, stats.Claim]:
@@ -123,7 +172,11 @@ def _versus(results: Results, want: Want, best: str, other: str) -> str:
     effect, claim = _difference(results, want.metric, best, other)
     low, high = sorted((want.sign * claim.low, want.sign * claim.high))
     apart = "better than" if low > 0 else "not separated from"
-    costs = f"; {_label(other)} takes {_minutes(results, other):.1f} minutes a run" if not low > 0 else ""
+    costs = (
+        f"; {_label(other)} takes {_minutes(results, other):.1f} minutes a run"
+        if not low > 0
+        else ""
+    )
     return f"{apart} {_label(other)}: {want.sign * effect:+.3f} [{low:+.3f}, {high:+.3f}]{costs}"
 
 
@@ -134,8 +187,10 @@ def _of(row: pd.Series) -> dict:
 def _numbers(want: Want, row: pd.Series) -> str:
     unit = METRICS.get(want.metric, want.metric)
     at = f" at equal {METRICS.get(want.equal, want.equal)}" if want.equal else ""
-    return (f"{unit}{at} {want.sign * row['gain']:+.3f} over SFT, gain between {row['low']:+.3f} and "
-            f"{row['high']:+.3f}, adjusted p {'< .001' if row['p_holm'] < 0.001 else format(row['p_holm'], '.3f')}")
+    return (
+        f"{unit}{at} {want.sign * row['gain']:+.3f} over SFT, gain between {row['low']:+.3f} and "
+        f"{row['high']:+.3f}, adjusted p {'< .001' if row['p_holm'] < 0.001 else format(row['p_holm'], '.3f')}"
+    )
 
 
 def _label(method: str) -> str:

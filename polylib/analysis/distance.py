@@ -1,7 +1,8 @@
 """How far every run is from the model it started from: one row a run, from files alone.
 
-    distance.likelihood(results)       # perplexity and exact KL of a policy's own replies
+distance.likelihood(results)       # perplexity and exact KL of a policy's own replies
 """
+
 from __future__ import annotations
 
 import pandas as pd
@@ -14,4 +15,6 @@ def likelihood(results: Results) -> pd.DataFrame:
     """method, seed (NaN for human and base) and `evaluation.likelihood.means` of every cell's likelihood.csv, in the
     order of the report; the run is the unit of any claim. UserError for a cell without the file."""
     cells = beside(results, FILE, COLUMNS).groupby(["method", "seed"], sort=False, dropna=False)
-    return pd.DataFrame([{"method": method, "seed": seed, **means(table)} for (method, seed), table in cells])
+    return pd.DataFrame(
+        [{"method": method, "seed": seed, **means(table)} for (method, seed), table in cells]
+    )

@@ -4,6 +4,7 @@ temperature alone.
 The second is the control a diversity method has to pass. Sampling SFT hotter also scatters its replies; a
 method earns its keep only where it lies above SFT's temperature curve.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -17,9 +18,23 @@ from polylib.analysis.results import UNSEEDED, Results
 from polylib.names import METRICS
 
 # What a forest shows by default, where the study has it and names.METRICS names it.
-COMPARED = ["judge_mean", "reward_mean", "diversity", "diversity_tfidf", "effective_diversity", "vendi", "self_bleu",
-            "distinct_2", "rouge_l", "relevance", "length_words", "truncated", "duplicates", "copy_rate",
-            "repeated_elsewhere"]
+COMPARED = [
+    "judge_mean",
+    "reward_mean",
+    "diversity",
+    "diversity_tfidf",
+    "effective_diversity",
+    "vendi",
+    "self_bleu",
+    "distinct_2",
+    "rouge_l",
+    "relevance",
+    "length_words",
+    "truncated",
+    "duplicates",
+    "copy_rate",
+    "repeated_elsewhere",
+]
 
 
 def compared(results: Results) -> list[str]:
@@ -27,7 +42,9 @@ def compared(results: Results) -> list[str]:
     return [name for name in COMPARED if name in results.columns and name in METRICS]
 
 
-def effects(results: Results, metrics: list[str] | None = None, control: str = "sft") -> pd.DataFrame:
+def effects(
+    results: Results, metrics: list[str] | None = None, control: str = "sft"
+) -> pd.DataFrame:
     """One row per metric and method: effect against `control`, both claims, exact test, Holm over the
     methods.
 
@@ -43,12 +60,22 @@ def effects(results: Results, metrics: list[str] | None = None, control: str = "
             if method in (control, *UNSEEDED):
                 continue
             c, both = stats.compare(cells, method, control), pair(cells, method, control)
-            family.append({
-                "metric": metric, "method": method, "effect": c.effect,
-                **claims(c.these_checkpoints, c.method), "method_reason": c.method.reason,
-                **_bootstrap(*both, results.cfg.paper_figures.bootstrap),
-                "exact_p": c.exact_p, "exact_floor": c.exact_floor, **_by_rank(*both),
-                "seeds": c.seeds, "prompts": c.prompts, "dropped": c.dropped})
+            family.append(
+                {
+                    "metric": metric,
+                    "method": method,
+                    "effect": c.effect,
+                    **claims(c.these_checkpoints, c.method),
+                    "method_reason": c.method.reason,
+                    **_bootstrap(*both, results.cfg.paper_figures.bootstrap),
+                    "exact_p": c.exact_p,
+                    "exact_floor": c.exact_floor,
+                    **_by_rank(*both),
+                    "seeds": c.seeds,
+                    "prompts": c.prompts,
+                    "dropped": c.dropped,
+                }
+            )
         adjusted = stats.adjust([row["method_p"] for row in family], "holm")
         rows += [{**row, "method_p_holm": p} for row, p in zip(family, adjusted, strict=True)]
     return pd.DataFrame(rows)
@@ -57,7 +84,8 @@ def effects(results: Results, metrics: list[str] | None = None, control: str = "
 def claims(checkpoints, method) -> dict[str, float]:
     """Columns of a table from both claims, or both answers to a question of equivalence."""
     return {f"checkpoints_{name}": getattr(checkpoints, name) for name in ("low", "high", "p")} | {
-        f"method_{name}": getattr(method, name) for name in ("low", "high", "p", "df")}
+        f"method_{name}": getattr(method, name) for name in ("low", "high", "p", "df")
+    }
 
 
 def pair(cells: dict, a: str, b: str) -> tuple[np.ndarray, np.ndarray]:
@@ -99,8 +127,13 @@ class Matched:
     dropped: int
 
 
-def at_equal_quality(results: Results, method: str, fixed: str = "judge_mean", measured: str = "diversity",
-                     control: str = "sft") -> Matched:
+def at_equal_quality(
+    results: Results,
+    method: str,
+    fixed: str = "judge_mean",
+    measured: str = "diversity",
+    control: str = "sft",
+) -> Matched:
     """How much more `measured` a run has than `control` sampled at the temperature that gives it the same
     `fixed`.
 
@@ -108,14 +141,21 @@ def at_equal_quality(results: Results, method: str, fixed: str = "judge_mean", m
     the curve the run has no match and gets NaN with the reason (no extrapolation). The claim about the method takes
     runs and posts as samples (see `matched_differences`). Exchange `fixed` and `measured` for "better at equal
     diversity"."""
-    by_temperature = [[results.cells(name, t) for t in results.temperatures] for name in (fixed, measured)]
-    curves = [np.stack([stats.matrix(cells, control)[2] for cells in part]) for part in by_temperature]  # (T, S, P)
+    by_temperature = [
+        [results.cells(name, t) for t in results.temperatures] for name in (fixed, measured)
+    ]
+    curves = [
+        np.stack([stats.matrix(cells, control)[2] for cells in part]) for part in by_temperature
+    ]  # (T, S, P)
     mine = [stats.matrix(results.cells(name), method)[2] for name in (fixed, measured)]
     keep = np.isfinite(np.concatenate([*curves, *(m[None] for m in mine)])).all(axis=(0, 1))
     (curve_x, curve_y), (x, y) = ([m[..., keep] for m in part] for part in (curves, mine))
     counts = int(keep.sum()), int((~keep).sum())
     if counts[0] < 2:
-        d, reasons = np.full_like(x, np.nan), [f"defined at {counts[0]} of {len(keep)} prompts"] * len(x)
+        d, reasons = (
+            np.full_like(x, np.nan),
+            [f"defined at {counts[0]} of {len(keep)} prompts"] * len(x),
+        )
     else:
         d, reasons = matched_differences(curve_x, curve_y, x, y)
     means = (m.mean(axis=1) if counts[0] else np.full(len(m), np.nan) for m in (x, y, d))
@@ -123,15 +163,29 @@ def at_equal_quality(results: Results, method: str, fixed: str = "judge_mean", m
     seeds = stats.matrix(results.cells(fixed), method)[0]
     runs = runs.assign(seed=seeds, control=runs["method"] - runs["difference"], reason=reasons)
     runs = runs[["seed", "fixed", "method", "control", "difference", "reason"]]
-    if len(d) < 2 or not np.isfinite(d).all():  # the runs that happen to have a match are no sample of all runs
+    if (
+        len(d) < 2 or not np.isfinite(d).all()
+    ):  # the runs that happen to have a match are no sample of all runs
         nothing = stats.Claim(np.nan, np.nan, np.nan, np.nan, _why(runs))
-        return Matched(method, fixed, measured, runs, np.nan, nothing, nothing, np.nan, np.nan, *counts)
-    return Matched(method, fixed, measured, runs, float(d.mean()), stats.method_claim(d), stats.checkpoints_claim(d),
-                   *stats.exact_test(d.mean(axis=1)), *counts)
+        return Matched(
+            method, fixed, measured, runs, np.nan, nothing, nothing, np.nan, np.nan, *counts
+        )
+    return Matched(
+        method,
+        fixed,
+        measured,
+        runs,
+        float(d.mean()),
+        stats.method_claim(d),
+        stats.checkpoints_claim(d),
+        *stats.exact_test(d.mean(axis=1)),
+        *counts,
+    )
 
 
-def matched_differences(curve_x: np.ndarray, curve_y: np.ndarray, x: np.ndarray,
-                        y: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def matched_differences(
+    curve_x: np.ndarray, curve_y: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, list[str]]:
     """(differences (S, P), reasons): per run, y less the control's y where the control's mean x equals the run's.
 
     curve_x, curve_y (T, S, P), x, y (S, P), finite. Each run's mean is its distance from the control's polyline over
@@ -182,8 +236,20 @@ def matched_table(results: Results) -> pd.DataFrame:
             continue
         for fixed, measured in (("judge_mean", "diversity"), ("diversity", "judge_mean")):
             m = at_equal_quality(results, method, fixed, measured)
-            rows.append({"method": method, "equal": fixed, "gain_in": measured, "gain": m.mean,
-                         "low": m.claim.low, "high": m.claim.high, "p": m.claim.p, "exact_p": m.exact_p,
-                         "exact_floor": m.exact_floor, "runs": len(m.runs),
-                         "matched_runs": int(m.runs["difference"].notna().sum()), "reason": m.claim.reason})
+            rows.append(
+                {
+                    "method": method,
+                    "equal": fixed,
+                    "gain_in": measured,
+                    "gain": m.mean,
+                    "low": m.claim.low,
+                    "high": m.claim.high,
+                    "p": m.claim.p,
+                    "exact_p": m.exact_p,
+                    "exact_floor": m.exact_floor,
+                    "runs": len(m.runs),
+                    "matched_runs": int(m.runs["difference"].notna().sum()),
+                    "reason": m.claim.reason,
+                }
+            )
     return pd.DataFrame(rows)

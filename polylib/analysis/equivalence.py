@@ -4,6 +4,7 @@ The margin comes from the registration. What it should be measured against is ho
 replies to the same posts lie (`split_half_noise`): a smaller loss than that is one nobody could tell from people's own
 scatter. numpy and scipy only.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,9 @@ def checkpoints(a: np.ndarray, b: np.ndarray, margin: float) -> Equivalence:
     return tost(per_prompt.mean(), stats.sem(per_prompt), len(per_prompt) - 1, margin)
 
 
-def split_half_noise(replies: Mapping[str, Sequence[float]], draws: int = 2000, seed: int = 0) -> float:
+def split_half_noise(
+    replies: Mapping[str, Sequence[float]], draws: int = 2000, seed: int = 0
+) -> float:
     """SD of the difference, averaged over posts, between two random halves of people's scores under the same post.
 
     `replies` {post: scores of people's replies}; posts with fewer than two replies say nothing and are left out. Where
@@ -66,5 +69,5 @@ def split_half_noise(replies: Mapping[str, Sequence[float]], draws: int = 2000, 
     for values in groups:
         half = len(values) // 2
         shuffled = rng.permuted(np.broadcast_to(values, (draws, len(values))), axis=1)
-        total += shuffled[:, :half].mean(axis=1) - shuffled[:, half:2 * half].mean(axis=1)
+        total += shuffled[:, :half].mean(axis=1) - shuffled[:, half : 2 * half].mean(axis=1)
     return float((total / len(groups)).std(ddof=1))

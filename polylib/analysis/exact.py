@@ -3,6 +3,7 @@
 Three runs a method cannot reach .05 by any exact test on runs: 3 against 3 give at least .10 by ranks (Mann-Whitney)
 and .25 by signs (paired). The floor stands beside each p, so that "not significant" is not read as "no effect".
 """
+
 from __future__ import annotations
 
 from math import comb
@@ -18,7 +19,9 @@ def mann_whitney_runs(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     ties get mid-ranks. ValueError above 200 000 splits (9 against 9 runs and more)."""
     splits = comb(len(a) + len(b), len(a))
     if splits > MOST_SPLITS:
-        raise ValueError(f"{len(a)} against {len(b)} runs have {splits} splits; use stats.method_claim")
+        raise ValueError(
+            f"{len(a)} against {len(b)} runs have {splits} splits; use stats.method_claim"
+        )
     every = stats.PermutationMethod(n_resamples=MOST_SPLITS) if min(len(a), len(b)) > 1 else "exact"
     return float(stats.mannwhitneyu(a, b, method=every).pvalue), min(1.0, 2 / splits)
 

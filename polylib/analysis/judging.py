@@ -7,6 +7,7 @@ Same post, no names, both orders, one criterion a call; a win counts if both ord
 that cannot be read is missing and counted. All answers go through the cache, so llm_judge.cache: replay gives the same
 tables without a server. A criterion whose controls fail is not asked: its rows hold the reason instead of numbers.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -42,7 +43,9 @@ class Verdicts:
     methods: pd.DataFrame
 
 
-def llm_comparison(results: Results, folder: Path | None = None, frame: pd.DataFrame | None = None) -> Verdicts | None:
+def llm_comparison(
+    results: Results, folder: Path | None = None, frame: pd.DataFrame | None = None
+) -> Verdicts | None:
     """Prints what it may cost before it asks. `folder` holds the answers (default: the polylib cache); frame: what
     `replies.load` gave, if at hand.
 
@@ -56,11 +59,15 @@ def llm_comparison(results: Results, folder: Path | None = None, frame: pd.DataF
     client, known, cells = Client(cfg, folder), _human(frame), _cells(results, frame)
     judges = {criterion: LLMReward(client, CRITERIA[criterion]) for criterion in cfg.criteria}
     total = estimate(judges, known, cells)
-    print(f"{cfg.model}: {total['questions']} questions, {total['known']} answered already; at most {total['calls']} "
-          f"calls, {total['tokens_in'] + total['tokens_out']} tokens, cost {total['cost']:.4g}")
+    print(
+        f"{cfg.model}: {total['questions']} questions, {total['known']} answered already; at most {total['calls']} "
+        f"calls, {total['tokens_in'] + total['tokens_out']} tokens, cost {total['cost']:.4g}"
+    )
     if total["calls"] > cfg.max_calls or total["cost"] > cfg.max_cost:
-        raise UserError(f"llm_judge: up to {total['calls']} calls at a cost of {total['cost']:.4g} exceed max_calls "
-                        f"{cfg.max_calls} or max_cost {cfg.max_cost:g}; lower compare_posts or raise them")
+        raise UserError(
+            f"llm_judge: up to {total['calls']} calls at a cost of {total['cost']:.4g} exceed max_calls "
+            f"{cfg.max_calls} or max_cost {cfg.max_cost:g}; lower compare_posts or raise them"
+        )
     controls, rows, found = [], [], {}
     for criterion, judge in judges.items():
         table = llm_controls.battery(judge, *known)
@@ -69,23 +76,54 @@ def llm_comparison(results: Results, folder: Path | None = None, frame: pd.DataF
         for (method, seed), pairs in cells.items():
             row = {"criterion": criterion, "method": method, "seed": seed}
             if refused:
-                rows.append(row | dict.fromkeys(RATES, np.nan) | {"n": 0, "reason": f"judge refused ({refused})"})
+                rows.append(
+                    row
+                    | dict.fromkeys(RATES, np.nan)
+                    | {"n": 0, "reason": f"judge refused ({refused})"}
+                )
                 continue
-            seen = judge.compare(list(pairs["post"]), list(pairs["reply"]), list(pairs["reply_other"]))
+            seen = judge.compare(
+                list(pairs["post"]), list(pairs["reply"]), list(pairs["reply_other"])
+            )
             rate = win_rate(seen.wins, pairs["length"], pairs["length_other"], pairs["post_id"])
             own = verdicts.hard(verdicts.soft_wins(pairs["judge"], pairs["judge_other"]))
             agreed = kappa(seen.wins, own, pairs["post_id"])
             found[method, seed, criterion] = rate
-            rows.append(row | {name: getattr(rate, name) for name in RATES} | {
-                "n": len(rate.posts), "missing": rate.missing, "consistent": seen.consistent, "first": seen.first,
-                "kappa": agreed["kappa"], "kappa_low": agreed["low"], "kappa_high": agreed["high"],
-                "reason": "; ".join(filter(None, (rate.reason, agreed["reason"])))})
+            rows.append(
+                row
+                | {name: getattr(rate, name) for name in RATES}
+                | {
+                    "n": len(rate.posts),
+                    "missing": rate.missing,
+                    "consistent": seen.consistent,
+                    "first": seen.first,
+                    "kappa": agreed["kappa"],
+                    "kappa_low": agreed["low"],
+                    "kappa_high": agreed["high"],
+                    "reason": "; ".join(filter(None, (rate.reason, agreed["reason"]))),
+                }
+            )
     methods = _by_method(results, found) if found else pd.DataFrame()
-    columns = ["criterion", "method", "seed", *RATES, "n", "missing", "consistent", "first", "kappa", "kappa_low",
-               "kappa_high", "reason"]
+    columns = [
+        "criterion",
+        "method",
+        "seed",
+        *RATES,
+        "n",
+        "missing",
+        "consistent",
+        "first",
+        "kappa",
+        "kappa_low",
+        "kappa_high",
+        "reason",
+    ]
     every = pd.concat(controls, ignore_index=True)
-    return Verdicts(every[["criterion", *(name for name in every if name != "criterion")]],
-                    pd.DataFrame(rows).reindex(columns=columns), methods)
+    return Verdicts(
+        every[["criterion", *(name for name in every if name != "criterion")]],
+        pd.DataFrame(rows).reindex(columns=columns),
+        methods,
+    )
 
 
 def _by_method(results: Results, found: winrate.Found) -> pd.DataFrame:
@@ -98,8 +136,10 @@ def estimate(judges: dict[str, LLMReward], known: tuple, cells: dict) -> dict[st
     total: dict[str, float] = {}
     for judge in judges.values():
         asked = [judge.questions(*columns) for columns in llm_controls.pairs(*known).values()]
-        asked += [judge.questions(*(list(pairs[name]) for name in ("post", "reply", "reply_other")))
-                  for pairs in cells.values()]
+        asked += [
+            judge.questions(*(list(pairs[name]) for name in ("post", "reply", "reply_other")))
+            for pairs in cells.values()
+        ]
         one = judge.client.estimate([question for part in asked for question in part])
         total = {name: total.get(name, 0) + value for name, value in one.items()}
     return total

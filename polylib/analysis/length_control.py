@@ -7,6 +7,7 @@ logit P(a wins) = theta + phi tanh(d / sd(d)), d = length of a - length of b, re
 with soft wins (binomial quasi-likelihood), every post weighing the same, and errors clustered by post. Left out on
 purpose: their penalty towards a model tuned to look gamed, which needs their leaderboard.
 """
+
 from __future__ import annotations
 
 import math
@@ -15,8 +16,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-PRIOR = 0.01  # precision of a normal prior (sd 10) on theta and phi: finite where one side wins always
-FAR, RELATIVE = 0.10, 0.25  # AlpacaEval's rule: more than both apart, and length explains much of the raw rate
+PRIOR = (
+    0.01  # precision of a normal prior (sd 10) on theta and phi: finite where one side wins always
+)
+FAR, RELATIVE = (
+    0.10,
+    0.25,
+)  # AlpacaEval's rule: more than both apart, and length explains much of the raw rate
 BINS = 20  # of the histograms behind `overlap`
 CONSTANT = "one length difference everywhere: what it is worth cannot be told apart"
 EXTRAPOLATED = "lengths hardly overlap: the value at equal length is extrapolated"
@@ -52,13 +58,21 @@ def win_rate(wins, length_a, length_b, posts) -> WinRate:
     ValueError for shapes that differ or a win outside [0, 1]; without a verdict all is NaN, with the reason."""
     y, a, b = (np.asarray(v, dtype=float) for v in (wins, length_a, length_b))
     posts = np.asarray(posts)
-    if not y.shape == a.shape == b.shape == posts.shape or np.nanmin(y, initial=0) < 0 or np.nanmax(y, initial=0) > 1:
-        raise ValueError(f"wins in [0, 1], lengths and posts must be (N,), found {[len(v) for v in (y, a, b, posts)]}")
+    if (
+        not y.shape == a.shape == b.shape == posts.shape
+        or np.nanmin(y, initial=0) < 0
+        or np.nanmax(y, initial=0) > 1
+    ):
+        raise ValueError(
+            f"wins in [0, 1], lengths and posts must be (N,), found {[len(v) for v in (y, a, b, posts)]}"
+        )
     keep = np.isfinite(y)
     y, a, b, posts, missing = y[keep], a[keep], b[keep], posts[keep], int((~keep).sum())
     if not len(y):
         nothing = np.zeros(0)
-        return WinRate(*[math.nan] * 6, 0, missing, "no pair has a verdict", nothing, nothing, nothing)
+        return WinRate(
+            *[math.nan] * 6, 0, missing, "no pair has a verdict", nothing, nothing, nothing
+        )
     names, group = np.unique(posts, return_inverse=True)
     weight = 1 / np.bincount(group)[group]
     x = np.stack([np.ones(len(y)), _scaled(a - b)], axis=1)
@@ -72,8 +86,20 @@ def win_rate(wins, length_a, length_b, posts) -> WinRate:
     influence = np.bincount(group, by_row)
     raw_by_post, n = np.bincount(group, weight * y), len(names)
     lc, raw = float(weight @ at / total), float(raw_by_post.mean())
-    found = WinRate(raw, lc, math.nan, math.nan, math.nan, overlap(a, b), len(y), missing, "", names, raw_by_post,
-                    lc + n * (influence - influence.mean()))
+    found = WinRate(
+        raw,
+        lc,
+        math.nan,
+        math.nan,
+        math.nan,
+        overlap(a, b),
+        len(y),
+        missing,
+        "",
+        names,
+        raw_by_post,
+        lc + n * (influence - influence.mean()),
+    )
     if np.ptp(a - b) < 1e-12 and abs(a[0] - b[0]) > 1e-12:
         return replace(found, lc=math.nan, lc_by_post=np.full(n, math.nan), reason=CONSTANT)
     return _with_interval(found, n)
@@ -86,11 +112,18 @@ def _with_interval(found: WinRate, n: int) -> WinRate:
     if np.ptp(found.by_post) < 1e-12 and found.raw in (0.0, 1.0):
         return replace(found, reason=f"{'won' if found.raw else 'lost'} at every post: no interval")
     se = float(found.lc_by_post.std(ddof=1) / math.sqrt(n))
-    middle, half = math.log(found.lc / (1 - found.lc)), stats.t.ppf(0.975, n - 1) * se / (found.lc * (1 - found.lc))
+    middle, half = (
+        math.log(found.lc / (1 - found.lc)),
+        stats.t.ppf(0.975, n - 1) * se / (found.lc * (1 - found.lc)),
+    )
     low, high = (float(_sigmoid(np.array(middle + sign * half))) for sign in (-1, 1))
     apart = abs(found.lc - found.raw)
     told = [EXTRAPOLATED] if found.overlap < 0.5 else []
-    told += ["length explains much of the raw rate"] if apart > FAR and apart > RELATIVE * found.raw else []
+    told += (
+        ["length explains much of the raw rate"]
+        if apart > FAR and apart > RELATIVE * found.raw
+        else []
+    )
     return replace(found, se=se, low=low, high=high, reason="; ".join(told))
 
 
@@ -114,7 +147,9 @@ def _newton(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarra
         chance = _sigmoid(x @ beta)
         hessian = (x * (weight * chance * (1 - chance))[:, None]).T @ x + PRIOR * np.eye(len(beta))
         step = np.linalg.solve(hessian, x.T @ (weight * (y - chance)) - PRIOR * beta)
-        step *= min(1.0, 2.0 / max(np.abs(step).max(), 1e-300))  # at most 2 log-odds at once: no overshoot
+        step *= min(
+            1.0, 2.0 / max(np.abs(step).max(), 1e-300)
+        )  # at most 2 log-odds at once: no overshoot
         beta = beta + step
         if np.abs(step).max() < 1e-10:
             return beta, hessian

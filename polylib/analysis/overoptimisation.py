@@ -7,6 +7,7 @@
 Gao et al. 2023 (arXiv 2210.10760): for RL, gain = d (alpha - beta log d) with d = sqrt(KL to the start).
 Reward and judge have units of their own (sd of people's replies; log-odds).
 """
+
 from __future__ import annotations
 
 import json
@@ -33,11 +34,23 @@ def trajectory(histories: Mapping[tuple[str, int], pd.DataFrame]) -> pd.DataFram
             continue
         looks = history.dropna(subset=list(NEEDED))
         if len(looks) > 1:
-            first, kl = looks.iloc[0], looks["val_kl"].to_numpy(float).clip(min=0)  # an estimate may fall below 0
-            parts.append(pd.DataFrame({
-                "method": method, "seed": seed, "step": looks["step"].to_numpy(int), "kl": kl, "d": np.sqrt(kl),
-                "proxy": looks["val_reward"].to_numpy(float) - first["val_reward"],
-                "judge": looks["val_judge"].to_numpy(float) - first["val_judge"]}))
+            first, kl = (
+                looks.iloc[0],
+                looks["val_kl"].to_numpy(float).clip(min=0),
+            )  # an estimate may fall below 0
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "method": method,
+                        "seed": seed,
+                        "step": looks["step"].to_numpy(int),
+                        "kl": kl,
+                        "d": np.sqrt(kl),
+                        "proxy": looks["val_reward"].to_numpy(float) - first["val_reward"],
+                        "judge": looks["val_judge"].to_numpy(float) - first["val_judge"],
+                    }
+                )
+            )
     if not parts:
         raise UserError(f"no history.csv has numbers in {', '.join(NEEDED)}; run `dvc repro`")
     return pd.concat(parts, ignore_index=True)
@@ -49,13 +62,23 @@ def fit_rl(d: np.ndarray, gain: np.ndarray) -> tuple[float, float]:
     d, gain = d[d > 0], gain[d > 0]
     if len(np.unique(d.round(6))) < 3:
         return float("nan"), float("nan")
-    return tuple(float(c) for c in np.linalg.lstsq(np.stack([d, -d * np.log(d)], axis=1), gain, rcond=None)[0])
+    return tuple(
+        float(c)
+        for c in np.linalg.lstsq(np.stack([d, -d * np.log(d)], axis=1), gain, rcond=None)[0]
+    )
 
 
 def fits(path: pd.DataFrame) -> pd.DataFrame:
     """method, scorer (proxy or judge), alpha, beta: Gao's curve of each method, all runs pooled; NaN as in `fit_rl`."""
-    rows = [{"method": method, "scorer": scorer, **dict(zip(("alpha", "beta"), fit_rl(part["d"], part[scorer])))}
-            for method, part in path.groupby("method") for scorer in ("proxy", "judge")]
+    rows = [
+        {
+            "method": method,
+            "scorer": scorer,
+            **dict(zip(("alpha", "beta"), fit_rl(part["d"], part[scorer]))),
+        }
+        for method, part in path.groupby("method")
+        for scorer in ("proxy", "judge")
+    ]
     return pd.DataFrame(rows)
 
 
@@ -71,18 +94,37 @@ def stop_here(path: pd.DataFrame) -> pd.DataFrame:
     posts, which all looks share."""
     rows = []
     for method in ordered(path["method"]):
-        table = path[path["method"].eq(method)].pivot_table(index="seed", columns="step", values="judge")
+        table = path[path["method"].eq(method)].pivot_table(
+            index="seed", columns="step", values="judge"
+        )
         table = table.dropna(axis=1)  # steps that every run looked at
         best, last = table.mean().idxmax(), table.columns[-1]
-        chosen = [table.drop(index=seed).mean().idxmax() for seed in table.index] if len(table) > 1 else []
+        chosen = (
+            [table.drop(index=seed).mean().idxmax() for seed in table.index]
+            if len(table) > 1
+            else []
+        )
         gain = np.array([table.loc[seed, step] for seed, step in zip(table.index, chosen)])
         judge, low, high = _widened(gain)
         loss, loss_low, loss_high = _widened(gain - table[last].to_numpy() if chosen else gain)
-        rows.append({"method": method, "step": int(best), "by_run": _listed(table.idxmax(axis=1)),
-                     "d": path.loc[path["method"].eq(method) & path["step"].eq(best), "d"].mean(),
-                     "chosen": _listed(chosen), "judge": judge, "low": low, "high": high, "last": int(last),
-                     "loss": loss, "loss_low": loss_low, "loss_high": loss_high, "runs": len(table),
-                     "reason": "" if chosen else "one run: its best look is lucky by an unknown amount"})
+        rows.append(
+            {
+                "method": method,
+                "step": int(best),
+                "by_run": _listed(table.idxmax(axis=1)),
+                "d": path.loc[path["method"].eq(method) & path["step"].eq(best), "d"].mean(),
+                "chosen": _listed(chosen),
+                "judge": judge,
+                "low": low,
+                "high": high,
+                "last": int(last),
+                "loss": loss,
+                "loss_low": loss_low,
+                "loss_high": loss_high,
+                "runs": len(table),
+                "reason": "" if chosen else "one run: its best look is lucky by an unknown amount",
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -97,7 +139,9 @@ def _listed(steps) -> str:
     return ", ".join(map(str, steps))
 
 
-def hacking_table(results, columns: tuple[str, str] = ("reward_mean", "judge_mean")) -> pd.DataFrame:
+def hacking_table(
+    results, columns: tuple[str, str] = ("reward_mean", "judge_mean")
+) -> pd.DataFrame:
     """method, seed, level, label, z, feature, proxy_gain, judge_gain, their _low and _high (95 % over posts), reasons:
     the detector's verdict on every trained run, with SFT of the same seed as the second yardstick.
 
@@ -110,25 +154,44 @@ def hacking_table(results, columns: tuple[str, str] = ("reward_mean", "judge_mea
             mine, start = (detected(results, name, seed) for name in (method, "sft"))
             gains = [(cells[method, seed] - cells["sft", seed]).dropna() for cells in scores]
             sd = [max(float(cells["sft", seed].std()), 1e-9) for cells in scores]
-            found = dict(zip(("proxy", "judge", "gap"), map(t_interval, (
-                *gains, gains[0] / sd[0] - gains[1] / sd[1])), strict=True))
+            found = dict(
+                zip(
+                    ("proxy", "judge", "gap"),
+                    map(t_interval, (*gains, gains[0] / sd[0] - gains[1] / sd[1])),
+                    strict=True,
+                )
+            )
             moved, reasons = _beyond(mine, start)
             paid = getattr(results.cfg, method).beta > 0 if method in ("grpo", "hybrid") else False
             level = verdict(mine["z"] > mine["threshold"], moved, reasons, found if paid else {})
-            rows.append({"method": method, "seed": seed, "level": level, "label": LEVELS[level], "z": mine["z"],
-                         "feature": mine["feature"],
-                         **{f"{name}_{part}": value for name in ("proxy", "judge")
-                            for part, value in zip(("gain", "low", "high"), found[name], strict=True)},
-                         "reasons": ", ".join(reasons)})
+            rows.append(
+                {
+                    "method": method,
+                    "seed": seed,
+                    "level": level,
+                    "label": LEVELS[level],
+                    "z": mine["z"],
+                    "feature": mine["feature"],
+                    **{
+                        f"{name}_{part}": value
+                        for name in ("proxy", "judge")
+                        for part, value in zip(("gain", "low", "high"), found[name], strict=True)
+                    },
+                    "reasons": ", ".join(reasons),
+                }
+            )
     return pd.DataFrame(rows)
 
 
 def _beyond(mine: dict, start: dict) -> tuple[bool, list[str]]:
     """(does any feature lie further from people than SFT's, beyond noise; practical margins passed beyond SFT)."""
-    moved = {name for name, value in mine["values"].items() if
-             abs(value - mine["people"][name]) > mine["threshold"] * mine["sd"][name]
-             and (value - start["values"][name]) * np.sign(value - mine["people"][name])
-             > mine["threshold"] * mine["sd"][name] * np.sqrt(2)}
+    moved = {
+        name
+        for name, value in mine["values"].items()
+        if abs(value - mine["people"][name]) > mine["threshold"] * mine["sd"][name]
+        and (value - start["values"][name]) * np.sign(value - mine["people"][name])
+        > mine["threshold"] * mine["sd"][name] * np.sqrt(2)
+    }
     reasons = [reason for reason in mine["reasons"] if reason.split()[0] in moved]
     cut, before = mine["truncated"], start["truncated"]
     if cut > TRUNCATED + before:

@@ -6,6 +6,7 @@
 
 After Nosek et al. 2018: the point is not to forbid departures but to state them.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -23,14 +24,29 @@ from polylib.config import Config, UserError, read_yaml
 from polylib.run import Paths
 
 # What `effects` and `significance` do; a registration that says otherwise is a deviation by its first row.
-TESTS = {"difference": "two-way t over runs and posts, Satterthwaite",
-         "matched": "two-way t over runs and posts of the distance from SFT's temperature curve",
-         "equivalence": "two one-sided t tests, Satterthwaite"}
+TESTS = {
+    "difference": "two-way t over runs and posts, Satterthwaite",
+    "matched": "two-way t over runs and posts of the distance from SFT's temperature curve",
+    "equivalence": "two one-sided t tests, Satterthwaite",
+}
 MULTIPLICITY = {"primary": "holm", "equivalence": "holm", "rest": "benjamini-hochberg"}
-SECTIONS = ("model", "sampling", "data", "reward_model", "sft", "polychromic", "grpo", "hybrid", "dpo", "evaluation")
-KINDS = {"difference": {"question", "kind", "method", "metric"},
-         "matched": {"question", "kind", "method", "metric", "equal"},
-         "equivalence": {"question", "method", "metric", "margin", "because"}}
+SECTIONS = (
+    "model",
+    "sampling",
+    "data",
+    "reward_model",
+    "sft",
+    "polychromic",
+    "grpo",
+    "hybrid",
+    "dpo",
+    "evaluation",
+)
+KINDS = {
+    "difference": {"question", "kind", "method", "metric"},
+    "matched": {"question", "kind", "method", "metric", "equal"},
+    "equivalence": {"question", "method", "metric", "margin", "because"},
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,9 @@ class Registration:
     @property
     def metrics(self) -> list[str]:
         """Columns that the registered comparisons read."""
-        names = [name for q in (*self.primary, *self.equivalence) for name in (q.metric, q.equal) if name]
+        names = [
+            name for q in (*self.primary, *self.equivalence) for name in (q.metric, q.equal) if name
+        ]
         return list(dict.fromkeys(names))
 
 
@@ -86,8 +104,12 @@ def load(paths: Paths) -> Registration | None:
     names = {f.name for f in dataclasses.fields(Registration)} - {"path"}
     for key in sorted(names ^ set(values)):
         raise UserError(f"{file}: {'unknown entry' if key in values else 'missing entry'} {key}")
-    made = {name: tuple(_question(file, name, key, entry) for key, entry in _section(file, values, name).items())
-            for name in ("primary", "equivalence")}
+    made = {
+        name: tuple(
+            _question(file, name, key, entry) for key, entry in _section(file, values, name).items()
+        )
+        for name in ("primary", "equivalence")
+    }
     lists = {name: tuple(values[name]) for name in ("seeds", "methods", "temperatures")}
     for name in ("tests", "multiplicity", "settings"):
         _section(file, values, name)
@@ -96,7 +118,9 @@ def load(paths: Paths) -> Registration | None:
         raise UserError(f"{file}: study is {found.study}, the file is named after {paths.study}")
     for q in (*found.primary, *found.equivalence):
         if q.method not in found.methods or q.method == found.control:
-            raise UserError(f"{file}: {q.name}.method {q.method} is not among methods, or is the control")
+            raise UserError(
+                f"{file}: {q.name}.method {q.method} is not among methods, or is the control"
+            )
     return found
 
 
@@ -107,13 +131,28 @@ def _section(file: Path, values: dict, name: str) -> dict:
 
 
 def _question(file: Path, family: str, name: str, entry: object) -> Question:
-    kind = "equivalence" if family == "equivalence" else entry.get("kind") if isinstance(entry, dict) else None
-    if kind not in KINDS or family == "primary" and kind == "equivalence" or set(entry) != KINDS[kind]:
+    kind = (
+        "equivalence"
+        if family == "equivalence"
+        else entry.get("kind")
+        if isinstance(entry, dict)
+        else None
+    )
+    if (
+        kind not in KINDS
+        or family == "primary"
+        and kind == "equivalence"
+        or set(entry) != KINDS[kind]
+    ):
         wanted = KINDS["equivalence"] if family == "equivalence" else KINDS["matched"]
-        raise UserError(f"{file}: {family}.{name} needs the entries {', '.join(sorted(wanted))} "
-                        "(equal only where kind is matched)")
+        raise UserError(
+            f"{file}: {family}.{name} needs the entries {', '.join(sorted(wanted))} "
+            "(equal only where kind is matched)"
+        )
     if kind == "equivalence" and not (isinstance(entry["margin"], float) and entry["margin"] > 0):
-        raise UserError(f"{file}: {family}.{name}.margin must be a number above 0, found {entry['margin']!r}")
+        raise UserError(
+            f"{file}: {family}.{name}.margin must be a number above 0, found {entry['margin']!r}"
+        )
     return Question(name, **{"kind": kind, **entry})
 
 
@@ -121,7 +160,10 @@ def settings_hash(cfg: Config) -> dict[str, str]:
     """{section: first 12 hex digits of the SHA-256 of its canonical JSON}, for sections that shape results."""
     plain = dataclasses.asdict(cfg)
     used = [name for name in SECTIONS if name != "dpo" or "dpo" in cfg.methods]
-    return {name: hashlib.sha256(json.dumps(plain[name], sort_keys=True).encode()).hexdigest()[:12] for name in used}
+    return {
+        name: hashlib.sha256(json.dumps(plain[name], sort_keys=True).encode()).hexdigest()[:12]
+        for name in used
+    }
 
 
 def deviations(results: Results, registered: Registration | None) -> pd.DataFrame:
@@ -139,11 +181,19 @@ def deviations(results: Results, registered: Registration | None) -> pd.DataFram
     for what in ("seeds", "methods"):
         check(what, sorted(getattr(r, what)), sorted(getattr(cfg, what)))
     check("posts", r.prompts, len(results.people))
-    counts = {int(n) for (method, _, at), frame in results.frames.items() if method in cfg.methods
-              and at == cfg.sampling.temperature for n in frame["n_samples"].unique()}
+    counts = {
+        int(n)
+        for (method, _, at), frame in results.frames.items()
+        if method in cfg.methods and at == cfg.sampling.temperature
+        for n in frame["n_samples"].unique()
+    }
     check("replies a post", [r.samples], sorted(counts))
     check("sampling temperature", r.temperature, cfg.sampling.temperature)
-    check("temperatures of the control", sorted({r.temperature, *r.temperatures}), results.temperatures)
+    check(
+        "temperatures of the control",
+        sorted({r.temperature, *r.temperatures}),
+        results.temperatures,
+    )
     for kind, test in TESTS.items():
         check(f"test: {kind}", r.tests.get(kind, "none"), test)
     for family, rule in MULTIPLICITY.items():
@@ -156,8 +206,13 @@ def deviations(results: Results, registered: Registration | None) -> pd.DataFram
                 if metric in (q.metric, q.equal) and q.method in results.methods:
                     share = _dropped(results, metric, (q.method, r.control))
                     if share > r.max_dropped:
-                        rows.append((f"posts dropped: {q.name}, {metric}", f"at most {r.max_dropped:.0%}",
-                                     f"{share:.0%}"))
+                        rows.append(
+                            (
+                                f"posts dropped: {q.name}, {metric}",
+                                f"at most {r.max_dropped:.0%}",
+                                f"{share:.0%}",
+                            )
+                        )
     hashes = settings_hash(cfg)
     for section in sorted({*hashes, *r.settings}):
         check(f"settings: {section}", r.settings.get(section, "none"), hashes.get(section, "none"))
@@ -165,13 +220,20 @@ def deviations(results: Results, registered: Registration | None) -> pd.DataFram
 
 
 def _dropped(results: Results, metric: str, methods: tuple[str, ...]) -> float:
-    table = pd.DataFrame({cell: values for cell, values in results.cells(metric).items() if cell[0] in methods})
+    table = pd.DataFrame(
+        {cell: values for cell, values in results.cells(metric).items() if cell[0] in methods}
+    )
     return float(table.isna().any(axis=1).mean())
 
 
 def _frame(rows: list[tuple]) -> pd.DataFrame:
-    return pd.DataFrame([{"what": what, "registered": _text(wanted), "found": _text(found)}
-                         for what, wanted, found in rows], columns=["what", "registered", "found"])
+    return pd.DataFrame(
+        [
+            {"what": what, "registered": _text(wanted), "found": _text(found)}
+            for what, wanted, found in rows
+        ],
+        columns=["what", "registered", "found"],
+    )
 
 
 def _text(value: object) -> str:
@@ -182,6 +244,7 @@ def first(results: Results, registered: Registration) -> pd.DataFrame:
     """stage, seed, commit, registered: for each run with an env.json, whether the commit it ran from holds this very
     registration: yes | no: another version | no: not there | unknown: commit not in this clone. Read by pygit2."""
     import pygit2
+
     try:
         repo = pygit2.Repository(str(results.paths.root))
     except pygit2.GitError:

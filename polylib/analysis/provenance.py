@@ -6,6 +6,7 @@
 env.json is written by every stage beside its results. It holds timings, so no stage depends on it, and it may be
 absent (a copied folder): then that is what is said.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -29,7 +30,13 @@ def commit_note(envs: list[dict], cells: int) -> str:
         return NO_ENV
     found = sorted({env["commit"][:SHORT] for env in envs if isinstance(env.get("commit"), str)})
     shown = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
-    text = f"several commits ({shown})" if len(found) > 1 else f"commit {shown}" if found else "commit not recorded"
+    text = (
+        f"several commits ({shown})"
+        if len(found) > 1
+        else f"commit {shown}"
+        if found
+        else "commit not recorded"
+    )
     remarks = ["uncommitted changes"] if any(env.get("dirty") is True for env in envs) else []
     bare = sum(not isinstance(env.get("commit"), str) for env in envs)
     remarks += [f"{bare} of {cells} cells without one"] if bare and found else []
@@ -44,17 +51,27 @@ def facts(results) -> pd.DataFrame:
     envs = list(environments(paths.results("data").parent).values())
     settings = paths.results("settings.yaml")
     manifest = json.loads((paths.results("data") / "manifest.json").read_text(encoding="utf-8"))
-    rows = [("study", paths.study), ("preset", cfg.preset), ("code", results.commit),
-            ("settings", f"results/{paths.study}/settings.yaml, sha256 {_sha(settings)}"),
-            ("settings as read", f"sha256 {settings_hash(cfg)}"),
-            ("engagement", results.engagement), ("data", _data(manifest)),
-            ("model", cfg.model.source), ("sentence encoder", cfg.model.encoder),
-            ("adapters", f"LoRA, rank {cfg.model.lora_rank}, alpha {cfg.model.lora_alpha}"),
-            ("number format", _all(envs, "dtype")), ("device", _all(envs, "device")),
-            ("threads a run", _all(envs, "threads")), ("platform", _all(envs, "platform")),
-            ("training seeds", ", ".join(map(str, cfg.seeds))), ("sampling seed", str(cfg.evaluation.seed)),
-            ("split seed", str(cfg.data.split_seed)), ("simulator seed", str(cfg.data.simulator_seed)),
-            ("Python", _all(envs, "python"))]
+    rows = [
+        ("study", paths.study),
+        ("preset", cfg.preset),
+        ("code", results.commit),
+        ("settings", f"results/{paths.study}/settings.yaml, sha256 {_sha(settings)}"),
+        ("settings as read", f"sha256 {settings_hash(cfg)}"),
+        ("engagement", results.engagement),
+        ("data", _data(manifest)),
+        ("model", cfg.model.source),
+        ("sentence encoder", cfg.model.encoder),
+        ("adapters", f"LoRA, rank {cfg.model.lora_rank}, alpha {cfg.model.lora_alpha}"),
+        ("number format", _all(envs, "dtype")),
+        ("device", _all(envs, "device")),
+        ("threads a run", _all(envs, "threads")),
+        ("platform", _all(envs, "platform")),
+        ("training seeds", ", ".join(map(str, cfg.seeds))),
+        ("sampling seed", str(cfg.evaluation.seed)),
+        ("split seed", str(cfg.data.split_seed)),
+        ("simulator seed", str(cfg.data.simulator_seed)),
+        ("Python", _all(envs, "python")),
+    ]
     versions: dict[str, set] = {}
     for env in envs:
         for name, version in env.get("versions", {}).items():
@@ -65,8 +82,10 @@ def facts(results) -> pd.DataFrame:
 
 def environments(folder: Path) -> dict[Path, dict]:
     """{folder of the stage, relative to `folder`: its env.json}, in order of the path."""
-    return {file.parent.relative_to(folder): json.loads(file.read_text(encoding="utf-8"))
-            for file in sorted(folder.glob("**/env.json"))}
+    return {
+        file.parent.relative_to(folder): json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(folder.glob("**/env.json"))
+    }
 
 
 def settings_hash(cfg) -> str:
@@ -76,7 +95,11 @@ def settings_hash(cfg) -> str:
 
 
 def _sha(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else f"unknown, {path.name} is missing"
+    return (
+        hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        if path.is_file()
+        else f"unknown, {path.name} is missing"
+    )
 
 
 def _all(envs: list[dict], key: str) -> str:

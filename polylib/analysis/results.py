@@ -6,6 +6,7 @@
 A grid of methods x seeds with holes, or with cells that belong to another study, is refused by name: a mean
 over whatever happens to lie there is how tables go wrong.
 """
+
 from __future__ import annotations
 
 import json
@@ -55,15 +56,22 @@ class Results:
         """Those of the temperature control, ascending, the training temperature among them."""
         return sorted({t for method, _, t in self.frames if method == "sft"})
 
-    def cells(self, metric: str, temperature: float | None = None) -> dict[tuple[str, int | None], pd.Series]:
+    def cells(
+        self, metric: str, temperature: float | None = None
+    ) -> dict[tuple[str, int | None], pd.Series]:
         """{(method, seed): values by prompt} at one temperature (default: that of training), people
         always."""
         if not all(metric in frame for frame in self.frames.values()):
-            raise UserError(f"{self.paths.results('evaluation')}: a per_prompt.csv has no column {metric}; "
-                            "run `dvc repro`")
+            raise UserError(
+                f"{self.paths.results('evaluation')}: a per_prompt.csv has no column {metric}; "
+                "run `dvc repro`"
+            )
         wanted = self.cfg.sampling.temperature if temperature is None else temperature
-        return {(method, seed): frame[metric] for (method, seed, t), frame in self.frames.items()
-                if t is None or abs(t - wanted) < 1e-9}
+        return {
+            (method, seed): frame[metric]
+            for (method, seed, t), frame in self.frames.items()
+            if t is None or abs(t - wanted) < 1e-9
+        }
 
     @property
     def people(self) -> pd.DataFrame:
@@ -73,12 +81,16 @@ class Results:
     def note(self) -> str:
         """What every figure and table says below itself."""
         cfg = self.cfg
-        replies = self.frames[cfg.methods[0], cfg.seeds[0], cfg.sampling.temperature]["n_samples"].iloc[0]
+        replies = self.frames[cfg.methods[0], cfg.seeds[0], cfg.sampling.temperature][
+            "n_samples"
+        ].iloc[0]
         runs = ("seeds " if len(cfg.seeds) > 1 else "one seed, ") + ", ".join(map(str, cfg.seeds))
-        return (f"n = {len(self.people)} posts × {replies:g} replies, {runs}, "
-                f"T = {cfg.sampling.temperature:g}, preset {cfg.preset}, study {self.paths.study}, {self.engagement} "
-                f"engagement, judge right on {self.judge['pair_accuracy']:.0%} of {self.judge['pairs']} human pairs, "
-                f"{self.commit}")
+        return (
+            f"n = {len(self.people)} posts × {replies:g} replies, {runs}, "
+            f"T = {cfg.sampling.temperature:g}, preset {cfg.preset}, study {self.paths.study}, {self.engagement} "
+            f"engagement, judge right on {self.judge['pair_accuracy']:.0%} of {self.judge['pairs']} human pairs, "
+            f"{self.commit}"
+        )
 
 
 def load(paths: Paths, cfg: Config) -> Results:
@@ -91,11 +103,21 @@ def load(paths: Paths, cfg: Config) -> Results:
     for method, seed in expected:
         frames |= _scores(paths, method, seed)
     _check_frames(paths, frames, cfg)
-    histories = {cell: read_csv(paths.results(*cell) / "history.csv", ["step"]) for cell in expected}
+    histories = {
+        cell: read_csv(paths.results(*cell) / "history.csv", ["step"]) for cell in expected
+    }
     manifest = _json(paths.results("data") / "manifest.json")
     judge = _json(paths.results("reward_model") / "metrics.json")["judge"]
-    return Results(cfg, paths, frames, histories, _costs(paths), manifest["engagement"], judge,
-                   _commit(paths, [("human", None), *expected]))
+    return Results(
+        cfg,
+        paths,
+        frames,
+        histories,
+        _costs(paths),
+        manifest["engagement"],
+        judge,
+        _commit(paths, [("human", None), *expected]),
+    )
 
 
 def section(results: Results, method: str):
@@ -115,9 +137,16 @@ def means(results: Results, metrics: list[str], temperature: float | None = None
     """method, seed and the mean over prompts of each metric, one row per cell; NaN prompts are left out, and
     a metric that fewer than half of the prompts define is NaN."""
     columns = {metric: results.cells(metric, temperature) for metric in metrics}
-    rows = [{"method": method, "seed": seed} | {
-        metric: cells[(method, seed)].mean() if cells[(method, seed)].notna().mean() >= 0.5 else np.nan
-        for metric, cells in columns.items()} for method, seed in columns[metrics[0]]]
+    rows = [
+        {"method": method, "seed": seed}
+        | {
+            metric: cells[(method, seed)].mean()
+            if cells[(method, seed)].notna().mean() >= 0.5
+            else np.nan
+            for metric, cells in columns.items()
+        }
+        for method, seed in columns[metrics[0]]
+    ]
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
@@ -128,23 +157,39 @@ def beside(results: Results, name: str, columns: list[str]) -> pd.DataFrame:
     Raises UserError naming every cell that has no such file, or the file that lacks a column."""
     cells = list(dict.fromkeys((method, seed) for method, seed, _ in results.frames))
     files = {cell: results.paths.evaluation(*cell) / name for cell in cells}
-    missing = [method if seed is None else f"{method}/s{seed}" for (method, seed), file in files.items()
-               if not file.is_file()]
+    missing = [
+        method if seed is None else f"{method}/s{seed}"
+        for (method, seed), file in files.items()
+        if not file.is_file()
+    ]
     if missing:
-        raise UserError(f"{results.paths.results('evaluation')}: {name} missing: {', '.join(sorted(missing))}; "
-                        "run `dvc repro`")
-    return pd.concat([read_csv(file, columns).assign(method=method, seed=np.nan if seed is None else seed)
-                      for (method, seed), file in files.items()], ignore_index=True)
+        raise UserError(
+            f"{results.paths.results('evaluation')}: {name} missing: {', '.join(sorted(missing))}; "
+            "run `dvc repro`"
+        )
+    return pd.concat(
+        [
+            read_csv(file, columns).assign(method=method, seed=np.nan if seed is None else seed)
+            for (method, seed), file in files.items()
+        ],
+        ignore_index=True,
+    )
 
 
 def _check_grid(paths: Paths, expected: set) -> None:
     folder = paths.results("evaluation")
-    found = {(file.parent.parent.name, file.parent.name) for file in folder.glob("*/s*/per_prompt.csv")}
+    found = {
+        (file.parent.parent.name, file.parent.name) for file in folder.glob("*/s*/per_prompt.csv")
+    }
     wanted = {(method, f"s{seed}") for method, seed in expected}
     for problem, cells in (("missing", wanted - found), ("not part of this study", found - wanted)):
         if cells:
             names = ", ".join("/".join(cell) for cell in sorted(cells))
-            remedy = "run `dvc repro`" if problem == "missing" else "delete them or list them in the preset"
+            remedy = (
+                "run `dvc repro`"
+                if problem == "missing"
+                else "delete them or list them in the preset"
+            )
             raise UserError(f"{folder}: {problem}: {names}; {remedy}")
 
 
@@ -152,21 +197,32 @@ def _check_frames(paths: Paths, frames: dict, cfg: Config) -> None:
     posts = sorted(frames["human", None, None].index)
     for (method, seed, temperature), frame in frames.items():
         if sorted(frame.index) != posts:
-            raise UserError(f"{paths.evaluation(method, seed)}/per_prompt.csv: T={temperature} lacks or "
-                            "repeats posts of the human row; run `dvc repro`")
+            raise UserError(
+                f"{paths.evaluation(method, seed)}/per_prompt.csv: T={temperature} lacks or "
+                "repeats posts of the human row; run `dvc repro`"
+            )
     for method, seed in {cell[:2] for cell in frames if cell[0] in cfg.methods}:
-        needed = {cfg.sampling.temperature, *(cfg.evaluation.temperatures if method in cfg.swept else ())}
+        needed = {
+            cfg.sampling.temperature,
+            *(cfg.evaluation.temperatures if method in cfg.swept else ()),
+        }
         missing = sorted(needed - {t for m, s, t in frames if (m, s) == (method, seed)})
         if missing:
-            raise UserError(f"{paths.evaluation(method, seed)}/per_prompt.csv: no rows at temperature "
-                            f"{missing[0]:g}; run `dvc repro`")
+            raise UserError(
+                f"{paths.evaluation(method, seed)}/per_prompt.csv: no rows at temperature "
+                f"{missing[0]:g}; run `dvc repro`"
+            )
 
 
 def _scores(paths: Paths, method: str, seed: int | None) -> dict[tuple, pd.DataFrame]:
     file = paths.evaluation(method, seed) / "per_prompt.csv"
-    frame = read_csv(file, ["prompt_id", "temperature", "n_samples", "judge_mean"]).set_index("prompt_id")
-    return {(method, seed, None if pd.isna(t) else float(t)): part
-            for t, part in frame.groupby("temperature", dropna=False)}
+    frame = read_csv(file, ["prompt_id", "temperature", "n_samples", "judge_mean"]).set_index(
+        "prompt_id"
+    )
+    return {
+        (method, seed, None if pd.isna(t) else float(t)): part
+        for t, part in frame.groupby("temperature", dropna=False)
+    }
 
 
 def read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
@@ -176,7 +232,9 @@ def read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
     frame = pd.read_csv(path, dtype={"prompt_id": str})
     absent = [name for name in columns if name not in frame]
     if absent or frame.empty:
-        raise UserError(f"{path}: {f'no column {absent[0]}' if absent else 'no rows'}; run `dvc repro`")
+        raise UserError(
+            f"{path}: {f'no column {absent[0]}' if absent else 'no rows'}; run `dvc repro`"
+        )
     return frame
 
 
@@ -198,8 +256,14 @@ def _costs(paths: Paths) -> pd.DataFrame:
     for stage, env in environments(paths.results("data").parent).items():
         seeded = stage.name.startswith("s") and stage.name[1:].isdigit()
         units = env.get("threads", 1) if str(env["device"]).startswith("cpu") else 1
-        rows.append({"stage": (stage.parent if seeded else stage).as_posix(),
-                     "seed": int(stage.name[1:]) if seeded else None, "seconds": env["wall_seconds"],
-                     "memory_mb": env["peak_memory_mb"], "device": env["device"],
-                     "hours": env["wall_seconds"] * units / 3600})
+        rows.append(
+            {
+                "stage": (stage.parent if seeded else stage).as_posix(),
+                "seed": int(stage.name[1:]) if seeded else None,
+                "seconds": env["wall_seconds"],
+                "memory_mb": env["peak_memory_mb"],
+                "device": env["device"],
+                "hours": env["wall_seconds"] * units / 3600,
+            }
+        )
     return pd.DataFrame(rows, columns=["stage", "seed", "seconds", "memory_mb", "device", "hours"])

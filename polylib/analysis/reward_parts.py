@@ -4,6 +4,7 @@
 
 The parts are those of `evaluation.components`. A part's gain may be negative, and its share then too.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -15,8 +16,17 @@ from polylib.config import UserError
 from polylib.evaluation.components import FILE, KEYS, WITHOUT
 
 UNCLEAR = "the whole gain is not clear of 0: there is nothing to share out"
-SHARES = ["component", "gain", "gain_low", "gain_high", "share", "gain_without", "without_low", "without_high",
-          "reason"]
+SHARES = [
+    "component",
+    "gain",
+    "gain_low",
+    "gain_high",
+    "share",
+    "gain_without",
+    "without_low",
+    "without_high",
+    "reason",
+]
 
 
 def read(results: Results) -> pd.DataFrame:
@@ -26,17 +36,29 @@ def read(results: Results) -> pd.DataFrame:
     part = table.drop(columns=[*KEYS, "seed"])
     if part.isna().any(axis=None):  # a part that some cell has and another one lacks
         method = part.loc[part.isna().any(axis=1), "method"].iloc[0]
-        raise UserError(f"{results.paths.results('evaluation')}/{method}: {FILE} has columns of another reward than "
-                        "other cells; run `dvc repro`")
-    here = table["temperature"].isna() | np.isclose(table["temperature"], results.cfg.sampling.temperature)
-    return table.loc[here, ["method", "seed", *table.columns.drop(["method", "seed"])]].reset_index(drop=True)
+        raise UserError(
+            f"{results.paths.results('evaluation')}/{method}: {FILE} has columns of another reward than "
+            "other cells; run `dvc repro`"
+        )
+    here = table["temperature"].isna() | np.isclose(
+        table["temperature"], results.cfg.sampling.temperature
+    )
+    return table.loc[here, ["method", "seed", *table.columns.drop(["method", "seed"])]].reset_index(
+        drop=True
+    )
 
 
 def decompose(results: Results, start: str = "sft") -> pd.DataFrame:
     """`shares` of every method of a study over `start`, method first."""
     table = read(results)
-    return pd.concat([shares(table, method, start).assign(method=method) for method in results.cfg.methods
-                      if method != start], ignore_index=True)[["method", *SHARES]]
+    return pd.concat(
+        [
+            shares(table, method, start).assign(method=method)
+            for method in results.cfg.methods
+            if method != start
+        ],
+        ignore_index=True,
+    )[["method", *SHARES]]
 
 
 def shares(table: pd.DataFrame, method: str, start: str = "sft") -> pd.DataFrame:
@@ -48,8 +70,12 @@ def shares(table: pd.DataFrame, method: str, start: str = "sft") -> pd.DataFrame
     rules = [name for name in table if name.startswith("heuristic_")]
     if rules:
         table = table.assign(heuristic=table[rules].sum(axis=1))
-    parts = [name for name in table if name not in ("method", "seed", "reward", "heuristic", *KEYS)
-             and not name.startswith(WITHOUT)]
+    parts = [
+        name
+        for name in table
+        if name not in ("method", "seed", "reward", "heuristic", *KEYS)
+        and not name.startswith(WITHOUT)
+    ]
     place = parts.index(rules[0]) if rules else 0
     parts = ["reward", *parts[:place], *(["heuristic"] if rules else []), *parts[place:]]
     whole, claim = _gain(table, "reward", method, start)
@@ -57,9 +83,17 @@ def shares(table: pd.DataFrame, method: str, start: str = "sft") -> pd.DataFrame
     rows = []
     for name in parts:
         gain, own = _gain(table, name, method, start)
-        row = {"component": name, "gain": gain, "gain_low": own.low, "gain_high": own.high,
-               "share": gain / whole if clear else np.nan, "gain_without": np.nan, "without_low": np.nan,
-               "without_high": np.nan, "reason": "" if clear else UNCLEAR}
+        row = {
+            "component": name,
+            "gain": gain,
+            "gain_low": own.low,
+            "gain_high": own.high,
+            "share": gain / whole if clear else np.nan,
+            "gain_without": np.nan,
+            "without_low": np.nan,
+            "without_high": np.nan,
+            "reason": "" if clear else UNCLEAR,
+        }
         if WITHOUT + name in table:
             left, other = _gain(table, WITHOUT + name, method, start)
             row |= {"gain_without": left, "without_low": other.low, "without_high": other.high}

@@ -4,6 +4,7 @@ A matrix of runs x posts is a crossed design: every run answers every post. Vari
 (method of moments; Searle, Casella and McCulloch 1992, ch. 4), which needs no normality and has the right mean even at
 three runs; with three runs it is also noisy, so a planned number is a guide and no promise.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -37,7 +38,9 @@ def components(y: np.ndarray) -> Components:
     residual = y - runs[:, None] - posts + y.mean()
     ms_seed, ms_prompt = p * runs.var(ddof=1), s * posts.var(ddof=1)
     ms_cell = (residual**2).sum() / ((s - 1) * (p - 1))
-    return Components(float((ms_seed - ms_cell) / p), float((ms_prompt - ms_cell) / s), float(ms_cell))
+    return Components(
+        float((ms_seed - ms_cell) / p), float((ms_prompt - ms_cell) / s), float(ms_cell)
+    )
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,27 @@ class Design:
 
     def error(self, seeds: int, prompts: int) -> float:
         """True standard error of the difference of two methods' means."""
-        return float(np.sqrt(2 * self.seed / seeds + self.by_prompt / prompts + 2 * self.residual / (seeds * prompts)))
+        return float(
+            np.sqrt(
+                2 * self.seed / seeds
+                + self.by_prompt / prompts
+                + 2 * self.residual / (seeds * prompts)
+            )
+        )
 
 
 def design(a: np.ndarray, b: np.ndarray) -> Design:
     """The design that two methods' values (S, P) show; runs and residuals averaged over both."""
     parts, difference = [components(a), components(b)], components(a - b)
-    seed, residual = (np.mean([getattr(c, name) for c in parts]) for name in ("seed", "interaction"))
+    seed, residual = (
+        np.mean([getattr(c, name) for c in parts]) for name in ("seed", "interaction")
+    )
     return Design(max(float(seed), 0.0), max(difference.prompt, 0.0), max(float(residual), 0.0))
 
 
-def power(d: Design, effect: float, seeds: int, prompts: int, alpha: float = 0.05, draws: int = 4000) -> float:
+def power(
+    d: Design, effect: float, seeds: int, prompts: int, alpha: float = 0.05, draws: int = 4000
+) -> float:
     """Chance that the claim about the method (`stats.method_claim`, unpaired runs) finds `effect`: averaged over the
     standard errors and degrees of freedom that such a study would estimate (chi-square draws, always the same ones), as
     at three runs they scatter too much for a formula in their means. NaN below 2 runs or posts."""
@@ -76,12 +89,20 @@ def power(d: Design, effect: float, seeds: int, prompts: int, alpha: float = 0.0
     parts = [run * rng.chisquare(seeds - 1, draws) / (seeds - 1) for _ in range(2)]
     parts.append(post * rng.chisquare(prompts - 1, draws) / (prompts - 1))
     seen = sum(parts)
-    df = seen**2 / sum(v**2 / k for v, k in zip(parts, (seeds - 1, seeds - 1, prompts - 1), strict=True))
+    df = seen**2 / sum(
+        v**2 / k for v, k in zip(parts, (seeds - 1, seeds - 1, prompts - 1), strict=True)
+    )
     reach = stats.t.ppf(1 - alpha / 2, df) * np.sqrt(seen)
-    return float((stats.norm.sf((reach - effect) / true) + stats.norm.cdf((-reach - effect) / true)).mean())
+    return float(
+        (stats.norm.sf((reach - effect) / true) + stats.norm.cdf((-reach - effect) / true)).mean()
+    )
 
 
-def runs_needed(d: Design, effect: float, prompts: int, target: float = 0.8, most: int = 50) -> float:
+def runs_needed(
+    d: Design, effect: float, prompts: int, target: float = 0.8, most: int = 50
+) -> float:
     """The fewest runs a method, 2 to `most`, that find `effect` at `prompts` posts with `target` power; NaN where
     `most` do not: then posts are what is missing."""
-    return next((float(s) for s in range(2, most + 1) if power(d, effect, s, prompts) >= target), np.nan)
+    return next(
+        (float(s) for s in range(2, most + 1) if power(d, effect, s, prompts) >= target), np.nan
+    )

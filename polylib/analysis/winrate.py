@@ -9,6 +9,7 @@ people's likes (its scale is fitted on pairs of threads it did not see), so sigm
 liked more; where it is under 55 % sure the pair is a tie. Win rates by such a judge stay near 50 %, as people's
 own likes are hard to foresee: its accuracy on human pairs stands in the note of every table and figure.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -54,10 +55,24 @@ def win_rates(results: Results, found: Found | None = None) -> pd.DataFrame:
     raw: chance that a reply of the method is liked more than one of the opponent to the same post; lc: at equal length,
     with its standard error and 95 % interval over posts, this run given. overlap: of the lengths. judge_accuracy: share
     of held-out human pairs that the judge ranks right, without which a win rate says little."""
-    rows = [{"method": method, "seed": seed, "opponent": opponent, "raw": w.raw, "lc": w.lc, "se": w.se, "low": w.low,
-             "high": w.high, "overlap": w.overlap, "pairs": w.pairs, "n": len(w.posts),
-             "judge_accuracy": results.judge["pair_accuracy"], "reason": w.reason}
-            for (method, seed, opponent), w in (found or runs(results)).items()]
+    rows = [
+        {
+            "method": method,
+            "seed": seed,
+            "opponent": opponent,
+            "raw": w.raw,
+            "lc": w.lc,
+            "se": w.se,
+            "low": w.low,
+            "high": w.high,
+            "overlap": w.overlap,
+            "pairs": w.pairs,
+            "n": len(w.posts),
+            "judge_accuracy": results.judge["pair_accuracy"],
+            "reason": w.reason,
+        }
+        for (method, seed, opponent), w in (found or runs(results)).items()
+    ]
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
@@ -75,9 +90,20 @@ def by_method(results: Results, found: Found | None = None) -> pd.DataFrame:
         for name, part in (("raw", "by_post"), ("lc", "lc_by_post")):
             values = [getattr(w, part)[[post in common for post in w.posts]] for w in cells]
             mean, claim = stats.interval(np.array(values))
-            row |= {name: mean, f"{name}_low": max(claim.low, 0.0), f"{name}_high": min(claim.high, 1.0)}
+            row |= {
+                name: mean,
+                f"{name}_low": max(claim.low, 0.0),
+                f"{name}_high": min(claim.high, 1.0),
+            }
             why.append(claim.reason)
-        rows.append(row | {"overlap": min(w.overlap for w in cells), "runs": len(cells), "n": len(common),
-                           "judge_accuracy": results.judge["pair_accuracy"],
-                           "reason": "; ".join(dict.fromkeys(filter(None, why)))})
+        rows.append(
+            row
+            | {
+                "overlap": min(w.overlap for w in cells),
+                "runs": len(cells),
+                "n": len(common),
+                "judge_accuracy": results.judge["pair_accuracy"],
+                "reason": "; ".join(dict.fromkeys(filter(None, why))),
+            }
+        )
     return pd.DataFrame(rows)

@@ -4,6 +4,7 @@ Each rejected reply carries the first reason of REASONS that holds for it. Text 
 (words only), never changed, with one exception: leading @mentions of a reply are addressing, not content (a
 model would learn to write "@user @user"), so they are cut; the manifest counts how often.
 """
+
 from __future__ import annotations
 
 import re
@@ -38,11 +39,16 @@ EXAMPLES = 3
 _HASHTAG = re.compile(r"(?<!\w)#\w+")
 _ADDRESSING = re.compile(r"^(?:\.?@\w+[\s,:]*)+")
 _RETWEET = re.compile(r"^(?:rt|mt)\b(?:\s*:|\s+@)|[\"“”‘'«]\s*@\w+\s*:|\brt\s+@\w+", re.IGNORECASE)
-_STOPWORDS = frozenset(re.findall(r"\w+", """
+_STOPWORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
     a about all am an and any are as at be been but by can could did do does for from get got had has
     have he her his how i if in is it its just like me my no not now of on one or our out she so some
     that the their them then there they this to too up was we were what when where who why will with
-    would you your"""))
+    would you your""",
+    )
+)
 
 
 def strip_addressing(reply: str) -> str:
@@ -105,7 +111,10 @@ def _content_rules(rows: pd.DataFrame, data, reject) -> None:
         words = "|".join(re.escape(w.casefold()) for w in data.spam_words)
         spam = re.compile(rf"(?<!\w)(?:{words})(?!\w)")
         reject("spam_words", [spam.search(r.casefold()) is not None for r in replies])
-    reject("self_reply", (rows["reply_author"].notna() & (rows["reply_author"] == rows["tweet_author"])))
+    reject(
+        "self_reply",
+        (rows["reply_author"].notna() & (rows["reply_author"] == rows["tweet_author"])),
+    )
     reject("retweet_style", [_RETWEET.search(r) is not None for r in replies])
 
 
@@ -114,26 +123,41 @@ def _in_language(rows: pd.DataFrame, language: str) -> np.ndarray:
         return np.ones(len(rows), dtype=bool)
     known = rows["lang"].notna().to_numpy()
     if language != "en" and not known.all():
-        raise UserError(f"data.language is {language!r}, but {(~known).sum()} rows have no lang; without "
-                        "that column only English can be checked: add it, or set language: any to keep all")
+        raise UserError(
+            f"data.language is {language!r}, but {(~known).sum()} rows have no lang; without "
+            "that column only English can be checked: add it, or set language: any to keep all"
+        )
     codes = rows["lang"].fillna("").str.lower().str.split(r"[-_]", regex=True).str[0]  # en-GB is en
-    return np.array([code == language.lower() if k else looks_english(reply)
-                     for k, code, reply in zip(known, codes, rows["reply"], strict=True)])
+    return np.array(
+        [
+            code == language.lower() if k else looks_english(reply)
+            for k, code, reply in zip(known, codes, rows["reply"], strict=True)
+        ]
+    )
 
 
 def _bot_rules(rows: pd.DataFrame, keys: np.ndarray, data, reject, reason: np.ndarray) -> None:
     alive = reason == ""
-    table = pd.DataFrame({"words": [re.sub(r"\d+", "0", k) for k in keys], "thread": rows["thread_id"],
-                          "author": rows["reply_author"]})[alive]
+    table = pd.DataFrame(
+        {
+            "words": [re.sub(r"\d+", "0", k) for k in keys],
+            "thread": rows["thread_id"],
+            "author": rows["reply_author"],
+        }
+    )[alive]
     threads = table.groupby("words")["thread"].nunique()
     stock = threads[threads > data.bot_repetition].index
     reject("repeated_text", table["words"].reindex(rows.index).isin(stock))
     known = table.dropna(subset="author")
     repeats = known.duplicated(["author", "words"]).groupby(known["author"]).sum()
-    reject("repeating_author", rows["reply_author"].isin(repeats[repeats > data.bot_repetition].index))
+    reject(
+        "repeating_author", rows["reply_author"].isin(repeats[repeats > data.bot_repetition].index)
+    )
 
 
-def _duplicate_rules(rows: pd.DataFrame, keys: np.ndarray, data, reject, reason: np.ndarray) -> None:
+def _duplicate_rules(
+    rows: pd.DataFrame, keys: np.ndarray, data, reject, reason: np.ndarray
+) -> None:
     # Earliest first: the first writer is the original, and keeping the best liked copy inflates engagement.
     when = rows["reply_time_diff_seconds"].fillna(np.inf).to_numpy()
     place = np.empty(len(rows), dtype=int)
@@ -151,18 +175,30 @@ def _duplicate_rules(rows: pd.DataFrame, keys: np.ndarray, data, reject, reason:
 def _sample_posts(rows: pd.DataFrame, data) -> pd.Index:
     """max_posts posts, threads in hash order and whole as far as the number allows."""
     posts = rows.drop_duplicates("tweet_id")
-    order = np.lexsort((texts.seeded_hash(posts["tweet_id"], data.split_seed),
-                        texts.seeded_hash(posts["thread_id"], data.split_seed)))
-    return pd.Index(posts["tweet_id"].iloc[order[:data.max_posts]])
+    order = np.lexsort(
+        (
+            texts.seeded_hash(posts["tweet_id"], data.split_seed),
+            texts.seeded_hash(posts["thread_id"], data.split_seed),
+        )
+    )
+    return pd.Index(posts["tweet_id"].iloc[order[: data.max_posts]])
 
 
 def _finish(rows: pd.DataFrame, reason: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
-    counted = [(name, int((reason == name).sum()), rows.loc[reason == name, "reply"].iloc[:EXAMPLES].tolist())
-               for name in REASONS]
+    counted = [
+        (
+            name,
+            int((reason == name).sum()),
+            rows.loc[reason == name, "reply"].iloc[:EXAMPLES].tolist(),
+        )
+        for name in REASONS
+    ]
     rejects = pd.DataFrame([c for c in counted if c[1]], columns=["reason", "count", "examples"])
     kept = rows[reason == ""].reset_index(drop=True)
     if kept.empty:
         worst = rejects.sort_values("count").iloc[-1]
-        raise UserError(f"cleaning left none of {len(rows)} rows; most fell to {worst['reason']!r} "
-                        f"({REASONS[worst['reason']]}): loosen it under data: in params")
+        raise UserError(
+            f"cleaning left none of {len(rows)} rows; most fell to {worst['reason']!r} "
+            f"({REASONS[worst['reason']]}): loosen it under data: in params"
+        )
     return kept, rejects

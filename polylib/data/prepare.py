@@ -1,9 +1,10 @@
 """The whole way of the data: read or simulate, clean, split, pair, write; and back in for later stages.
 
-    prepared = prepare.prepare(cfg, "polylib/data/corpus.jsonl", Paths("laptop"))
-    rows = prepare.load_rows(paths)
-    posts = prepare.posts(rows, "train", phase="sft")
+prepared = prepare.prepare(cfg, "polylib/data/corpus.jsonl", Paths("laptop"))
+rows = prepare.load_rows(paths)
+posts = prepare.posts(rows, "train", phase="sft")
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -28,6 +29,7 @@ TRUTH = ("reply_id", "style", "latent")
 class Post:
     """One parent post. gold: its best human replies, all: replies; both by falling controlled engagement.
     engagement: mean log1p(likes) of its replies, raw (the controlled kind is 0 on average within every post)."""
+
     id: str
     text: str
     gold: tuple[str, ...]
@@ -38,6 +40,7 @@ class Post:
 @dataclass(frozen=True)
 class Prepared:
     """What `prepare` made. truth is None for observed data; rejects has reason, count, examples."""
+
     rows: pd.DataFrame
     truth: pd.DataFrame | None
     preferences: pd.DataFrame
@@ -52,7 +55,7 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     rejects.csv}. A file of posts with nested replies and no engagement (the bundled corpus) goes through the
     simulator; anything else holds observed engagement and its truth.parquet is empty. Nothing is written
     before all is checked. Raises UserError for every fault of the input, with the file, the row and the
-    remedy. """
+    remedy."""
     simulated = "replies" in read.first_record(source)
     if simulated:
         raw, truth = simulate.simulate(source, cfg.data.simulator_seed)
@@ -66,7 +69,11 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     preferences = pairs.preference_pairs(rows, cfg.data)
     if simulated:
         truth = truth[truth["reply_id"].isin(rows["reply_id"])].reset_index(drop=True)
-    tables = {"rows": rows, "preferences": preferences, "truth": truth if simulated else _no_truth()}
+    tables = {
+        "rows": rows,
+        "preferences": preferences,
+        "truth": truth if simulated else _no_truth(),
+    }
     content = {name: _parquet(table) for name, table in tables.items()}
     manifest = {
         "engagement": "simulated" if simulated else "observed",
@@ -76,7 +83,8 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
         "addressing_cut": int((raw["reply"].map(clean.strip_addressing) != raw["reply"]).sum()),
         "counts": _counts(rows, preferences),
         "rejects": dict(zip(rejects["reason"], rejects["count"].tolist(), strict=True)),
-        "sha256": {"source": _source_hash(source)} | {f"{n}.parquet": _sha(c) for n, c in content.items()},
+        "sha256": {"source": _source_hash(source)}
+        | {f"{n}.parquet": _sha(c) for n, c in content.items()},
         "simulator": {"seed": cfg.data.simulator_seed} | simulate.parameters() if simulated else {},
         "thresholds": dataclasses.asdict(cfg.data),
     }
@@ -84,7 +92,9 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
         atomic_write(paths.data / f"{name}.parquet", blob)
     results = paths.results("data")
     # hostile text in a table that people open: JSON keeps a list in one cell, quotes and line ends included
-    table = rejects.assign(examples=[json.dumps(e, ensure_ascii=False) for e in rejects["examples"]])
+    table = rejects.assign(
+        examples=[json.dumps(e, ensure_ascii=False) for e in rejects["examples"]]
+    )
     atomic_write(results / "rejects.csv", table.to_csv(index=False, lineterminator="\n"))
     write_json(results / "manifest.json", manifest)
     write_json(results / "metrics.json", _metrics(manifest))
@@ -106,8 +116,9 @@ def load_truth(paths: Paths) -> pd.DataFrame:
     return _load(paths.data / "truth.parquet")
 
 
-def posts(rows: pd.DataFrame, split: str, phase: str | None = None, gold_per_post: int = 3,
-          limit: int = 0) -> list[Post]:
+def posts(
+    rows: pd.DataFrame, split: str, phase: str | None = None, gold_per_post: int = 3, limit: int = 0
+) -> list[Post]:
     """The posts of a split (train | validation | test | judge) and, in train, of a phase (sft | rl; None or
     "all": both), in an order by hash of their id, so that the first `limit` (0 = all) are a fair sample and
     stay the same. gold: the gold_per_post replies of highest controlled engagement. UserError if there are
@@ -116,16 +127,25 @@ def posts(rows: pd.DataFrame, split: str, phase: str | None = None, gold_per_pos
     if phase not in (None, "all"):
         chosen = chosen[chosen["phase"] == phase]
     if chosen.empty:
-        raise UserError(f"no posts in split {split!r}{f', phase {phase!r}' if phase else ''}; splits are "
-                        f"{', '.join(sorted(rows['split'].unique()))}")
+        raise UserError(
+            f"no posts in split {split!r}{f', phase {phase!r}' if phase else ''}; splits are "
+            f"{', '.join(sorted(rows['split'].unique()))}"
+        )
     chosen = chosen.sort_values(["engagement", "reply_id"], ascending=[False, True])
     found = []
     for name, post in chosen.groupby("tweet_id", sort=True):
         replies = tuple(post["reply"])
-        found.append(Post(str(name), post["tweet"].iloc[0], replies[:gold_per_post], replies,
-                          float(np.log1p(post["reply_likes"].to_numpy(dtype=float)).mean())))
+        found.append(
+            Post(
+                str(name),
+                post["tweet"].iloc[0],
+                replies[:gold_per_post],
+                replies,
+                float(np.log1p(post["reply_likes"].to_numpy(dtype=float)).mean()),
+            )
+        )
     order = np.argsort(texts.seeded_hash([p.id for p in found], 0), kind="stable")
-    return [found[k] for k in order[:limit or None]]
+    return [found[k] for k in order[: limit or None]]
 
 
 def _load(path: Path) -> pd.DataFrame:
@@ -137,8 +157,12 @@ def _load(path: Path) -> pd.DataFrame:
 def _with_malformed(rejects: pd.DataFrame, malformed: pd.DataFrame) -> pd.DataFrame:
     if malformed.empty:
         return rejects
-    examples = [f"row {m.row}: {f'{m.field} {m.problem}'.strip()}" for m in malformed[:3].itertuples()]
-    first = pd.DataFrame({"reason": ["malformed"], "count": [len(malformed)], "examples": [examples]})
+    examples = [
+        f"row {m.row}: {f'{m.field} {m.problem}'.strip()}" for m in malformed[:3].itertuples()
+    ]
+    first = pd.DataFrame(
+        {"reason": ["malformed"], "count": [len(malformed)], "examples": [examples]}
+    )
     return pd.concat([first, rejects], ignore_index=True)
 
 
@@ -149,19 +173,28 @@ def _counts(rows: pd.DataFrame, preferences: pd.DataFrame) -> dict:
     counts = {}
     for name, (column, value) in parts.items():
         part = rows[rows[column] == value]
-        counts[name] = {"posts": part["tweet_id"].nunique(), "threads": part["thread_id"].nunique(),
-                        "replies": len(part), "pairs": int((preferences[column] == value).sum())}
+        counts[name] = {
+            "posts": part["tweet_id"].nunique(),
+            "threads": part["thread_id"].nunique(),
+            "replies": len(part),
+            "pairs": int((preferences[column] == value).sum()),
+        }
     return counts
 
 
 def _metrics(manifest: dict) -> dict:
     counts = manifest["counts"]
-    total = {what: sum(counts[name][what] for name in split.SPLITS) for what in ("posts", "replies", "pairs")}
+    total = {
+        what: sum(counts[name][what] for name in split.SPLITS)
+        for what in ("posts", "replies", "pairs")
+    }
     return {"read": manifest["read"], "rejected": manifest["rejects"], **total, **counts}
 
 
 def _no_truth() -> pd.DataFrame:
-    return pd.DataFrame({name: pd.Series(dtype="float64" if name == "latent" else "str") for name in TRUTH})
+    return pd.DataFrame(
+        {name: pd.Series(dtype="float64" if name == "latent" else "str") for name in TRUTH}
+    )
 
 
 def _parquet(table: pd.DataFrame) -> bytes:

@@ -3,6 +3,7 @@
 A file that cannot be understood stops with one line. A single bad row does not: it is kept aside with its
 number and its fault, and only if more than MAX_MALFORMED of all rows are bad the file as a whole is refused.
 """
+
 from __future__ import annotations
 
 import csv
@@ -22,14 +23,34 @@ import pyarrow.parquet as pq
 from polylib.data import text as texts
 from polylib.run import UserError
 
-SCHEMA = ("tweet_id", "tweet", "tweet_author", "tweet_likes", "tweet_retweets", "tweet_created_at", 
-          "reply_id", "reply", "reply_author", "reply_author_followers", "reply_likes", "reply_retweets",
-          "reply_created_at", "reply_time_diff_seconds", "collected_at")
+SCHEMA = (
+    "tweet_id",
+    "tweet",
+    "tweet_author",
+    "tweet_likes",
+    "tweet_retweets",
+    "tweet_created_at",
+    "reply_id",
+    "reply",
+    "reply_author",
+    "reply_author_followers",
+    "reply_likes",
+    "reply_retweets",
+    "reply_created_at",
+    "reply_time_diff_seconds",
+    "collected_at",
+)
 OPTIONAL = ("tweet_author_followers", "lang", "source", "thread_id")
 COLUMNS = SCHEMA + OPTIONAL
 REQUIRED = ("tweet_id", "tweet", "reply_id", "reply", "reply_likes")
-COUNTS = ("tweet_likes", "tweet_retweets", "tweet_author_followers", "reply_likes", "reply_retweets",
-          "reply_author_followers")
+COUNTS = (
+    "tweet_likes",
+    "tweet_retweets",
+    "tweet_author_followers",
+    "reply_likes",
+    "reply_retweets",
+    "reply_author_followers",
+)
 NUMBERS = (*COUNTS, "reply_time_diff_seconds")
 MAX_MALFORMED = 0.05
 MALFORMED = ("row", "field", "problem", "example")
@@ -38,6 +59,7 @@ _HUB = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+?)(?::(?P
 
 class Broken(NamedTuple):
     """A record that does not parse."""
+
     problem: str
     example: str
 
@@ -47,7 +69,9 @@ def read_rows(path: str | Path, columns: dict[str, str] | None = None) -> pd.Dat
     return read(path, columns)[0]
 
 
-def read(path: str | Path, columns: dict[str, str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read(
+    path: str | Path, columns: dict[str, str] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read a file or `hub:owner/name@revision[:split]`. `columns` maps the user's names to the schema's.
 
     Returns (rows, malformed). rows: one line a reply, columns COLUMNS; text and ids are strings (NaN where
@@ -60,7 +84,9 @@ def read(path: str | Path, columns: dict[str, str] | None = None) -> tuple[pd.Da
     for name in columns.values():
         if name not in COLUMNS:
             near = difflib.get_close_matches(name, COLUMNS, 1, 0)[0]
-            raise UserError(f"data.columns maps to {name!r}, no field of the schema; did you mean {near!r}?")
+            raise UserError(
+                f"data.columns maps to {name!r}, no field of the schema; did you mean {near!r}?"
+            )
     good, bad, seen, total = [], [], set(), 0
     for number, record in records(path):
         total += 1
@@ -94,8 +120,10 @@ def records(path: str | Path) -> Iterator[tuple[int, dict | Broken]]:
         return
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give a .jsonl, .jsonl.gz, .csv or .parquet file, or "
-                        "hub:owner/name@revision")
+        raise UserError(
+            f"{path}: no such file; give a .jsonl, .jsonl.gz, .csv or .parquet file, or "
+            "hub:owner/name@revision"
+        )
     try:
         if path.suffix == ".parquet":
             yield from enumerate(pq.read_table(path).to_pylist(), 1)
@@ -105,8 +133,15 @@ def records(path: str | Path) -> Iterator[tuple[int, dict | Broken]]:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
                 yield from _jsonl(lines)
         else:
-            raise UserError(f"{path}: unknown format {path.suffix!r}; use .jsonl, .jsonl.gz, .csv, .parquet")
-    except (OSError, EOFError, csv.Error, ValueError) as error:  # pyarrow's and UTF-8 errors are ValueErrors
+            raise UserError(
+                f"{path}: unknown format {path.suffix!r}; use .jsonl, .jsonl.gz, .csv, .parquet"
+            )
+    except (
+        OSError,
+        EOFError,
+        csv.Error,
+        ValueError,
+    ) as error:  # pyarrow's and UTF-8 errors are ValueErrors
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: cannot be read ({why}); is it complete, and UTF-8?") from error
 
@@ -120,15 +155,25 @@ def _jsonl(lines) -> Iterator[tuple[int, dict | Broken]]:
         except (ValueError, RecursionError) as error:
             yield number, Broken(f"not JSON: {error}", _example(line.decode(errors="replace")))
             continue
-        yield number, record if isinstance(record, dict) else Broken("not a JSON object", _example(record))
+        yield (
+            number,
+            record if isinstance(record, dict) else Broken("not a JSON object", _example(record)),
+        )
 
 
 def _csv(lines) -> Iterator[tuple[int, dict | Broken]]:
     reader = csv.DictReader(lines)
     for record in reader:
         fits = None not in record and None not in record.values()
-        yield reader.line_num, record if fits else Broken(
-            f"has not the {len(reader.fieldnames)} fields of the header", _example(list(record.values())))
+        yield (
+            reader.line_num,
+            record
+            if fits
+            else Broken(
+                f"has not the {len(reader.fieldnames)} fields of the header",
+                _example(list(record.values())),
+            ),
+        )
 
 
 def hub_rows(source: str) -> list[dict]:
@@ -136,18 +181,26 @@ def hub_rows(source: str) -> list[dict]:
     if not match:
         raise UserError(f"{source}: write hub:owner/name@revision or hub:owner/name@revision:split")
     import datasets  # only here: it is slow to import and no other source needs it
+
     try:
-        loaded = datasets.load_dataset(match["name"], revision=match["revision"],
-                                       split=match["split"] or "train")
-    except Exception as error:  # the library raises a dozen unrelated types; all mean that there is no data
+        loaded = datasets.load_dataset(
+            match["name"], revision=match["revision"], split=match["split"] or "train"
+        )
+    except (
+        Exception
+    ) as error:  # the library raises a dozen unrelated types; all mean that there is no data
         why = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{source}: not reachable ({why}); check name, revision, split and network, or "
-                        "download it yourself and pass DATA=path/to/file.jsonl, .csv or .parquet") from error
+        raise UserError(
+            f"{source}: not reachable ({why}); check name, revision, split and network, or "
+            "download it yourself and pass DATA=path/to/file.jsonl, .csv or .parquet"
+        ) from error
     return loaded.to_list()
 
 
 def _example(record: object) -> str:
-    plain = record if isinstance(record, str) else json.dumps(record, ensure_ascii=False, default=str)
+    plain = (
+        record if isinstance(record, str) else json.dumps(record, ensure_ascii=False, default=str)
+    )
     return texts.normalise(plain[:200])
 
 
@@ -169,8 +222,16 @@ def _check(record: dict) -> tuple[dict, str, str]:
                 return {}, name, problem
         else:
             if isinstance(value, float | bool | dict | list):
-                return {}, name, f"is a {type(value).__name__}, not text" + (
-                    " (large ids lose digits as floats: quote them)" if isinstance(value, float) else "")
+                return (
+                    {},
+                    name,
+                    f"is a {type(value).__name__}, not text"
+                    + (
+                        " (large ids lose digits as floats: quote them)"
+                        if isinstance(value, float)
+                        else ""
+                    ),
+                )
             value = texts.normalise(str(value)) or None
         if value is None and name in REQUIRED:
             return {}, name, "is missing or empty"
@@ -197,7 +258,9 @@ def _conflicts(good: list[tuple[int, dict]]) -> tuple[list, list]:
     """Rows that contradict an earlier one: an id twice, or one post with two texts or two threads."""
     kept, bad, replies, posts = [], [], {}, {}
     for number, row in good:
-        first, tweet, thread = posts.setdefault(row["tweet_id"], (number, row["tweet"], row["thread_id"]))
+        first, tweet, thread = posts.setdefault(
+            row["tweet_id"], (number, row["tweet"], row["thread_id"])
+        )
         if row["reply_id"] in replies:
             problem = f"{row['reply_id']} was already used in row {replies[row['reply_id']]}"
             field = "reply_id"
@@ -222,12 +285,16 @@ def _refuse(path, total: int, seen: set[str], columns: dict[str, str], bad: list
             raise UserError(f"{path}: data.columns names {name!r}; the file has {has}")
     missing = [name for name in REQUIRED if name not in seen and name not in columns.values()]
     if seen and missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; rename it, or map yours under data: "
-                        f"columns: in params (the file has {has})")
+        raise UserError(
+            f"{path}: no column {', '.join(missing)}; rename it, or map yours under data: "
+            f"columns: in params (the file has {has})"
+        )
     if len(bad) > MAX_MALFORMED * total:
         number, field, problem, _ = bad[0]
-        raise UserError(f"{path}, row {number}: {f'{field} {problem}'.strip()}; {len(bad)} of {total} rows "
-                        f"are malformed (allowed {MAX_MALFORMED:.0%}): repair or remove them")
+        raise UserError(
+            f"{path}, row {number}: {f'{field} {problem}'.strip()}; {len(bad)} of {total} rows "
+            f"are malformed (allowed {MAX_MALFORMED:.0%}): repair or remove them"
+        )
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 Threads that share a (nearly) equal post or reply travel together, so that no text of one split has a near
 copy in another. The control for followers and delay never sees a text.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -30,16 +31,20 @@ def assign(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     engagement: see `controlled_engagement`; mean 0 within every post.
     quartile: 1-4, one value a thread, of its mean log1p(likes) against the quartile edges of all training
     threads (computed before the halves are drawn, so that balance between them can fail and be seen). Raises
-    UserError when the fractions do not add up to 1 or there are fewer clusters than splits. """
+    UserError when the fractions do not add up to 1 or there are fewer clusters than splits."""
     wanted = np.array([data.train, data.validation, data.test, data.judge])
     if abs(wanted.sum() - 1) > 1e-6 or (wanted < 0).any() or data.train <= 0:
-        raise UserError(f"data: train, validation, test, judge are {wanted.tolist()}; they must add up to 1")
+        raise UserError(
+            f"data: train, validation, test, judge are {wanted.tolist()}; they must add up to 1"
+        )
     rows = rows.sort_values(["thread_id", "tweet_id", "reply_id"], ignore_index=True)
     cluster = clusters(rows, data.near_duplicate)
     sizes = rows.groupby(cluster)["thread_id"].nunique()
     if len(sizes) < 2 * (wanted > 0).sum():
-        raise UserError(f"only {len(sizes)} independent threads are left for {(wanted > 0).sum()} splits; "
-                        "use more data or loosen the thresholds under data: in params")
+        raise UserError(
+            f"only {len(sizes)} independent threads are left for {(wanted > 0).sum()} splits; "
+            "use more data or loosen the thresholds under data: in params"
+        )
     split_of = _fill(sizes, wanted, data.split_seed)
     rows["split"] = cluster.map(split_of.map(lambda at: SPLITS[at]))
     rows["engagement"] = controlled_engagement(rows, cluster, data.split_seed)
@@ -51,9 +56,14 @@ def assign(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
 def clusters(rows: pd.DataFrame, near_duplicate: float) -> pd.Series:
     """The cluster of every row, named by its smallest thread id: connected components of threads over exact
     and near duplicates among all posts and replies."""
-    table = pd.DataFrame({"text": np.concatenate([rows["tweet"].to_numpy(dtype=object),
-                                                  rows["reply"].to_numpy(dtype=object)]),
-                          "thread": np.tile(pd.factorize(rows["thread_id"])[0], 2)})
+    table = pd.DataFrame(
+        {
+            "text": np.concatenate(
+                [rows["tweet"].to_numpy(dtype=object), rows["reply"].to_numpy(dtype=object)]
+            ),
+            "thread": np.tile(pd.factorize(rows["thread_id"])[0], 2),
+        }
+    )
     table = table.drop_duplicates(["text", "thread"])
     word, keys = pd.factorize(np.array([texts.key(t) for t in table["text"]], dtype=object))
     i, j = texts.similar_pairs(keys.tolist(), near_duplicate)
@@ -76,9 +86,11 @@ def controlled_engagement(rows: pd.DataFrame, cluster: pd.Series, seed: int) -> 
     delay quantiles. Every e_ij comes from a fit that did not see its thread (cross-fitting, Chernozhukov et
     al. 2018): training rows from the other folds of training clusters, all other rows from all training rows.
     A covariate that is never known is left out; where one is missing, its centred value is 0. A post with a
-    single reply has engagement 0. """
+    single reply has engagement 0."""
     train = (rows["split"] == "train").to_numpy()
-    y = _centred(np.log1p(rows["reply_likes"].to_numpy(dtype=float))[:, None], rows["tweet_id"])[:, 0]
+    y = _centred(np.log1p(rows["reply_likes"].to_numpy(dtype=float))[:, None], rows["tweet_id"])[
+        :, 0
+    ]
     x = _covariates(rows, train)
     if x.shape[1] == 0:
         return y
@@ -105,8 +117,9 @@ def _covariates(rows: pd.DataFrame, train: np.ndarray) -> np.ndarray:
         columns.append(followers[:, None])
     known = np.isfinite(delay)
     if np.unique(delay[train & known]).size >= 10:  # fewer distinct delays cannot carry a spline
-        spline = SplineTransformer(n_knots=5, degree=3, knots="quantile", extrapolation="constant",
-                                   include_bias=False)
+        spline = SplineTransformer(
+            n_knots=5, degree=3, knots="quantile", extrapolation="constant", include_bias=False
+        )
         spline.fit(delay[train & known, None])
         basis = np.full((len(rows), spline.n_features_out_), np.nan)
         basis[known] = spline.transform(delay[known, None])
@@ -124,7 +137,9 @@ def _centred(x: np.ndarray, group: pd.Series) -> np.ndarray:
 def _fill(sizes: pd.Series, wanted: np.ndarray, seed: int) -> pd.Series:
     """Cluster -> index into SPLITS: large clusters first, then hash order, each to the split that lacks
     most."""
-    order = np.lexsort((texts.seeded_hash(sizes.index, seed), -sizes.to_numpy() * (sizes.to_numpy() > 1)))
+    order = np.lexsort(
+        (texts.seeded_hash(sizes.index, seed), -sizes.to_numpy() * (sizes.to_numpy() > 1))
+    )
     lacking = wanted * sizes.sum()
     chosen = np.empty(len(sizes), dtype=int)
     for at in order:
@@ -145,7 +160,9 @@ def _phases(rows: pd.DataFrame, cluster: pd.Series, seed: int) -> np.ndarray:
     no near duplicates either."""
     train = rows["split"] == "train"
     quartile = rows[train].groupby(cluster[train])["quartile"].median().round().astype(int)
-    order = pd.DataFrame({"quartile": quartile, "hash": texts.seeded_hash(quartile.index, seed + 2)})
+    order = pd.DataFrame(
+        {"quartile": quartile, "hash": texts.seeded_hash(quartile.index, seed + 2)}
+    )
     order = order.sort_values(["quartile", "hash"])
     # alternating through the sorted list keeps each quartile and the whole balanced to within one cluster
     phase = pd.Series(np.where(np.arange(len(order)) % 2, "rl", "sft"), index=order.index)
@@ -157,8 +174,12 @@ def assert_disjoint(rows: pd.DataFrame, near_duplicate: float = 0.9) -> None:
     splits = rows.groupby("thread_id")["split"].nunique()
     if (splits > 1).any():
         raise AssertionError(f"thread {splits[splits > 1].index[0]} is in more than one split")
-    table = pd.concat([rows[["split", "tweet"]].rename(columns={"tweet": "text"}),
-                       rows[["split", "reply"]].rename(columns={"reply": "text"})]).drop_duplicates()
+    table = pd.concat(
+        [
+            rows[["split", "tweet"]].rename(columns={"tweet": "text"}),
+            rows[["split", "reply"]].rename(columns={"reply": "text"}),
+        ]
+    ).drop_duplicates()
     table["key"] = [texts.key(t) for t in table["text"]]
     table = table.drop_duplicates(["split", "key"], ignore_index=True)
     i, j = texts.similar_pairs(table["key"].tolist(), near_duplicate)
@@ -166,6 +187,8 @@ def assert_disjoint(rows: pd.DataFrame, near_duplicate: float = 0.9) -> None:
     across = split[i] != split[j]
     if across.any():
         a, b = i[across][0], j[across][0]
-        raise AssertionError(f"{across.sum()} near duplicates across splits, the first "
-                             f"{table['text'][a][:60]!r} in {split[a]} and "
-                             f"{table['text'][b][:60]!r} in {split[b]}")
+        raise AssertionError(
+            f"{across.sum()} near duplicates across splits, the first "
+            f"{table['text'][a][:60]!r} in {split[a]} and "
+            f"{table['text'][b][:60]!r} in {split[b]}"
+        )

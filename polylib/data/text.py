@@ -4,6 +4,7 @@ Every decision here depends on the two texts alone (plain n-gram sets, no corpus
 removing other rows can never change whether a given pair counts as a duplicate: cleaning and the split check
 agree by construction.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -54,8 +55,15 @@ def vectors(keys: Sequence[str]) -> sparse.csr_matrix:
     """Sets of character 4-grams as unit vectors, shape (N, 2**20), for cosine by dot product."""
     if not len(keys):
         return sparse.csr_matrix((0, 2**20))
-    hashing = HashingVectorizer(analyzer="char", ngram_range=(4, 4), alternate_sign=False, binary=True,
-                                norm="l2", lowercase=False, n_features=2**20)
+    hashing = HashingVectorizer(
+        analyzer="char",
+        ngram_range=(4, 4),
+        alternate_sign=False,
+        binary=True,
+        norm="l2",
+        lowercase=False,
+        n_features=2**20,
+    )
     # padded so that ends count and a one-letter key has grams; with no spaces, which the analyser would merge
     return hashing.transform([f"\x02\x02{k}\x02\x02" for k in keys]).tocsr()
 
@@ -79,13 +87,15 @@ def similar_pairs(keys: Sequence[str], threshold: float) -> tuple[np.ndarray, np
     size, prefix, bits = np.diff(x.indptr), _prefixes(x, threshold), _bitmaps(x)
     left, right = [np.zeros(0, dtype=int)], [np.zeros(0, dtype=int)]
     for start in range(0, len(keys), _BLOCK):
-        i, j = (prefix[start:start + _BLOCK] @ prefix.T).nonzero()
+        i, j = (prefix[start : start + _BLOCK] @ prefix.T).nonzero()
         i = i + start
         a, b = size[i], size[j]
         fits = (i < j) & (np.minimum(a, b) >= (threshold**2 - 1e-9) * np.maximum(a, b))
         i, j, a, b = i[fits], j[fits], a[fits], b[fits]
         parts = [slice(k, k + 2**17) for k in range(0, len(i) or 1, 2**17)]
-        apart = np.concatenate([np.bitwise_count(bits[i[p]] ^ bits[j[p]]).sum(1, dtype=int) for p in parts])
+        apart = np.concatenate(
+            [np.bitwise_count(bits[i[p]] ^ bits[j[p]]).sum(1, dtype=int) for p in parts]
+        )
         fits = (a + b - apart) / 2 >= threshold * np.sqrt(a * b) - 1e-6
         i, j = i[fits], j[fits]
         near = row_cosine(x[i], x[j]) >= threshold - 1e-9

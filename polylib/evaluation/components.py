@@ -7,6 +7,7 @@ The parts are those of the reward's own definition, not of a fit: weight times v
 heuristic rule and of coherence, and what the floor under relevance takes away. They add up to the reward but for one
 constant, which no gain sees. `claims.reward_parts` reads the file.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -33,7 +34,9 @@ def measure(reward, replies: pd.DataFrame) -> pd.DataFrame:
     named = [name for name in parts if not name.startswith(WITHOUT)]
     rest = total - parts[named].sum(axis=1).to_numpy()
     if len(rest) and (not np.isfinite(rest).all() or np.ptp(rest) > CLOSE):
-        raise ValueError(f"components: the parts of the {reward.name} reward miss it by up to {np.ptp(rest):.2g}")
+        raise ValueError(
+            f"components: the parts of the {reward.name} reward miss it by up to {np.ptp(rest):.2g}"
+        )
     keys = replies[["post_id", "temperature"]].reset_index(drop=True).set_axis(KEYS, axis=1)
     table = pd.concat([keys, pd.Series(total, name="reward"), parts], axis=1)
     return table.groupby(KEYS, dropna=False, sort=True).mean().reset_index()
@@ -50,15 +53,25 @@ def contributions(reward, posts: list[str], replies: list[str]) -> pd.DataFrame:
     if not isinstance(reward, CombinedReward):
         return pd.DataFrame({reward.name: np.asarray(reward(posts, replies), dtype=float)})
     values = reward.components(posts, replies)
-    top = {name: weight * values[name].to_numpy() for name, weight in reward.weights.items() if weight}
+    top = {
+        name: weight * values[name].to_numpy() for name, weight in reward.weights.items() if weight
+    }
     weighted = sum(top.values())
     parts = {name: value for name, value in top.items() if name != "heuristic"}
     if "heuristic" in top:
-        rules = _rules(reward.heuristic, values) * reward.weights["heuristic"] / reward.heuristic.scales["sd"]
+        rules = (
+            _rules(reward.heuristic, values)
+            * reward.weights["heuristic"]
+            / reward.heuristic.scales["sd"]
+        )
         parts |= {name: rules[name].to_numpy() for name in rules}
     if reward.floor:
         parts["floor"] = _lowered(reward, values, weighted) - weighted
-    without = {name: _lowered(reward, values, weighted - value) for name, value in top.items()} if len(top) > 1 else {}
+    without = (
+        {name: _lowered(reward, values, weighted - value) for name, value in top.items()}
+        if len(top) > 1
+        else {}
+    )
     without |= {"floor": weighted} if reward.floor else {}
     return pd.DataFrame(parts | {WITHOUT + name: value for name, value in without.items()})
 
@@ -66,7 +79,9 @@ def contributions(reward, posts: list[str], replies: list[str]) -> pd.DataFrame:
 def _rules(heuristic: HeuristicReward, values: pd.DataFrame) -> pd.DataFrame:
     whole = sum(heuristic.weights.values())
     used = {name: weight / whole for name, weight in heuristic.weights.items() if weight}
-    return pd.DataFrame({f"heuristic_{name}": weight * values[name] for name, weight in used.items()})
+    return pd.DataFrame(
+        {f"heuristic_{name}": weight * values[name] for name, weight in used.items()}
+    )
 
 
 def _lowered(reward: CombinedReward, values: pd.DataFrame, weighted: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ Rules are blunt on purpose: anybody can check one by eye, and people's own rate 
 because people say "so true" and end on "thoughts?" as well. Sets matter for two of them (duplicate, template):
 pass one method's replies at one temperature at a time.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -32,7 +33,7 @@ RULES = {
     "spam": "more than 1 link, 3 hashtags or 5 emoji, or two phrases that sell something",
     "toxic": "a slur, a threat or an insult of the tiered lexicon; swearing alone is none",
     "script": "half of its letters are of scripts the post does not use, or 8 words or more without one English word "
-              "under an English post",
+    "under an English post",
     "invented": "names a @user or a link that the post does not",
     "leakage": "chat-control tokens, role labels or instructions of the prompt",
 }
@@ -48,7 +49,9 @@ AGREES = regex.compile(
     | (?:so|very|too|absolutely)\ true | well\ said | couldn't\ (?:have\ said\ it\ better|agree\ more)
     | (?:(?:such\ a|a|very)\ )?(?:great|good|fair|excellent)\ point | exactly(?:\ this)? | this\ is\ so\ true
     | (?:you're|you\ are|ur)\ (?:(?:so|absolutely|totally|completely)\ )*right | absolutely | totally | preach | facts
-    | love\ this | same\ here | hear\ hear | spot\ on | 100 | true )\b""", regex.X)
+    | love\ this | same\ here | hear\ hear | spot\ on | 100 | true )\b""",
+    regex.X,
+)
 BAIT = regex.compile(
     r"""(?: what\ do\ (?:you|y'all)(?:\ (?:all|guys))?\ think(?:\ about\ (?:it|this|that))? | (?:any\ )?thoughts
     | what(?:'s|\ is|\ are)\ your\ (?:take|opinion|thoughts?|view) (?:\ on\ (?:it|this|that))?
@@ -57,19 +60,30 @@ BAIT = regex.compile(
     | (?:would\ love|curious)\ to\ hear\ (?:more|your\ thoughts?|what\ you\ think|from\ you)
     (?:\ about\ (?:it|this|that))? | let\ (?:me|us)\ know(?:\ what\ you\ think|\ your\ thoughts|\ in\ the\ comments)?
     | tell\ (?:me|us)\ (?:more|your\ thoughts)
-    )$""", regex.X)
+    )$""",
+    regex.X,
+)
 LEAK = regex.compile(
     r"""<\|[^|<>]{0,40}\|> | </?s> | \[/?INST\] | <</?SYS>> | (?m:^\s*(?:User|Assistant|System|Human|AI|Post|Reply)\s*:)
     | \#{2,}\s*(?:Instruction|Response|Input) | (?i:as\ an\ ai\ (?:language\ )?(?:model|assistant)
-    | you\ are\ a\ helpful\ | (?:write|here\ is)\ a\ (?:short\ )?reply\ to\ (?:the|this|your)\ post)""", regex.X)
-SCRIPTS = {name: regex.compile(rf"\p{{Script={name}}}") for name in
-           ("Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Devanagari", "Thai", "Hangul")}
+    | you\ are\ a\ helpful\ | (?:write|here\ is)\ a\ (?:short\ )?reply\ to\ (?:the|this|your)\ post)""",
+    regex.X,
+)
+SCRIPTS = {
+    name: regex.compile(rf"\p{{Script={name}}}")
+    for name in ("Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Devanagari", "Thai", "Hangul")
+}
 SCRIPTS["East Asian"] = regex.compile(r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]")
 LETTER = regex.compile(r"\p{L}")
 
 
-def flags(posts: Sequence[str], replies: Sequence[str], relevance: Sequence[float],
-          truncated: Sequence[bool] | None, off_topic_below: float) -> list[list[str]]:
+def flags(
+    posts: Sequence[str],
+    replies: Sequence[str],
+    relevance: Sequence[float],
+    truncated: Sequence[bool] | None,
+    off_topic_below: float,
+) -> list[list[str]]:
     """Names out of RULES for each of N replies, in that order, [] for a reply without fault.
 
     One set: a method's replies at one temperature, `posts[i]` above `replies[i]` (equal texts are one post).
@@ -78,27 +92,50 @@ def flags(posts: Sequence[str], replies: Sequence[str], relevance: Sequence[floa
     ValueError for lengths that differ or a relevance or threshold that is not finite."""
     posts, replies = list(posts), list(replies)
     relevance = np.asarray(relevance, dtype=float)
-    cut = np.zeros(len(replies), dtype=bool) if truncated is None else np.array([t == 1 for t in truncated], bool)
+    cut = (
+        np.zeros(len(replies), dtype=bool)
+        if truncated is None
+        else np.array([t == 1 for t in truncated], bool)
+    )
     if not len(posts) == len(replies) == len(relevance) == len(cut):
-        raise ValueError(f"{len(posts)} posts, {len(replies)} replies, {len(relevance)} relevances, "
-                         f"{len(cut)} truncated")
+        raise ValueError(
+            f"{len(posts)} posts, {len(replies)} replies, {len(relevance)} relevances, "
+            f"{len(cut)} truncated"
+        )
     if not np.isfinite([*relevance, off_topic_below]).all():
         raise ValueError("relevance and off_topic_below must be finite")
     same, template = _elsewhere(posts, replies), _template(posts, replies)
     found = []
     for i, (post, reply) in enumerate(zip(posts, replies)):
-        hits = {"empty"} if is_empty(reply) else _of_text(post[:text.LONGEST], reply[:text.LONGEST])
-        hits |= {name for name, hit in (("truncated", cut[i]), ("duplicate", same[i]), ("template", template[i]),
-                                        ("off_topic", relevance[i] < off_topic_below)) if hit}
+        hits = (
+            {"empty"} if is_empty(reply) else _of_text(post[: text.LONGEST], reply[: text.LONGEST])
+        )
+        hits |= {
+            name
+            for name, hit in (
+                ("truncated", cut[i]),
+                ("duplicate", same[i]),
+                ("template", template[i]),
+                ("off_topic", relevance[i] < off_topic_below),
+            )
+            if hit
+        }
         found.append([name for name in RULES if name in hits])
     return found
 
 
 def _of_text(post: str, reply: str) -> set[str]:
     """Failures that one reply and its post decide."""
-    tests = {"parrot": is_parrot(post, reply), "agreement": is_agreement(reply), "question_bait": is_bait(reply),
-             "spam": is_spam(reply), "toxic": is_toxic(reply), "script": is_foreign(post, reply),
-             "invented": is_invented(post, reply), "leakage": bool(LEAK.search(reply))}
+    tests = {
+        "parrot": is_parrot(post, reply),
+        "agreement": is_agreement(reply),
+        "question_bait": is_bait(reply),
+        "spam": is_spam(reply),
+        "toxic": is_toxic(reply),
+        "script": is_foreign(post, reply),
+        "invented": is_invented(post, reply),
+        "leakage": bool(LEAK.search(reply)),
+    }
     return {name for name, hit in tests.items() if hit}
 
 
@@ -117,8 +154,11 @@ def is_parrot(post: str, reply: str) -> bool:
 def is_agreement(reply: str) -> bool:
     plain = " ".join(features.words(reply))
     rest, n = AGREES.subn(" ", plain)
-    return n > 0 and sum(word not in features.FUNCTION for word in rest.split()) <= OWN_WORDS and \
-        not features.NEGATION & set(plain.replace("couldn't", "").split())
+    return (
+        n > 0
+        and sum(word not in features.FUNCTION for word in rest.split()) <= OWN_WORDS
+        and not features.NEGATION & set(plain.replace("couldn't", "").split())
+    )
 
 
 def is_bait(reply: str) -> bool:
@@ -127,19 +167,28 @@ def is_bait(reply: str) -> bool:
 
 
 def is_spam(reply: str) -> bool:
-    return (len(features.LINK.findall(reply)) > LINKS or len(features.HASHTAG.findall(reply)) > HASHTAGS
-            or len(features.EMOJI.findall(reply)) > EMOJI or len(features.PROMO.findall(reply)) >= PROMOS)
+    return (
+        len(features.LINK.findall(reply)) > LINKS
+        or len(features.HASHTAG.findall(reply)) > HASHTAGS
+        or len(features.EMOJI.findall(reply)) > EMOJI
+        or len(features.PROMO.findall(reply)) >= PROMOS
+    )
 
 
 def is_toxic(reply: str) -> bool:
     plain = " ".join(features.words(reply))
-    return bool(THREAT.search(plain) or INSULT.search(plain)
-                or any(hashlib.sha256(word.encode()).hexdigest()[:16] in SLURS for word in plain.split()))
+    return bool(
+        THREAT.search(plain)
+        or INSULT.search(plain)
+        or any(hashlib.sha256(word.encode()).hexdigest()[:16] in SLURS for word in plain.split())
+    )
 
 
 def is_foreign(post: str, reply: str) -> bool:
     letters = len(LETTER.findall(reply))
-    strange = sum(len(script.findall(reply)) for script in SCRIPTS.values() if not script.search(post))
+    strange = sum(
+        len(script.findall(reply)) for script in SCRIPTS.values() if not script.search(post)
+    )
     if letters >= 3 and strange >= letters / 2:
         return True
     tokens = features.words(reply)
@@ -148,16 +197,20 @@ def is_foreign(post: str, reply: str) -> bool:
 
 def _english(tokens: list[str]) -> bool:
     """Holds a function word that is English alone, contractions ("she's") included."""
-    return bool((features.FUNCTION - {"a", "no", "me", "on", "as", "do", "to", "so"})
-                & {part for token in tokens for part in token.split("'")})
+    return bool(
+        (features.FUNCTION - {"a", "no", "me", "on", "as", "do", "to", "so"})
+        & {part for token in tokens for part in token.split("'")}
+    )
 
 
 def is_invented(post: str, reply: str) -> bool:
     """A name is known if the post holds it; of links the domain counts, as people shorten them."""
     known = post.casefold()
     names = [name.casefold() for name in features.MENTION.findall(reply)]
-    links = [regex.sub(r"^(?:https?:/*)?(?:www\.)?", "", link.casefold()).split("/")[0].rstrip(".,;:!?)")
-             for link in features.LINK.findall(reply)]
+    links = [
+        regex.sub(r"^(?:https?:/*)?(?:www\.)?", "", link.casefold()).split("/")[0].rstrip(".,;:!?)")
+        for link in features.LINK.findall(reply)
+    ]
     mentioned = {name.casefold() for name in features.MENTION.findall(post)}
     return any(name not in mentioned for name in names) or any(link not in known for link in links)
 

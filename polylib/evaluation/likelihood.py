@@ -16,6 +16,7 @@ The policy is the one that wrote the replies: adapters merged and rounded to the
 activations adds about .002 nats a token to a KL of different models (measured; equal models have exactly 0).
 Left out on purpose: a second model in memory (see `token_kl`).
 """
+
 from __future__ import annotations
 
 import math
@@ -35,14 +36,29 @@ from polylib.models.truncation import truncates
 from polylib.run import Paths, write_csv
 
 FILE = "likelihood.csv"
-COLUMNS = ["prompt_id", "temperature", "n_samples", "tokens", "nll_base", "nll_sft", "kl_base", "kl_sft", "k3_base",
-           "k3_sft", "entropy"]
+COLUMNS = [
+    "prompt_id",
+    "temperature",
+    "n_samples",
+    "tokens",
+    "nll_base",
+    "nll_sft",
+    "kl_base",
+    "kl_sft",
+    "k3_base",
+    "k3_sft",
+    "entropy",
+]
 PER_REPLY = ("kl_base", "kl_sft", "k3_base", "k3_sft", "entropy")
 CUT = 10**6  # tokens of a human reply that are read: all
-ANOTHER_MODEL = 0.05  # nats a token by which replies may differ from what their sampler noted, in the median
+ANOTHER_MODEL = (
+    0.05  # nats a token by which replies may differ from what their sampler noted, in the median
+)
 
 
-def measure(generations: pd.DataFrame, cfg: Config, paths: Paths, method: str, seed: int | None) -> pd.DataFrame:
+def measure(
+    generations: pd.DataFrame, cfg: Config, paths: Paths, method: str, seed: int | None
+) -> pd.DataFrame:
     """A row a post, columns COLUMNS, for the first `evaluation.likelihood_prompts` posts (0 = all) and
     `evaluation.likelihood_samples` replies each (of people at most so many) at the training temperature.
 
@@ -53,11 +69,18 @@ def measure(generations: pd.DataFrame, cfg: Config, paths: Paths, method: str, s
     model belong to no seed whose SFT model could be the reference; under top-k or top-p the sampled token is not drawn
     from the whole softmax, so k3 has another mean. `seed` is ignored for human and base.
     Raises UserError for replies that the model in `paths` cannot have written."""
-    people, tokenizer, chosen = method == "human", models.load_tokenizer(cfg.model), _chosen(generations, cfg)
+    people, tokenizer, chosen = (
+        method == "human",
+        models.load_tokenizer(cfg.model),
+        _chosen(generations, cfg),
+    )
     if "ids" in chosen:
         ids, known = list(chosen["ids"]), np.full(len(chosen), True)
     else:  # people's, or read from a file
-        ids = [_encode(tokenizer, reply, cut) for reply, cut in zip(chosen["reply"], chosen["truncated"])]
+        ids = [
+            _encode(tokenizer, reply, cut)
+            for reply, cut in zip(chosen["reply"], chosen["truncated"])
+        ]
         known = np.array([people or len(y) == n for y, n in zip(ids, chosen["tokens"])])
     packed, order = rows(tokenizer, chosen, ids, cfg.sampling.max_prompt_tokens)
     found, chains = {}, _chains(paths, method, seed)
@@ -68,10 +91,16 @@ def measure(generations: pd.DataFrame, cfg: Config, paths: Paths, method: str, s
         else:
             found[name] = found[same]
     temperature = cfg.sampling.temperature
-    tokens = token_kl.per_token(found, head, torch.cat([b.completion_ids[b.completion_mask] for b in packed]),
-                                temperature)
+    tokens = token_kl.per_token(
+        found, head, torch.cat([b.completion_ids[b.completion_mask] for b in packed]), temperature
+    )
     tokens["reply"] = np.repeat(order, [len(ids[i]) for i in order])
-    replies = tokens.groupby("reply").sum(min_count=1).reindex(range(len(chosen))).assign(n=[len(y) for y in ids])
+    replies = (
+        tokens.groupby("reply")
+        .sum(min_count=1)
+        .reindex(range(len(chosen)))
+        .assign(n=[len(y) for y in ids])
+    )
     cut = truncates(cfg.sampling.top_p, cfg.sampling.top_k)
     if cut:
         replies[["k3_base", "k3_sft"]] = np.nan
@@ -82,12 +111,19 @@ def measure(generations: pd.DataFrame, cfg: Config, paths: Paths, method: str, s
     return table
 
 
-def rows(tokenizer, chosen: pd.DataFrame, ids: list[list[int]], limit: int) -> tuple[list[Packed], list[int]]:
+def rows(
+    tokenizer, chosen: pd.DataFrame, ids: list[list[int]], limit: int
+) -> tuple[list[Packed], list[int]]:
     """Packed rows, one a post, and the numbers of the replies in the order of their tokens.
 
     chosen: post_id, post; a row a reply, index 0, 1, ...; ids: tokens of each; posts are cut to `limit` tokens."""
-    prompts = [(models.format_prompt(tokenizer, part["post"].iloc[0], limit), [(i, ids[i]) for i in part.index])
-               for _, part in chosen.groupby("post_id", sort=False)]
+    prompts = [
+        (
+            models.format_prompt(tokenizer, part["post"].iloc[0], limit),
+            [(i, ids[i]) for i in part.index],
+        )
+        for _, part in chosen.groupby("post_id", sort=False)
+    ]
     packed = batches(prompts, tokenizer.pad_token_id)
     return [batch for batch, _ in packed], [i for _, order in packed for i in order]
 
@@ -100,16 +136,20 @@ def _states(cfg: Config, chain: list[Path], packed: list):
 def _chosen(generations: pd.DataFrame, cfg: Config) -> pd.DataFrame:
     at = generations["temperature"]
     rows = generations[at.isna() | np.isclose(at, cfg.sampling.temperature)]
-    posts = list(dict.fromkeys(rows["post_id"]))[:cfg.evaluation.likelihood_prompts or None]
+    posts = list(dict.fromkeys(rows["post_id"]))[: cfg.evaluation.likelihood_prompts or None]
     rows = rows[rows["post_id"].isin(posts) & rows["sample"].lt(cfg.evaluation.likelihood_samples)]
     if rows.empty:
-        raise UserError(f"likelihood: no replies at temperature {cfg.sampling.temperature:g}; run notebook 07 again")
+        raise UserError(
+            f"likelihood: no replies at temperature {cfg.sampling.temperature:g}; run notebook 07 again"
+        )
     return rows.reset_index(drop=True)
 
 
 def _encode(tokenizer, reply: str, truncated) -> list[int]:
     """Token ids of a reply; one that was cut has no end of turn."""
-    clean = reply.encode("utf-8", "replace").decode("utf-8")  # a tokenizer refuses unpaired surrogates
+    clean = reply.encode("utf-8", "replace").decode(
+        "utf-8"
+    )  # a tokenizer refuses unpaired surrogates
     ids = models.encode_reply(tokenizer, clean, CUT)
     return ids[:-1] if truncated == 1 else ids
 
@@ -132,21 +172,34 @@ def _same_model(logp: pd.Series, chosen: pd.DataFrame, known: np.ndarray, cell: 
     gap = (logp - chosen["logprob"]).abs().to_numpy() / chosen["tokens"].to_numpy()
     middle = np.median(gap[known]) if known.any() else 0.0
     if middle > ANOTHER_MODEL:
-        raise UserError(f"likelihood: the replies of {cell} are not of the model saved for it (log-probabilities are "
-                        f"{middle:.2f} nats a token apart); run notebook 07 again")
+        raise UserError(
+            f"likelihood: the replies of {cell} are not of the model saved for it (log-probabilities are "
+            f"{middle:.2f} nats a token apart); run notebook 07 again"
+        )
     return gap < 10 * ANOTHER_MODEL
 
 
-def _per_prompt(chosen: pd.DataFrame, replies: pd.DataFrame, known: np.ndarray, temperature: float) -> pd.DataFrame:
+def _per_prompt(
+    chosen: pd.DataFrame, replies: pd.DataFrame, known: np.ndarray, temperature: float
+) -> pd.DataFrame:
     rows = []
     for post, part in chosen[known].groupby("post_id", sort=False):
         mine = replies.loc[part.index]
-        row = {"prompt_id": post, "temperature": temperature, "n_samples": len(mine), "tokens": mine["n"].mean()}
-        row |= {name: mine[name].sum(skipna=False) / mine["n"].sum() for name in ("nll_base", "nll_sft")}
+        row = {
+            "prompt_id": post,
+            "temperature": temperature,
+            "n_samples": len(mine),
+            "tokens": mine["n"].mean(),
+        }
+        row |= {
+            name: mine[name].sum(skipna=False) / mine["n"].sum() for name in ("nll_base", "nll_sft")
+        }
         rows.append(row | {name: mine[name].mean(skipna=False) for name in PER_REPLY})
     if not rows:
         raise Undefined("likelihood: no reply's text gives back the tokens that were sampled")
-    return pd.DataFrame(rows, columns=COLUMNS).sort_values("prompt_id", kind="stable", ignore_index=True)
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values(
+        "prompt_id", kind="stable", ignore_index=True
+    )
 
 
 def perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:

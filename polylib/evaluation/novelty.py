@@ -4,6 +4,7 @@ Plain counts reward rubbish: word salad is very diverse. NoveltyBench (Zhang et 
 and pays for a kind once; Shypula et al. (2025) let a pair count only when both replies are good. numpy and scipy only;
 what a set does not define raises Undefined.
 """
+
 from __future__ import annotations
 
 import itertools

@@ -1,4 +1,5 @@
 """What an evaluation leaves: per_prompt.csv, and metrics.json with where every number comes from."""
+
 from __future__ import annotations
 
 import hashlib
@@ -23,12 +24,21 @@ def summary(table: pd.DataFrame) -> dict:
     reasons = table.attrs.get("reasons", {})
     means = {}
     for temperature, part in table.groupby("temperature", dropna=False):
-        mean = part[names].mean()  # over the prompts that define the metric; `reasons` counts the others
+        mean = part[
+            names
+        ].mean()  # over the prompts that define the metric; `reasons` counts the others
         means["human" if pd.isna(temperature) else f"T{temperature:g}"] = {
-            name: float(mean[name]) if np.isfinite(mean[name]) else {"value": None, "reason": reasons[name]}
-            for name in names}
-    return {"prompts": int(table["prompt_id"].nunique()), "samples": float(table["n_samples"].mean()),
-            "mean": means, "undefined": reasons}
+            name: float(mean[name])
+            if np.isfinite(mean[name])
+            else {"value": None, "reason": reasons[name]}
+            for name in names
+        }
+    return {
+        "prompts": int(table["prompt_id"].nunique()),
+        "samples": float(table["n_samples"].mean()),
+        "mean": means,
+        "undefined": reasons,
+    }
 
 
 def provenance(cfg: Config, encoder, tokenizer, judge, judge_file: Path, people: Yardstick) -> dict:
@@ -37,14 +47,34 @@ def provenance(cfg: Config, encoder, tokenizer, judge, judge_file: Path, people:
     weights = hashlib.sha256(Path(judge_file).read_bytes()).hexdigest()
     return {
         "encoder": encoder.identity,
-        "judge": {"sha256": weights, "pair_accuracy": judge.pair_accuracy, "pairs": judge.pairs,
-                  "human_replies": len(people.judged)},
-        "tokens": {"words": text.TOKEN.pattern, "model": cfg.model.source, "model_vocabulary": len(tokenizer)},
-        "sampling": {"samples": cfg.evaluation.samples, "ks": list(cfg.evaluation.ks), "seed": cfg.evaluation.seed,
-                     "temperature": cfg.sampling.temperature, "top_p": cfg.sampling.top_p, "top_k": cfg.sampling.top_k},
-        "sets": {"replies": min(score.SET_SIZE, cfg.evaluation.samples), "words": score.TOKEN_BUDGET,
-                 "most": novelty.MOST_SETS},
-        "same_kind": {"cosine": score.SAME_KIND, "encoder": "TF-IDF of hashed character 3- to 5-grams"},
+        "judge": {
+            "sha256": weights,
+            "pair_accuracy": judge.pair_accuracy,
+            "pairs": judge.pairs,
+            "human_replies": len(people.judged),
+        },
+        "tokens": {
+            "words": text.TOKEN.pattern,
+            "model": cfg.model.source,
+            "model_vocabulary": len(tokenizer),
+        },
+        "sampling": {
+            "samples": cfg.evaluation.samples,
+            "ks": list(cfg.evaluation.ks),
+            "seed": cfg.evaluation.seed,
+            "temperature": cfg.sampling.temperature,
+            "top_p": cfg.sampling.top_p,
+            "top_k": cfg.sampling.top_k,
+        },
+        "sets": {
+            "replies": min(score.SET_SIZE, cfg.evaluation.samples),
+            "words": score.TOKEN_BUDGET,
+            "most": novelty.MOST_SETS,
+        },
+        "same_kind": {
+            "cosine": score.SAME_KIND,
+            "encoder": "TF-IDF of hashed character 3- to 5-grams",
+        },
         "utility_patience": novelty.PATIENCE,
         "own_bar": {"quantile": yardstick.OWN_QUANTILE, "human_replies": yardstick.OWN_REPLIES},
         "bertscore_floor": people.bertscore_floor,

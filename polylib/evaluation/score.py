@@ -8,6 +8,7 @@
 Every metric belongs to one prompt's set of replies; nothing is pooled over prompts. What a set does not
 define is NaN, and `table.attrs["reasons"]` says why and how often. `record.save` writes the files.
 """
+
 from __future__ import annotations
 
 from collections import Counter
@@ -21,7 +22,9 @@ from polylib.config import EvaluationConfig, UserError
 from polylib.evaluation import failures, novelty, overlap, text
 from polylib.evaluation.yardstick import OWN_QUANTILE, Scorer, Yardstick, finite
 
-SET_SIZE = 4  # replies a set metric looks at: its value hangs on the number, and most human sets reach 4
+SET_SIZE = (
+    4  # replies a set metric looks at: its value hangs on the number, and most human sets reach 4
+)
 TOKEN_BUDGET = 40  # words of distinct-n, for the same reason
 # Two replies whose character TF-IDF has this cosine are of one kind. Chosen between two facts of people's replies to
 # training and validation posts: of 5777 pairs under one post none is above .43, and a reply of six words or more that
@@ -32,8 +35,14 @@ KEYS = ["prompt_id", "temperature"]
 NEEDED = ["post_id", "sample", "temperature", "reply", "tokens", "truncated"]
 
 
-def rate(generations: pd.DataFrame, posts: list, reward: Scorer, judge: Scorer, encoder,
-         people: Yardstick) -> pd.DataFrame:
+def rate(
+    generations: pd.DataFrame,
+    posts: list,
+    reward: Scorer,
+    judge: Scorer,
+    encoder,
+    people: Yardstick,
+) -> pd.DataFrame:
     """The table with what belongs to single replies: judge, reward, relevance (cosine to the post), bertscore
     against the nearest human reply (NaN where not defined), flags (names of `failures.RULES`).
 
@@ -48,11 +57,18 @@ def rate(generations: pd.DataFrame, posts: list, reward: Scorer, judge: Scorer, 
     vectors = dict(zip(distinct, encoder.encode(distinct).astype(np.float64), strict=True))
     rated["judge"] = finite(judge, texts, replies, "judge")
     rated["reward"] = finite(reward, texts, replies, "reward")
-    rated["relevance"] = [float(vectors[reply] @ vectors[post]) for post, reply in zip(texts, replies, strict=True)]
+    rated["relevance"] = [
+        float(vectors[reply] @ vectors[post]) for post, reply in zip(texts, replies, strict=True)
+    ]
     rated["flags"] = pd.Series([None] * len(rated), dtype=object)
     for _, part in rated.groupby("temperature", dropna=False):
-        found = failures.flags([text_of[i] for i in part["post_id"]], list(part["reply"]), part["relevance"],
-                               part["truncated"], people.off_topic_below)
+        found = failures.flags(
+            [text_of[i] for i in part["post_id"]],
+            list(part["reply"]),
+            part["relevance"],
+            part["truncated"],
+            people.off_topic_below,
+        )
         rated.loc[part.index, "flags"] = pd.Series(found, index=part.index, dtype=object)
     return rated
 
@@ -61,9 +77,11 @@ def _nearest_human(rated: pd.DataFrame, posts: list, encoder) -> np.ndarray:
     found = np.full(len(rated), np.nan)
     rows_of = rated.groupby("post_id").indices
     for start in range(0, len(posts), BLOCK):
-        block = [post for post in posts[start:start + BLOCK] if post.id in rows_of]
+        block = [post for post in posts[start : start + BLOCK] if post.id in rows_of]
         replies = {post.id: rated["reply"].to_numpy()[rows_of[post.id]] for post in block}
-        states = encoder.token_states([t for post in block for t in (*post.replies, *replies[post.id])])
+        states = encoder.token_states(
+            [t for post in block for t in (*post.replies, *replies[post.id])]
+        )
         for post in block:
             rows = rows_of[post.id]
             own = bool(rated["temperature"].isna().to_numpy()[rows].all())
@@ -74,7 +92,9 @@ def _nearest_human(rated: pd.DataFrame, posts: list, encoder) -> np.ndarray:
     return found
 
 
-def score(rated: pd.DataFrame, posts: list, encoder, settings: EvaluationConfig, people: Yardstick) -> pd.DataFrame:
+def score(
+    rated: pd.DataFrame, posts: list, encoder, settings: EvaluationConfig, people: Yardstick
+) -> pd.DataFrame:
     """One row per (prompt_id, temperature): prompt_id, temperature, n_samples and the metrics.
 
     rated: what `rate` returned, `settings.samples` rows per post at one temperature, `settings.sweep_samples` at the
@@ -89,12 +109,16 @@ def score(rated: pd.DataFrame, posts: list, encoder, settings: EvaluationConfig,
         wanted = settings.samples if full else settings.sweep_samples
         short = found[found != wanted]
         if len(short):
-            raise UserError(f"generations: post {short.index[0]} at temperature {temperature} has {short.iloc[0]} "
-                            f"replies, expected {wanted}; run notebook 07 again")
+            raise UserError(
+                f"generations: post {short.index[0]} at temperature {temperature} has {short.iloc[0]} "
+                f"replies, expected {wanted}; run notebook 07 again"
+            )
     return _per_prompt(rated, posts, encoder, settings, people, leave_one_out=False)
 
 
-def human(rated: pd.DataFrame, posts: list, encoder, settings: EvaluationConfig, people: Yardstick) -> pd.DataFrame:
+def human(
+    rated: pd.DataFrame, posts: list, encoder, settings: EvaluationConfig, people: Yardstick
+) -> pd.DataFrame:
     """The same columns for people's own replies, temperature empty; what compares a reply with people leaves the
     reply itself out. k above the number of replies, and truncation, are NaN with reason."""
     _check(rated, [*NEEDED, "judge"], posts)
@@ -107,18 +131,26 @@ def _check(table: pd.DataFrame, needed: list[str], posts: list) -> None:
         raise UserError(f"generations: columns {missing} are missing; run notebook 07 again")
     unknown = sorted(set(table["post_id"]) - {post.id for post in posts})
     if unknown:
-        raise UserError(f"generations: posts {unknown[:3]} are no test posts; run notebook 07 again")
+        raise UserError(
+            f"generations: posts {unknown[:3]} are no test posts; run notebook 07 again"
+        )
 
 
 def _per_prompt(rated, posts, encoder, settings, people, leave_one_out) -> pd.DataFrame:
     post_of = {post.id: post for post in posts}
-    scored = rated.assign(form=[text.normalise(reply) for reply in rated["reply"]]).sort_values("sample", kind="stable")
+    scored = rated.assign(form=[text.normalise(reply) for reply in rated["reply"]]).sort_values(
+        "sample", kind="stable"
+    )
     distinct = sorted(set(scored["reply"]))
     vectors = dict(zip(distinct, encoder.encode(distinct).astype(np.float64), strict=True))
     characters = text.CharacterVectors([reply for post in posts for reply in post.replies])
     table, reasons = [], {}
-    for (temperature, post_id), part in scored.groupby(["temperature", "post_id"], sort=False, dropna=False):
-        row = Row({"prompt_id": post_id, "temperature": temperature, "n_samples": len(part)}, reasons)
+    for (temperature, post_id), part in scored.groupby(
+        ["temperature", "post_id"], sort=False, dropna=False
+    ):
+        row = Row(
+            {"prompt_id": post_id, "temperature": temperature, "n_samples": len(part)}, reasons
+        )
         same = scored["temperature"].eq(temperature) | pd.isna(temperature)
         _quality(row, part, settings, people, leave_one_out)
         _variety(row, part, vectors, characters, settings, people)
@@ -129,7 +161,8 @@ def _per_prompt(rated, posts, encoder, settings, people, leave_one_out) -> pd.Da
     result = pd.DataFrame(table).sort_values(KEYS, kind="stable", ignore_index=True)
     result.attrs["reasons"] = {
         name: "; ".join(f"{why} ({n} of {len(table)} sets)" for why, n in sorted(found.items()))
-        for name, found in sorted(reasons.items())}
+        for name, found in sorted(reasons.items())
+    }
     return result
 
 
@@ -157,26 +190,51 @@ def _quality(row: Row, part, settings, people, leave_one_out) -> None:
         for k in curve_ks(settings):
             row.tries(f"pass@{k}_q{q:g}", metrics.pass_at_k, n, passed, k)
     for k in settings.ks:
-        row.tries(f"pass@{k}_own_q{OWN_QUANTILE:g}", people.pass_own, row["prompt_id"], judged, k, leave_one_out)
+        row.tries(
+            f"pass@{k}_own_q{OWN_QUANTILE:g}",
+            people.pass_own,
+            row["prompt_id"],
+            judged,
+            k,
+            leave_one_out,
+        )
     for k in curve_ks(settings):
         row.tries(f"max@{k}", metrics.max_at_k, judged, k)  # oracle: chosen by the judge itself
-        row.tries(f"best@{k}", metrics.best_of_k, rewarded, judged, k)  # chosen by the trained reward
+        row.tries(
+            f"best@{k}", metrics.best_of_k, rewarded, judged, k
+        )  # chosen by the trained reward
 
 
 def _variety(row: Row, part, vectors, characters, settings, people) -> None:
-    replies, judged, size = list(part["reply"]), part["judge"].to_numpy(), min(SET_SIZE, settings.samples)
+    replies, judged, size = (
+        list(part["reply"]),
+        part["judge"].to_numpy(),
+        min(SET_SIZE, settings.samples),
+    )
     embedded = np.stack([vectors[reply] for reply in replies])
     cosine, wording = embedded @ embedded.T, characters.similarity(replies)
-    good = judged >= people.thresholds([min(settings.judge_quantiles)])[min(settings.judge_quantiles)]
+    good = (
+        judged >= people.thresholds([min(settings.judge_quantiles)])[min(settings.judge_quantiles)]
+    )
     row.tries("diversity", metrics.mean_pairwise_distance, cosine)
     row.tries("diversity_tfidf", metrics.mean_pairwise_distance, wording)
     row.tries("effective_diversity", novelty.effective_diversity, wording, good, SAME_KIND)
-    row.tries("vendi", lambda: metrics.vendi(_blocks(cosine, _sets(part, size, settings))).mean() / size)
-    row.tries("distinct_k", lambda: novelty.distinct_k(
-        novelty.class_sizes(_blocks(wording, _sets(part, size, settings)), SAME_KIND)))
-    row.tries("utility_k", lambda: novelty.utility_k(
-        novelty.class_sizes(_blocks(wording, _sets(part, size, settings)), SAME_KIND),
-        people.rank(judged)[_sets(part, size, settings)]))
+    row.tries(
+        "vendi", lambda: metrics.vendi(_blocks(cosine, _sets(part, size, settings))).mean() / size
+    )
+    row.tries(
+        "distinct_k",
+        lambda: novelty.distinct_k(
+            novelty.class_sizes(_blocks(wording, _sets(part, size, settings)), SAME_KIND)
+        ),
+    )
+    row.tries(
+        "utility_k",
+        lambda: novelty.utility_k(
+            novelty.class_sizes(_blocks(wording, _sets(part, size, settings)), SAME_KIND),
+            people.rank(judged)[_sets(part, size, settings)],
+        ),
+    )
     row.tries("self_bleu", text.self_bleu, replies, size - 1, _rng(settings))
     for n in (1, 2):
         row.tries(f"distinct_{n}", text.distinct_n, replies, n, TOKEN_BUDGET, _rng(settings))
@@ -187,7 +245,12 @@ def _likeness(row: Row, part, post, leave_one_out) -> None:
     replies, references = list(part["reply"]), list(post.replies)
     row.tries("copy_rate", text.copy_rate, post.text, replies)
     row.tries("rouge_l", _rouge_l, replies, references, leave_one_out)
-    row.tries("bertscore", _mean, part["bertscore"], "the encoder knows no token, or no human reply to compare with")
+    row.tries(
+        "bertscore",
+        _mean,
+        part["bertscore"],
+        "the encoder knows no token, or no human reply to compare with",
+    )
     row["relevance"] = part["relevance"].mean()
     row["length_words"] = np.mean([len(text.words(reply)) for reply in replies])
     row.tries("length_tokens", _known, part["tokens"], "not counted in the model's tokens")
@@ -214,8 +277,10 @@ def _blocks(similarity: np.ndarray, picks: np.ndarray) -> np.ndarray:
 def _rouge_l(replies: list[str], references: list[str], leave_one_out: bool) -> float:
     others = [references] * len(replies)
     if leave_one_out:
-        others = [references[:i] + references[i + 1:] for i in range(len(replies))]
-    return float(np.mean([text.rouge_l(reply, rest) for reply, rest in zip(replies, others, strict=True)]))
+        others = [references[:i] + references[i + 1 :] for i in range(len(replies))]
+    return float(
+        np.mean([text.rouge_l(reply, rest) for reply, rest in zip(replies, others, strict=True)])
+    )
 
 
 def _mean(values: pd.Series, reason: str) -> float:

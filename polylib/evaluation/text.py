@@ -4,6 +4,7 @@ Set sizes matter: self-BLEU grows with the number of references and distinct-n f
 taken at a fixed size (`others`, `budget`) that people's replies reach too. What cannot be computed raises
 Undefined.
 """
+
 from __future__ import annotations
 
 import functools
@@ -52,7 +53,9 @@ def self_bleu(texts: list[str], others: int, rng: np.random.Generator, order: in
         if len(rest) > others:
             rest = [rest[j] for j in rng.choice(len(rest), others, replace=False)]
         if text.strip():
-            scores.append(_bleu(order).sentence_score(text[:LONGEST], [t[:LONGEST] for t in rest]).score)
+            scores.append(
+                _bleu(order).sentence_score(text[:LONGEST], [t[:LONGEST] for t in rest]).score
+            )
         else:
             scores.append(100.0 if any(not t.strip() for t in rest) else 0.0)
     return float(np.mean(scores))
@@ -64,7 +67,9 @@ def bleu_signature() -> str:
     return str(_bleu(4).get_signature())
 
 
-def distinct_n(texts: list[str], n: int, budget: int, rng: np.random.Generator, draws: int = 20) -> float:
+def distinct_n(
+    texts: list[str], n: int, budget: int, rng: np.random.Generator, draws: int = 20
+) -> float:
     """Distinct n-grams / n-grams (Li et al. 2016) over the first `budget` tokens of the replies, mean of
     `draws` orders.
 
@@ -97,7 +102,9 @@ def rouge_l(text: str, references: list[str]) -> float:
         raise Undefined("no human reply to compare with")
     tokens = words(text)
     others = [words(reference) for reference in references]
-    return max(2 * LCSseq.similarity(tokens, other) / max(len(tokens) + len(other), 1) for other in others)
+    return max(
+        2 * LCSseq.similarity(tokens, other) / max(len(tokens) + len(other), 1) for other in others
+    )
 
 
 def duplicate_rate(texts: list[str]) -> float:
@@ -121,7 +128,7 @@ def copy_rate(post: str, texts: list[str], n: int = 3) -> float:
 
 
 def _grams(tokens: list[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(tokens[i:i + n]) for i in range(len(tokens) - n + 1)]
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
 class CharacterVectors:
@@ -133,9 +140,12 @@ class CharacterVectors:
 
     def __init__(self, human_replies: list[str]):
         if not human_replies:
-            raise Undefined("the character representation is fitted on human replies, and there are none")
-        self._hash = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), alternate_sign=False,
-                                       norm=None)
+            raise Undefined(
+                "the character representation is fitted on human replies, and there are none"
+            )
+        self._hash = HashingVectorizer(
+            analyzer="char_wb", ngram_range=(3, 5), alternate_sign=False, norm=None
+        )
         self._tfidf = TfidfTransformer(sublinear_tf=True).fit(self._counts(human_replies))
 
     def _counts(self, texts: list[str]):

@@ -3,6 +3,7 @@
 The models run one after the other and leave their last hidden states (a few MB); adapters never touch the output head,
 so one head serves all, and logits exist in blocks of 64 MB.
 """
+
 from __future__ import annotations
 
 import pandas as pd
@@ -13,7 +14,9 @@ from polylib.models.likelihood import last_hidden
 from polylib.models.packing import Packed
 
 COLUMNS = ["logp", "entropy", "nll_base", "nll_sft", "kl_base", "kl_sft", "k3_base", "k3_sft"]
-LOGITS = 2**24  # numbers in one block of logits: 64 MB in float32, of which about eight are alive at once
+LOGITS = (
+    2**24
+)  # numbers in one block of logits: 64 MB in float32, of which about eight are alive at once
 
 
 @torch.inference_mode()
@@ -21,14 +24,21 @@ def last_states(model, packed: list[Packed]) -> torch.Tensor:
     """Last hidden states (n, d), on the CPU, at the positions that predict the n completion tokens of all batches."""
     found = []
     for batch in packed:
-        hidden, source = last_hidden(model, batch), batch.source[batch.completion_mask].to(model.device)
-        row = torch.arange(len(hidden))[:, None, None].expand_as(batch.source)[batch.completion_mask]
+        hidden, source = (
+            last_hidden(model, batch),
+            batch.source[batch.completion_mask].to(model.device),
+        )
+        row = torch.arange(len(hidden))[:, None, None].expand_as(batch.source)[
+            batch.completion_mask
+        ]
         found.append(hidden[row.to(model.device), source].cpu())
     return torch.cat(found)
 
 
 @torch.inference_mode()
-def per_token(states: dict[str, torch.Tensor], head, targets: torch.Tensor, temperature: float) -> pd.DataFrame:
+def per_token(
+    states: dict[str, torch.Tensor], head, targets: torch.Tensor, temperature: float
+) -> pd.DataFrame:
     """A row a token. nll_base, nll_sft at temperature 1; logp, entropy of the policy, and for both references kl_*
     (whole vocabulary) and k3_* (sampled token), at `temperature`: all in nats, NaN for a model that is not there.
 
@@ -40,8 +50,11 @@ def per_token(states: dict[str, torch.Tensor], head, targets: torch.Tensor, temp
         at = slice(start, start + size)
         logits = {name: F.linear(h[at].to(weight), weight, bias) for name, h in states.items()}
         target = targets[at, None].to(weight.device)
-        part = {f"nll_{name}": -logits[name].log_softmax(-1).gather(1, target)[:, 0]
-                for name in ("base", "sft") if name in logits}
+        part = {
+            f"nll_{name}": -logits[name].log_softmax(-1).gather(1, target)[:, 0]
+            for name in ("base", "sft")
+            if name in logits
+        }
         if "policy" in logits:
             log_p = (logits.pop("policy") / temperature).log_softmax(-1)
             p, logp = log_p.exp(), log_p.gather(1, target)[:, 0]
@@ -49,6 +62,11 @@ def per_token(states: dict[str, torch.Tensor], head, targets: torch.Tensor, temp
             for name in list(logits):
                 log_r = (logits.pop(name) / temperature).log_softmax(-1)
                 d = logp - log_r.gather(1, target)[:, 0]
-                part |= {f"kl_{name}": (p * (log_p - log_r)).sum(-1), f"k3_{name}": torch.expm1(-d) + d}
-        parts.append(pd.DataFrame({name: value.double().cpu().numpy() for name, value in part.items()}))
+                part |= {
+                    f"kl_{name}": (p * (log_p - log_r)).sum(-1),
+                    f"k3_{name}": torch.expm1(-d) + d,
+                }
+        parts.append(
+            pd.DataFrame({name: value.double().cpu().numpy() for name, value in part.items()})
+        )
     return pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)

@@ -7,6 +7,7 @@
 Bars come from *validation* posts, so that test posts stay unseen. Only a post's own bar needs people's replies to
 that very post: it takes the difficulty of posts out.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -54,7 +55,9 @@ class Yardstick:
         if leave_one_out:
             if k > 1:
                 raise Undefined("about half of a post's people pass its own bar by construction")
-            bars = np.array([np.quantile(np.delete(human, i), OWN_QUANTILE) for i in range(len(human))])
+            bars = np.array(
+                [np.quantile(np.delete(human, i), OWN_QUANTILE) for i in range(len(human))]
+            )
         return float(pass_at_k(len(scores), int((np.asarray(scores) >= bars).sum()), k))
 
 
@@ -68,11 +71,17 @@ def measure(validation: Iterable, test: Iterable, judge: Scorer, encoder) -> Yar
     texts, replies = map(list, zip(*pairs, strict=True))
     relevance = (encoder.encode(texts).astype(float) * encoder.encode(replies)).sum(axis=1)
     counts = np.cumsum([len(post.replies) for post in test])[:-1]
-    asked = [post.text for post in test for _ in post.replies], [reply for post in test for reply in post.replies]
+    asked = (
+        [post.text for post in test for _ in post.replies],
+        [reply for post in test for reply in post.replies],
+    )
     own = finite(judge, *asked, "judge")
-    return Yardstick(np.sort(finite(judge, texts, replies, "judge")),
-                     {post.id: part for post, part in zip(test, np.split(own, counts), strict=True)},
-                     float(np.quantile(relevance, failures.OFF_TOPIC_QUANTILE)), _floor(validation, encoder))
+    return Yardstick(
+        np.sort(finite(judge, texts, replies, "judge")),
+        {post.id: part for post, part in zip(test, np.split(own, counts), strict=True)},
+        float(np.quantile(relevance, failures.OFF_TOPIC_QUANTILE)),
+        _floor(validation, encoder),
+    )
 
 
 def _floor(posts: list, encoder) -> float:
@@ -81,7 +90,9 @@ def _floor(posts: list, encoder) -> float:
     states = encoder.token_states(firsts)
     known = [states[text] for text in firsts if len(states[text])]
     if len(known) < 2:
-        raise UserError("evaluation: fewer than 2 validation posts have a first reply with words; use more data")
+        raise UserError(
+            "evaluation: fewer than 2 validation posts have a first reply with words; use more data"
+        )
     return float(np.mean([overlap.match([a], [b])[0, 0] for a, b in zip(known, known[1:])]))
 
 
@@ -89,6 +100,8 @@ def finite(scorer: Scorer, posts: list[str], replies: list[str], name: str) -> n
     """scorer(posts, replies) as (N,) floats; ValueError if they are not N finite numbers."""
     values = np.asarray(scorer(posts, replies), dtype=float)
     if values.shape != (len(replies),) or not np.isfinite(values).all():
-        raise ValueError(f"{name}: expected {len(replies)} finite scores, found shape {values.shape} "
-                         f"with {int((~np.isfinite(values)).sum())} that are not")
+        raise ValueError(
+            f"{name}: expected {len(replies)} finite scores, found shape {values.shape} "
+            f"with {int((~np.isfinite(values)).sum())} that are not"
+        )
     return values

@@ -9,6 +9,7 @@ Every cell starts from the SFT model of its seed and is judged on validation pos
 of several noisy cells is lucky (the winner's curse), so that it and the start answer test posts as well: the gain there
 is the one to report. Adapters of cells are not kept.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -28,7 +29,9 @@ from polylib.models import generate
 from polylib.training import loop
 
 START = "start"  # the SFT model itself: the cell that everything is compared with
-WATCHED_POSTS = 2  # validation posts that the training loop looks at before and after: not what is judged
+WATCHED_POSTS = (
+    2  # validation posts that the training loop looks at before and after: not what is judged
+)
 COLUMNS = ["cell", "split", "post_id", "judge", "reward", "diversity", "length", "level", "z"]
 
 
@@ -52,47 +55,100 @@ class CellPaths(run.Paths):
 def grid(cfg: Config) -> dict[str, TrainConfig]:
     """{name: hybrid section} of every combination, in the order of the preset: "lam=1 beta=0"."""
     keys = list(cfg.ablation.grid)
-    base = dataclasses.replace(cfg.hybrid, steps=cfg.ablation.steps, eval_every=cfg.ablation.steps, anatomy_every=0,
-                               eval_samples=2, warmup_steps=min(cfg.hybrid.warmup_steps, cfg.ablation.steps))
+    base = dataclasses.replace(
+        cfg.hybrid,
+        steps=cfg.ablation.steps,
+        eval_every=cfg.ablation.steps,
+        anatomy_every=0,
+        eval_samples=2,
+        warmup_steps=min(cfg.hybrid.warmup_steps, cfg.ablation.steps),
+    )
     if not keys:
-        raise UserError(f"params/{cfg.preset}.yaml: ablation.grid is empty; give it one or two weights to vary, such "
-                        "as {lam: [0, 1, 4]}")
-    return {" ".join(f"{key}={value:g}" for key, value in zip(keys, values, strict=True)):
-            dataclasses.replace(base, **dict(zip(keys, values, strict=True)))
-            for values in itertools.product(*cfg.ablation.grid.values())}
+        raise UserError(
+            f"params/{cfg.preset}.yaml: ablation.grid is empty; give it one or two weights to vary, such "
+            "as {lam: [0, 1, 4]}"
+        )
+    return {
+        " ".join(
+            f"{key}={value:g}" for key, value in zip(keys, values, strict=True)
+        ): dataclasses.replace(base, **dict(zip(keys, values, strict=True)))
+        for values in itertools.product(*cfg.ablation.grid.values())
+    }
 
 
-def train(cfg: Config, name: str, section: TrainConfig, seed: int, posts: list, val_posts: list, paths: run.Paths,
-          reward: Callable, encode: Callable, parents: list[Path]) -> list[Path]:
+def train(
+    cfg: Config,
+    name: str,
+    section: TrainConfig,
+    seed: int,
+    posts: list,
+    val_posts: list,
+    paths: run.Paths,
+    reward: Callable,
+    encode: Callable,
+    parents: list[Path],
+) -> list[Path]:
     """Train one cell and return its chain of adapters. A cell that a killed run had finished is not trained again; one
     that it had begun goes on where it was."""
-    own, mark = CellPaths(paths, seed, name.replace(" ", "_")), loop.fingerprint(cfg, section, posts, parents, reward)
+    own, mark = (
+        CellPaths(paths, seed, name.replace(" ", "_")),
+        loop.fingerprint(cfg, section, posts, parents, reward),
+    )
     folder, done = own.models("cell", seed), own.models("cell", seed) / "finished.json"
     if not done.is_file() or json.loads(done.read_text(encoding="utf-8"))["fingerprint"] != mark:
-        loop.train(cfg, section, "cell", seed, posts, val_posts[:WATCHED_POSTS], paths=own, reward=reward,
-                   encode=encode, parents=parents)
+        loop.train(
+            cfg,
+            section,
+            "cell",
+            seed,
+            posts,
+            val_posts[:WATCHED_POSTS],
+            paths=own,
+            reward=reward,
+            encode=encode,
+            parents=parents,
+        )
         run.write_json(done, {"fingerprint": mark})
     return [*parents, folder]
 
 
-def answers(cfg: Config, name: str, split: str, chain: list[Path], posts: list, reward: Callable, judge: Callable,
-            encode: Callable, detector: hacking.Detector) -> pd.DataFrame:
+def answers(
+    cfg: Config,
+    name: str,
+    split: str,
+    chain: list[Path],
+    posts: list,
+    reward: Callable,
+    judge: Callable,
+    encode: Callable,
+    detector: hacking.Detector,
+) -> pd.DataFrame:
     """COLUMNS: one row a post, means over `ablation.samples` replies of the model with the adapters in `chain`.
 
     diversity is the mean pairwise cosine distance of the replies to one post; level and z are the detector's verdict
     on all of them together (0 ok, 1 shifted, 2 suspicious), the same in every row."""
     tokenizer = models.load_tokenizer(cfg.model)
     samples = cfg.ablation.samples
-    table = generate.replies(models.load_model(cfg.model, chain), tokenizer, posts,
-                             {cfg.sampling.temperature: samples}, cfg.sampling, cfg.evaluation.seed)
+    table = generate.replies(
+        models.load_model(cfg.model, chain),
+        tokenizer,
+        posts,
+        {cfg.sampling.temperature: samples},
+        cfg.sampling,
+        cfg.evaluation.seed,
+    )
     texts = list(table["post"]), list(table["reply"])
     table = table.assign(judge=judge(*texts), reward=reward(*texts))
     vectors = np.asarray(encode(texts[1])).reshape(len(posts), samples, -1)
     verdict = hacking.evaluate_run(detector, table)
     means = table.groupby("post_id", sort=False)[["judge", "reward", "tokens"]].mean().reset_index()
     means = means.rename(columns={"tokens": "length"}).assign(
-        cell=name, split=split, diversity=[mean_pairwise_distance(group @ group.T) for group in vectors],
-        level=verdict["level"], z=verdict["z"])
+        cell=name,
+        split=split,
+        diversity=[mean_pairwise_distance(group @ group.T) for group in vectors],
+        level=verdict["level"],
+        z=verdict["z"],
+    )
     return means[COLUMNS]
 
 
@@ -113,7 +169,9 @@ def summary(prompts: pd.DataFrame) -> pd.DataFrame:
         row = {"cell": cell, "split": split, "posts": len(part)}
         for name in ("judge", "reward", "diversity", "length"):
             row |= {name: part[name].mean(), f"{name}_se": part[name].sem()}
-        rows.append(row | {"level": part["level"].iloc[0], "z": part["z"].iloc[0], "chosen": cell == best})
+        rows.append(
+            row | {"level": part["level"].iloc[0], "z": part["z"].iloc[0], "chosen": cell == best}
+        )
     return pd.DataFrame(rows)
 
 
@@ -134,6 +192,8 @@ def winners_curse(prompts: pd.DataFrame) -> pd.DataFrame:
     best, rows = choose(prompts), []
     for metric in ("judge", "reward", "diversity"):
         means = prompts.groupby(["cell", "split"])[metric].mean()
-        rows.append({"cell": best, "metric": metric} | {split: means[best, split] - means[START, split]
-                                                        for split in ("validation", "test")})
+        rows.append(
+            {"cell": best, "metric": metric}
+            | {split: means[best, split] - means[START, split] for split in ("validation", "test")}
+        )
     return pd.DataFrame(rows)

@@ -8,6 +8,7 @@ This is the list; the code lies by theme: `attempts` (k replies to a post), `tra
 `calibration_figure`. Curves over training steps live in `curves`, gradients in `gradients`, rewards in
 `reward_figures`, over-optimisation in `overoptimisation`, weights of the loss in `ablation_figure`.
 """
+
 from __future__ import annotations
 
 from polylib.analysis.results import means
@@ -17,5 +18,13 @@ from polylib.figures.costs import cost_benefit
 from polylib.figures.forest import forest
 from polylib.figures.tradeoffs import hypervolumes, quality_diversity
 
-__all__ = ["best_of_k", "calibration", "cost_benefit", "forest", "hypervolumes", "means", "pass_at_k",
-           "quality_diversity"]
+__all__ = [
+    "best_of_k",
+    "calibration",
+    "cost_benefit",
+    "forest",
+    "hypervolumes",
+    "means",
+    "pass_at_k",
+    "quality_diversity",
+]

@@ -3,6 +3,7 @@
 Bold lines are means over runs, thin ones the runs. Bands are 95 % intervals for the method (other runs and other
 posts); for people, and in a study with one run, over posts alone.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -20,7 +21,11 @@ from polylib.names import ordered
 
 PEOPLE = "People: posts with at least k replies, where half of them have as many."
 BAND = 0.1  # opacity
-CHOICES = {"oracle": ("-", "best of k (oracle)"), "selected": ("--", "picked by the reward"), "random": (":", "random")}
+CHOICES = {
+    "oracle": ("-", "best of k (oracle)"),
+    "selected": ("--", "picked by the reward"),
+    "random": (":", "random"),
+}
 
 
 def spread(cells: Mapping) -> pd.DataFrame:
@@ -36,7 +41,16 @@ def spread(cells: Mapping) -> pd.DataFrame:
         low, high = (claim.low, claim.high) if claim else (np.nan, np.nan)
         for seed, own, there in zip(seeds, values, known, strict=True):
             value = own[there].mean() if there.mean() >= 0.5 else np.nan
-            rows.append({"method": method, "seed": seed, "value": value, "mean": mean, "low": low, "high": high})
+            rows.append(
+                {
+                    "method": method,
+                    "seed": seed,
+                    "value": value,
+                    "mean": mean,
+                    "low": low,
+                    "high": high,
+                }
+            )
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
@@ -45,8 +59,14 @@ def pass_at_k(results: Results, columns: int = 2) -> Picture:
     each."""
     quantiles = sorted(results.cfg.evaluation.judge_quantiles)
     ks = _ks(results, "pass@", f"_q{quantiles[0]:g}")
-    data = pd.concat([spread(results.cells(f"pass@{k}_q{q:g}")).assign(k=k, quantile=q) for q in quantiles for k in ks],
-                     ignore_index=True).rename(columns={"value": "pass_at_k"})
+    data = pd.concat(
+        [
+            spread(results.cells(f"pass@{k}_q{q:g}")).assign(k=k, quantile=q)
+            for q in quantiles
+            for k in ks
+        ],
+        ignore_index=True,
+    ).rename(columns={"value": "pass_at_k"})
     with rc_context(STYLE):
         figure, axes = panels(len(quantiles), columns, 1.9, 1.0, sharex=True, sharey=True)
         for ax, q in zip(axes.flat, quantiles, strict=False):
@@ -58,7 +78,9 @@ def pass_at_k(results: Results, columns: int = 2) -> Picture:
         _k_axis(axes, ks)
         for ax in axes[:, 0]:
             ax.set_ylabel("pass@k")
-        finish(figure, f"{results.note}. {_bands(results)} {PEOPLE}", columns, ordered(data["method"]))
+        finish(
+            figure, f"{results.note}. {_bands(results)} {PEOPLE}", columns, ordered(data["method"])
+        )
     return Picture("pass_at_k", figure, data)
 
 
@@ -66,8 +88,18 @@ def best_of_k(results: Results, columns: int = 2) -> Picture:
     """Judge score of one reply out of k: the best (oracle), the one the trained reward picks, a random one. A
     method per panel. A falling middle line is over-optimisation."""
     ks = _ks(results, "max@", "")
-    data = pd.concat([spread(_choice(results, choice, k)).assign(choice=choice, k=k) for choice in CHOICES for k in ks],
-                     ignore_index=True).rename(columns={"value": "judge"}).dropna(subset="judge")
+    data = (
+        pd.concat(
+            [
+                spread(_choice(results, choice, k)).assign(choice=choice, k=k)
+                for choice in CHOICES
+                for k in ks
+            ],
+            ignore_index=True,
+        )
+        .rename(columns={"value": "judge"})
+        .dropna(subset="judge")
+    )
     methods = ordered(data["method"])
     with rc_context(STYLE):
         figure, axes = panels(len(methods), columns, 1.5, 1.0, narrow=2, sharex=True, sharey=True)
@@ -79,14 +111,23 @@ def best_of_k(results: Results, columns: int = 2) -> Picture:
                     ax.plot(run["k"], run["judge"], color=color, lw=0.6, alpha=0.35)
                 mean = part.groupby("k")[["mean", "low", "high"]].first()
                 if choice != "random":
-                    ax.fill_between(mean.index, mean["low"], mean["high"], color=color, alpha=BAND, lw=0)
+                    ax.fill_between(
+                        mean.index, mean["low"], mean["high"], color=color, alpha=BAND, lw=0
+                    )
                 ax.plot(mean.index, mean["mean"], color=color, linestyle=dash)
             ax.set_title(METHOD_STYLE[method]["label"])
         _k_axis(axes, ks)
         for ax in axes[:, 0]:
             ax.set_ylabel("judge score")
-        finish(figure, f"{results.note}. {_bands(results)} {PEOPLE}", columns, extra=[
-            Line2D([], [], color="#333333", linestyle=dash, label=label) for dash, label in CHOICES.values()])
+        finish(
+            figure,
+            f"{results.note}. {_bands(results)} {PEOPLE}",
+            columns,
+            extra=[
+                Line2D([], [], color="#333333", linestyle=dash, label=label)
+                for dash, label in CHOICES.values()
+            ],
+        )
     return Picture("best_of_k", figure, data)
 
 
@@ -94,25 +135,49 @@ def _choice(results: Results, choice: str, k: int) -> dict:
     """Judge score by prompt of one reply out of k; a random one exists only where there are k to choose from."""
     oracle = results.cells(f"max@{k}")
     if choice == "random":
-        return {cell: values.where(oracle[cell].notna()) for cell, values in results.cells("judge_mean").items()}
+        return {
+            cell: values.where(oracle[cell].notna())
+            for cell, values in results.cells("judge_mean").items()
+        }
     return oracle if choice == "oracle" else results.cells(f"best@{k}")
 
 
 def _ks(results: Results, prefix: str, suffix: str) -> list[int]:
     names = [n for n in results.columns if n.startswith(prefix) and n.endswith(suffix)]
-    return sorted(int(number) for name in names if (number := name[len(prefix):].removesuffix(suffix)).isdigit())
+    return sorted(
+        int(number)
+        for name in names
+        if (number := name[len(prefix) :].removesuffix(suffix)).isdigit()
+    )
 
 
 def _bands(results: Results) -> str:
-    return "Bands: 95 % for the method, over runs and posts." if len(results.cfg.seeds) > 1 else \
-        "Bands: 95 % over posts; one run says nothing about the method."
+    return (
+        "Bands: 95 % for the method, over runs and posts."
+        if len(results.cfg.seeds) > 1
+        else "Bands: 95 % over posts; one run says nothing about the method."
+    )
 
 
 def _curves(ax, data: pd.DataFrame, value: str, x: str) -> None:
-    lines(ax, data, x, value, markersize=4.5, markers={m: METHOD_STYLE[m]["marker"] for m in set(data["method"])})
+    lines(
+        ax,
+        data,
+        x,
+        value,
+        markersize=4.5,
+        markers={m: METHOD_STYLE[m]["marker"] for m in set(data["method"])},
+    )
     for method, part in data.dropna(subset="low").groupby("method"):
         band = part.groupby(x)[["low", "high"]].first()
-        ax.fill_between(band.index, band["low"], band["high"], color=METHOD_STYLE[method]["color"], alpha=BAND, lw=0)
+        ax.fill_between(
+            band.index,
+            band["low"],
+            band["high"],
+            color=METHOD_STYLE[method]["color"],
+            alpha=BAND,
+            lw=0,
+        )
 
 
 def _k_axis(axes, ks: list[int]) -> None:

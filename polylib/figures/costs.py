@@ -1,8 +1,9 @@
 """What each method took, and what the cost buys: time, tokens, memory, money (table T4), and the reply one would post.
 
-    costs.table(results).save(paths.figures)             # costs.csv, .md, .tex
-    costs.cost_benefit(results, columns)
+costs.table(results).save(paths.figures)             # costs.csv, .md, .tex
+costs.cost_benefit(results, columns)
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -19,10 +20,18 @@ from polylib.names import ordered
 
 NO_PRICE = "paper_figures.price_per_hour is 0: no price given"
 SHOWN = {  # column: (heading, digits)
-    "runs": ("runs", 0), "minutes": ("minutes", 1), "sampled_tokens": ("tokens sampled", 0),
-    "trained_tokens": ("tokens trained on", 0), "tokens_per_s": ("tokens/s", 1), "gpu_hours": ("GPU-hours", 3),
-    "core_hours": ("core-hours", 3), "hours_with_start": ("hours with start", 3),
-    "evaluation_minutes": ("evaluation, min", 1), "memory_gb": ("peak GiB", 1), "price": ("price", 2)}
+    "runs": ("runs", 0),
+    "minutes": ("minutes", 1),
+    "sampled_tokens": ("tokens sampled", 0),
+    "trained_tokens": ("tokens trained on", 0),
+    "tokens_per_s": ("tokens/s", 1),
+    "gpu_hours": ("GPU-hours", 3),
+    "core_hours": ("core-hours", 3),
+    "hours_with_start": ("hours with start", 3),
+    "evaluation_minutes": ("evaluation, min", 1),
+    "memory_gb": ("peak GiB", 1),
+    "price": ("price", 2),
+}
 
 
 def runs(results: Results) -> pd.DataFrame:
@@ -34,52 +43,94 @@ def runs(results: Results) -> pd.DataFrame:
     has none. tokens_per_s: trained tokens over the seconds of the steps. price = hours of wall-clock with start x
     paper_figures.price_per_hour, NaN where there is no price. UserError if an env.json is missing."""
     if results.costs.empty:
-        raise UserError(f"{results.paths.results('data').parent}: no env.json there; run `dvc repro`")
+        raise UserError(
+            f"{results.paths.results('data').parent}: no env.json there; run `dvc repro`"
+        )
     costs = results.costs.dropna(subset="seed").astype({"seed": int}).set_index(["stage", "seed"])
     rows = []
     for (method, seed), history in results.histories.items():
         chain = chain_of(results, method)
         missing = [name for name in chain if (name, seed) not in costs.index]
         if missing:
-            raise UserError(f"{results.paths.results(missing[0], seed)}/env.json: missing; run `dvc repro`")
+            raise UserError(
+                f"{results.paths.results(missing[0], seed)}/env.json: missing; run `dvc repro`"
+            )
         own, start = costs.loc[method, seed], costs.loc[[(name, seed) for name in chain]]
-        settings, steps = section(results, method), history.reindex(columns=["length", "tokens", "seconds"])
+        settings, steps = (
+            section(results, method),
+            history.reindex(columns=["length", "tokens", "seconds"]),
+        )
         draws = getattr(settings, "samples_per_prompt", 0) * settings.prompts_per_step
-        fresh = draws / getattr(settings, "updates_per_rollout", 1)  # several steps may share their rollouts
-        silent = not draws or "length" in history and history["length"].isna().all()  # what samples had no weight
+        fresh = draws / getattr(
+            settings, "updates_per_rollout", 1
+        )  # several steps may share their rollouts
+        silent = (
+            not draws or "length" in history and history["length"].isna().all()
+        )  # what samples had no weight
         timed = steps.dropna(subset="tokens")
-        on_cpu, price = str(own["device"]).startswith("cpu"), results.cfg.paper_figures.price_per_hour or np.nan
-        rows.append({
-            "method": method, "seed": seed, "minutes": own["seconds"] / 60,
-            "sampled_tokens": 0.0 if silent else steps["length"].sum(min_count=1) * fresh,
-            "trained_tokens": steps["tokens"].sum(min_count=1),
-            "tokens_per_s": timed["tokens"].sum() / timed["seconds"].sum(min_count=1),
-            "gpu_hours": 0.0 if on_cpu else own["hours"], "core_hours": own["hours"] if on_cpu else 0.0,
-            "hours_with_start": start["hours"].sum(),
-            "evaluation_minutes": costs["seconds"].get((f"evaluation/{method}", seed), np.nan) / 60,
-            "memory_gb": own["memory_mb"] / 1024, "price": start["seconds"].sum() / 3600 * price})
+        on_cpu, price = (
+            str(own["device"]).startswith("cpu"),
+            results.cfg.paper_figures.price_per_hour or np.nan,
+        )
+        rows.append(
+            {
+                "method": method,
+                "seed": seed,
+                "minutes": own["seconds"] / 60,
+                "sampled_tokens": 0.0 if silent else steps["length"].sum(min_count=1) * fresh,
+                "trained_tokens": steps["tokens"].sum(min_count=1),
+                "tokens_per_s": timed["tokens"].sum() / timed["seconds"].sum(min_count=1),
+                "gpu_hours": 0.0 if on_cpu else own["hours"],
+                "core_hours": own["hours"] if on_cpu else 0.0,
+                "hours_with_start": start["hours"].sum(),
+                "evaluation_minutes": costs["seconds"].get((f"evaluation/{method}", seed), np.nan)
+                / 60,
+                "memory_gb": own["memory_mb"] / 1024,
+                "price": start["seconds"].sum() / 3600 * price,
+            }
+        )
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
 def table(results: Results) -> Table:
     """`runs`, means over the runs of a method, and a last row with the sums of the whole study."""
     single, costs, price = runs(results), results.costs, results.cfg.paper_figures.price_per_hour
-    by_method = single.drop(columns="seed").groupby("method", sort=False).agg(lambda values: values.mean(skipna=False))
+    by_method = (
+        single.drop(columns="seed")
+        .groupby("method", sort=False)
+        .agg(lambda values: values.mean(skipna=False))
+    )
     by_method.insert(0, "runs", single.groupby("method", sort=False).size())
     by_method.insert(0, "label", [METHOD_STYLE[method]["label"] for method in by_method.index])
     on_cpu = costs["device"].astype(str).str.startswith("cpu")
-    total = {"method": "study", "label": "whole study", "runs": len(costs), "minutes": costs["seconds"].sum() / 60,
-             "gpu_hours": costs.loc[~on_cpu, "hours"].sum(), "core_hours": costs.loc[on_cpu, "hours"].sum(),
-             "memory_gb": costs["memory_mb"].max() / 1024, "price": costs["seconds"].sum() / 3600 * (price or np.nan)}
+    total = {
+        "method": "study",
+        "label": "whole study",
+        "runs": len(costs),
+        "minutes": costs["seconds"].sum() / 60,
+        "gpu_hours": costs.loc[~on_cpu, "hours"].sum(),
+        "core_hours": costs.loc[on_cpu, "hours"].sum(),
+        "memory_gb": costs["memory_mb"].max() / 1024,
+        "price": costs["seconds"].sum() / 3600 * (price or np.nan),
+    }
     numbers = pd.concat([by_method.reset_index(), pd.DataFrame([total])], ignore_index=True)
-    printed = {heading: [number(value, f",.{digits}f") for value in numbers[name]]
-               for name, (heading, digits) in SHOWN.items()}
+    printed = {
+        heading: [number(value, f",.{digits}f") for value in numbers[name]]
+        for name, (heading, digits) in SHOWN.items()
+    }
     devices = "; ".join(sorted(set(costs["device"].astype(str))))
-    paid = f"Price: wall-clock hours, start included, at {price:g} an hour" if price else f"No price: {NO_PRICE}"
-    return Table("costs", numbers.assign(reason=np.where(numbers["price"].isna(), NO_PRICE, "")),
-                 pd.DataFrame({"method": numbers["label"], **printed}),
-                 "Means over runs; the last row sums all stages. Hours with start count the runs a method starts from, "
-                 f"in core-hours on a processor, else GPU-hours. Measured on {devices}. {paid}. {results.note}.")
+    paid = (
+        f"Price: wall-clock hours, start included, at {price:g} an hour"
+        if price
+        else f"No price: {NO_PRICE}"
+    )
+    return Table(
+        "costs",
+        numbers.assign(reason=np.where(numbers["price"].isna(), NO_PRICE, "")),
+        pd.DataFrame({"method": numbers["label"], **printed}),
+        "Means over runs; the last row sums all stages. Hours with start count the runs a method starts from, "
+        f"in core-hours on a processor, else GPU-hours. Measured on {devices}. {paid}. {results.note}.",
+    )
 
 
 def cost_benefit(results: Results, columns: int = 2) -> Picture:
@@ -93,7 +144,8 @@ def cost_benefit(results: Results, columns: int = 2) -> Picture:
     trained = runs(results)[["method", "seed", "hours_with_start", "sampled_tokens"]]
     k = int(spent["k"].max())
     data = spent.merge(trained, on=["method", "seed"], how="left").rename(
-        columns={"hours_with_start": "training_hours"})
+        columns={"hours_with_start": "training_hours"}
+    )
     unit = "core" if results.costs["device"].astype(str).str.startswith("cpu").all() else "device"
     methods = [m for m in ordered(data["method"]) if m not in UNSEEDED]
     with rc_context(STYLE):
@@ -105,19 +157,39 @@ def cost_benefit(results: Results, columns: int = 2) -> Picture:
             color, most = METHOD_STYLE[method]["color"], part[part["k"].eq(k)]
             x = most["training_hours"].mean()
             left.plot([x, x], [most["low"].iloc[0], most["high"].iloc[0]], color=color, lw=0.9)
-            left.plot(most["training_hours"], most["value"], **point(method, markersize=3.2, alpha=0.6,
-                                                                     markeredgewidth=0))
+            left.plot(
+                most["training_hours"],
+                most["value"],
+                **point(method, markersize=3.2, alpha=0.6, markeredgewidth=0),
+            )
             left.plot(x, most["mean"].iloc[0], **point(method))
             curve = part.groupby("k")[["tokens", "mean", "low", "high"]].mean()
-            right.fill_between(curve["tokens"], curve["low"], curve["high"], color=color, alpha=BAND, lw=0)
-            right.plot(curve["tokens"], curve["mean"], **point(method, markersize=3.5, markeredgewidth=0.4) |
-                       line(method))
+            right.fill_between(
+                curve["tokens"], curve["low"], curve["high"], color=color, alpha=BAND, lw=0
+            )
+            right.plot(
+                curve["tokens"],
+                curve["mean"],
+                **point(method, markersize=3.5, markeredgewidth=0.4) | line(method),
+            )
         control = data[data["method"].eq("sft")].groupby("k")["mean"].first()
         for at in [n for n in (1, control.index.max()) if n in control.index]:
             left.axhline(control[at], **line("sft", lw=0.8, linestyle=":"))
-            left.annotate(f"SFT, k = {at}", (0, control[at]), xycoords=("axes fraction", "data"), xytext=(2, 2),
-                          textcoords="offset points", va="bottom", fontsize=6.5, color="#555555")
-        left.set(xlabel=f"training, {unit}-hours a run", ylabel="judge score of the pick", title=f"picked out of {k}")
+            left.annotate(
+                f"SFT, k = {at}",
+                (0, control[at]),
+                xycoords=("axes fraction", "data"),
+                xytext=(2, 2),
+                textcoords="offset points",
+                va="bottom",
+                fontsize=6.5,
+                color="#555555",
+            )
+        left.set(
+            xlabel=f"training, {unit}-hours a run",
+            ylabel="judge score of the pick",
+            title=f"picked out of {k}",
+        )
         left.set_xlim(0, None)
         right.set(xlabel="tokens sampled a post", title="picked out of 1, 2, … replies")
         right.set_xscale("log", base=2)
@@ -127,20 +199,40 @@ def cost_benefit(results: Results, columns: int = 2) -> Picture:
             right.set_ylabel("judge score of the pick")
         several = len(results.cfg.seeds) > 1
         bars = "95 % for the method" if several else "95 % over posts"
-        finish(figure, f"{results.note}. Bars and bands: {bars}. Hours include the SFT run a method starts from.",
-               columns, methods, [Line2D([], [], color="#555555", marker="o", markersize=3, linestyle="none", alpha=0.6,
-                                         label="one run")] if several else [])
+        finish(
+            figure,
+            f"{results.note}. Bars and bands: {bars}. Hours include the SFT run a method starts from.",
+            columns,
+            methods,
+            [
+                Line2D(
+                    [],
+                    [],
+                    color="#555555",
+                    marker="o",
+                    markersize=3,
+                    linestyle="none",
+                    alpha=0.6,
+                    label="one run",
+                )
+            ]
+            if several
+            else [],
+        )
     return Picture("cost_benefit", figure, data)
 
 
 def _curve(results: Results) -> pd.DataFrame:
     """method, seed, k, value, mean, low, high, tokens: the reward's pick out of k, and what k replies take."""
-    ks = sorted(int(name[len("best@"):]) for name in results.columns if name.startswith("best@"))
+    ks = sorted(int(name[len("best@") :]) for name in results.columns if name.startswith("best@"))
     length = {cell: values.mean() for cell, values in results.cells("length_tokens").items()}
     parts = []
     for k in ks:
         found = spread(results.cells(f"best@{k}"))
         found = found[~found["method"].isin(UNSEEDED)]
-        tokens = [k * length[method, seed] for method, seed in zip(found["method"], found["seed"], strict=True)]
+        tokens = [
+            k * length[method, seed]
+            for method, seed in zip(found["method"], found["seed"], strict=True)
+        ]
         parts.append(found.assign(k=k, tokens=np.array(tokens, dtype=float)))
     return pd.concat(parts, ignore_index=True)

@@ -1,5 +1,6 @@
 """Curves over training steps: one run as it goes (also inside the training notebooks), or all methods of a
 study."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -13,18 +14,40 @@ from polylib.figures.style import METHOD_STYLE, STYLE, Picture, finish, lines, p
 from polylib.names import ordered
 
 # (column of every step, its held-out counterpart, label)
-PANELS = [("ce", "val_ce", "cross-entropy, nats/token"), ("reward", "val_reward", "reward"),
-          ("diversity", "val_diversity", "semantic diversity"), ("kl", "val_kl", "KL to the start, nats"),
-          ("length", "val_length", "length, tokens"), ("grad_norm", "", "gradient norm")]
-HELD_OUT = [("val_reward", "reward"), ("val_judge", "judge score"), ("val_diversity", "semantic diversity"),
-            ("val_kl", "KL to the start, nats"), ("val_ce", "cross-entropy, nats/token"),
-            ("entropy", "entropy, nats/token"), ("val_length", "length, tokens"), ("val_truncated", "truncated"),
-            ("truncated", "truncated"), ("val_duplicates", "duplicate pairs"), ("duplicates", "duplicate pairs")]
-OF_BATCHES = ("entropy", "truncated", "duplicates")  # of single training batches, so a mean over five
+PANELS = [
+    ("ce", "val_ce", "cross-entropy, nats/token"),
+    ("reward", "val_reward", "reward"),
+    ("diversity", "val_diversity", "semantic diversity"),
+    ("kl", "val_kl", "KL to the start, nats"),
+    ("length", "val_length", "length, tokens"),
+    ("grad_norm", "", "gradient norm"),
+]
+HELD_OUT = [
+    ("val_reward", "reward"),
+    ("val_judge", "judge score"),
+    ("val_diversity", "semantic diversity"),
+    ("val_kl", "KL to the start, nats"),
+    ("val_ce", "cross-entropy, nats/token"),
+    ("entropy", "entropy, nats/token"),
+    ("val_length", "length, tokens"),
+    ("val_truncated", "truncated"),
+    ("truncated", "truncated"),
+    ("val_duplicates", "duplicate pairs"),
+    ("duplicates", "duplicate pairs"),
+]
+OF_BATCHES = (
+    "entropy",
+    "truncated",
+    "duplicates",
+)  # of single training batches, so a mean over five
 
 
-def training_curves(history: pd.DataFrame | Mapping[str, pd.DataFrame], method: str, note: str = "",
-                    columns: int = 2) -> Picture:
+def training_curves(
+    history: pd.DataFrame | Mapping[str, pd.DataFrame],
+    method: str,
+    note: str = "",
+    columns: int = 2,
+) -> Picture:
     """What training did, step by step (thin), and the held-out posts (dots). Panels without numbers are left
     out.
 
@@ -38,15 +61,19 @@ def training_curves(history: pd.DataFrame | Mapping[str, pd.DataFrame], method: 
         figure, axes = panels(len(drawn), columns, 1.5, 0.7, sharex=True)
         for ax, (step, held_out, label) in zip(axes.flat, drawn, strict=False):
             for _, run in data.groupby("run", sort=False):
-                for name, options in ((step, {"lw": 0.9, "alpha": 0.6}),
-                                      (held_out, {"marker": marker, "ms": 4.5, "lw": 1.4})):
+                for name, options in (
+                    (step, {"lw": 0.9, "alpha": 0.6}),
+                    (held_out, {"marker": marker, "ms": 4.5, "lw": 1.4}),
+                ):
                     if name in run and run[name].notna().any():
                         part = run[["step", name]].dropna()
                         ax.plot(part["step"], part[name], color=color, **options)
             ax.set_title(label)
         _trim(axes, len(drawn), "step")
-        legend = [Line2D([], [], color=color, lw=0.9, alpha=0.6, label="training batch"),
-                  Line2D([], [], color=color, marker=marker, ms=4.5, label="held-out posts")]
+        legend = [
+            Line2D([], [], color=color, lw=0.9, alpha=0.6, label="training batch"),
+            Line2D([], [], color=color, marker=marker, ms=4.5, label="held-out posts"),
+        ]
         finish(figure, f"{METHOD_STYLE[method]['label']}. {note}".strip(), columns, extra=legend)
     return Picture(f"training_{method}", figure, data)
 
@@ -56,22 +83,35 @@ def training_dynamics(results, columns: int = 2) -> Picture:
     others start where it ended, so KL is to the base model for SFT and to SFT for the others. `results`: a study as
     `results.load` returns it (not imported here: a training notebook must not depend on it)."""
     runs = results.histories.items()
-    data = pd.concat([frame.assign(method=method, seed=seed) for (method, seed), frame in runs],
-                     ignore_index=True)
+    data = pd.concat(
+        [frame.assign(method=method, seed=seed) for (method, seed), frame in runs],
+        ignore_index=True,
+    )
     drawn = [(name, label) for name, label in HELD_OUT if name in data and data[name].notna().any()]
-    drawn = list({label: (name, label) for name, label in reversed(drawn)}.values())[::-1]  # held out before batches
+    drawn = list({label: (name, label) for name, label in reversed(drawn)}.values())[
+        ::-1
+    ]  # held out before batches
     with rc_context(STYLE):
-        figure, axes = panels(len(drawn), columns, 1.6, most=4 if len(drawn) in (7, 8) else 3, sharex=True)
+        figure, axes = panels(
+            len(drawn), columns, 1.6, most=4 if len(drawn) in (7, 8) else 3, sharex=True
+        )
         for ax, (name, label) in zip(axes.flat, drawn, strict=False):
             part = data.dropna(subset=name)
             if name in OF_BATCHES:
                 runs = part.groupby(["method", "seed"])[name]
-                part = part.assign(**{name: runs.transform(lambda run: run.rolling(5, min_periods=1).mean())})
+                part = part.assign(
+                    **{name: runs.transform(lambda run: run.rolling(5, min_periods=1).mean())}
+                )
             lines(ax, part, "step", name)
             ax.set_title(f"{label} (5 batches)" if name in OF_BATCHES else label)
         _trim(axes, len(drawn), "step")
-        finish(figure, f"{results.note}. Held-out posts; thin lines are runs.", columns, ordered(data["method"]),
-               kind="line")
+        finish(
+            figure,
+            f"{results.note}. Held-out posts; thin lines are runs.",
+            columns,
+            ordered(data["method"]),
+            kind="line",
+        )
     keep = ["method", "seed", "step", *(name for name, _ in drawn)]
     return Picture("training_dynamics", figure, data[keep])
 

@@ -1,6 +1,7 @@
 """Differences to SFT with both claims: thick bars for these checkpoints (posts are the sample), thin ones for the
 method (runs are a sample too; absent at one seed).
 """
+
 from __future__ import annotations
 
 import pandas as pd
@@ -14,7 +15,15 @@ from polylib.analysis.results import Results
 from polylib.figures.style import METHOD_STYLE, STYLE, Picture, finish, panels, point
 from polylib.names import METRICS, ordered
 
-KEY = ("judge_mean", "reward_mean", "diversity", "effective_diversity", "diversity_tfidf", "relevance", "length_words")
+KEY = (
+    "judge_mean",
+    "reward_mean",
+    "diversity",
+    "effective_diversity",
+    "diversity_tfidf",
+    "relevance",
+    "length_words",
+)
 THICK = Line2D([], [], color="#555555", lw=3.2, alpha=0.55, label="these checkpoints")
 THIN = Line2D([], [], color="#555555", lw=0.9, label="the method")
 
@@ -36,14 +45,25 @@ def forest(results: Results, columns: int = 2, metrics: list[str] | None = None)
             ax.set_ylim(len(methods) - 0.5, -0.5)
             ax.xaxis.set_major_locator(MaxNLocator(4))
         axes[0, 0].set_yticks(range(len(methods)), [METHOD_STYLE[m]["label"] for m in methods])
-        finish(figure, f"Difference to SFT, 95 % intervals. {_missing(results)}.", columns, extra=_legend(results))
+        finish(
+            figure,
+            f"Difference to SFT, 95 % intervals. {_missing(results)}.",
+            columns,
+            extra=_legend(results),
+        )
     return Picture("forest", figure, data)
 
 
 def _bars(ax, row: pd.Series, y: int, color: str, width: float) -> None:
     ax.plot([row["method_low"], row["method_high"]], [y, y], color=color, lw=0.9)
-    ax.plot([row["checkpoints_low"], row["checkpoints_high"]], [y, y], color=color, lw=width, alpha=0.55,
-            solid_capstyle="butt")
+    ax.plot(
+        [row["checkpoints_low"], row["checkpoints_high"]],
+        [y, y],
+        color=color,
+        lw=width,
+        alpha=0.55,
+        solid_capstyle="butt",
+    )
 
 
 def _legend(results: Results) -> list[Line2D]:
@@ -51,4 +71,8 @@ def _legend(results: Results) -> list[Line2D]:
 
 
 def _missing(results: Results) -> str:
-    return results.note if len(results.cfg.seeds) > 1 else f"{results.note}. {stats.ONE_SEED.capitalize()}"
+    return (
+        results.note
+        if len(results.cfg.seeds) > 1
+        else f"{results.note}. {stats.ONE_SEED.capitalize()}"
+    )

@@ -5,6 +5,7 @@ training.
     gradients.anatomy_figure(history.assign(method="hybrid", seed=42), note="Study laptop.")
     gradients.gradient_anatomy(results)
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -33,8 +34,14 @@ ESTIMATORS = {
     "pass_at_k": {"label": "pass@K/2", "color": "#8C510A", "marker": ">"},
 }
 OF_DIVERSITY = ("jackknife", "leave_one_out", "set_level", "shared", "bare", "detached")
-MEASURE_LABELS = {"semantic": "mean distance", "logdet": "log det", "vendi": "Vendi", "distinct_1": "distinct-1",
-                  "distinct_2": "distinct-2", "self_bleu": "1 −\nself-BLEU"}
+MEASURE_LABELS = {
+    "semantic": "mean distance",
+    "logdet": "log det",
+    "vendi": "Vendi",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "self_bleu": "1 −\nself-BLEU",
+}
 TERM_STYLE = {
     "ce": {"label": "cross-entropy", "color": "#7F7F7F", "linestyle": "-", "marker": "o"},
     "reward": {"label": "reward", "color": "#0072B2", "linestyle": "-.", "marker": "^"},
@@ -53,7 +60,10 @@ def snr_figure(table: Sequence[dict] | pd.DataFrame, columns: int = 2) -> Pictur
     policies, bars their range."""
     data = pd.DataFrame(table)
     ks = sorted(set(data["K"]))
-    drawn = data[data["estimator"].isin(OF_DIVERSITY) | data["measure"].isin(["semantic", "reward", "success"])]
+    drawn = data[
+        data["estimator"].isin(OF_DIVERSITY)
+        | data["measure"].isin(["semantic", "reward", "success"])
+    ]
     drawn = drawn.assign(aligned_snr=drawn["aligned_snr"].where(drawn["signal"].gt(0), 0.0))
     groups = [name for name in MEASURE_LABELS if name in set(drawn["measure"])]
     size = 4.5 if columns == 2 else 3.2
@@ -62,13 +72,23 @@ def snr_figure(table: Sequence[dict] | pd.DataFrame, columns: int = 2) -> Pictur
         for ax, k in zip(axes[:, 0], ks, strict=True):
             part = drawn[drawn["K"].eq(k)]
             for i, measure in enumerate([*groups, None]):
-                names = OF_DIVERSITY if measure else [n for n in ESTIMATORS if n not in OF_DIVERSITY]
+                names = (
+                    OF_DIVERSITY if measure else [n for n in ESTIMATORS if n not in OF_DIVERSITY]
+                )
                 for j, name in enumerate(names):
                     of = part[part["estimator"].eq(name)]
-                    values = (of if measure is None else of[of["measure"].eq(measure)])["aligned_snr"]
+                    values = (of if measure is None else of[of["measure"].eq(measure)])[
+                        "aligned_snr"
+                    ]
                     x = i + 0.13 * (j - (len(names) - 1) / 2)
                     look = {key: ESTIMATORS[name][key] for key in ("color", "marker")}
-                    ax.plot([x, x], [values.min(), values.max()], color=look["color"], lw=1.1, alpha=0.45)
+                    ax.plot(
+                        [x, x],
+                        [values.min(), values.max()],
+                        color=look["color"],
+                        lw=1.1,
+                        alpha=0.45,
+                    )
                     ax.plot(x, values.mean(), **_mark(look, size), clip_on=False)
             ax.axvline(len(groups) - 0.5, color="#999999", lw=0.7, ls=":")
             ax.set_title(f"K = {k} replies to a prompt", loc="left")
@@ -80,25 +100,45 @@ def snr_figure(table: Sequence[dict] | pd.DataFrame, columns: int = 2) -> Pictur
         axes[-1, 0].set_xticks(range(len(names)), names, **turn)
         axes[-1, 0].tick_params(axis="x", length=0)
         axes[-1, 0].set_xlim(-0.5, len(names) - 0.5)
-        legend = [Line2D([], [], linestyle="none", label=look["label"],
-                         **_mark({key: look[key] for key in ("color", "marker")}, 5)) for look in ESTIMATORS.values()]
+        legend = [
+            Line2D(
+                [],
+                [],
+                linestyle="none",
+                label=look["label"],
+                **_mark({key: look[key] for key in ("color", "marker")}, 5),
+            )
+            for look in ESTIMATORS.values()
+        ]
         _legend(figure, legend, columns, handlelength=1)
-        finish(figure, "Exact, by enumeration of a three-token language with nine replies; marks are means over "
-               f"{data['policy'].nunique()} policies, bars their range. Signal along the true gradient for all K "
-               "replies. Right of the dotted line: other objectives, not comparable with the left.",
-               columns)
+        finish(
+            figure,
+            "Exact, by enumeration of a three-token language with nine replies; marks are means over "
+            f"{data['policy'].nunique()} policies, bars their range. Signal along the true gradient for all K "
+            "replies. Right of the dotted line: other objectives, not comparable with the left.",
+            columns,
+        )
     return Picture("estimator_snr", figure, data)
 
 
 def _legend(figure, handles: list[Line2D], columns: int, **options) -> None:
     """Ten entries need fewer columns than `finish` allows."""
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5 if columns == 2 else 2),
-                  columnspacing=1.1, **options)
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=min(len(handles), 5 if columns == 2 else 2),
+        columnspacing=1.1,
+        **options,
+    )
 
 
 def _mark(look: dict, size: float) -> dict:
     rim = look["color"] if look["marker"] == "x" else "white"
-    return look | {"markersize": size, "markeredgecolor": rim, "markeredgewidth": 1.2 if rim != "white" else 0.4}
+    return look | {
+        "markersize": size,
+        "markeredgecolor": rim,
+        "markeredgewidth": 1.2 if rim != "white" else 0.4,
+    }
 
 
 def anatomy_figure(history: pd.DataFrame, note: str = "", columns: int = 2) -> Picture:
@@ -113,19 +153,30 @@ def anatomy_figure(history: pd.DataFrame, note: str = "", columns: int = 2) -> P
     data = history[["method", "seed", "step", *found]]
     data = data[data[found].notna().any(axis=1)].reset_index(drop=True)
     if data.empty:
-        raise UserError("history.csv: no gradient anatomy was recorded; set anatomy_every above 0 in the sections "
-                        "of the preset and run `dvc repro`")
+        raise UserError(
+            "history.csv: no gradient anatomy was recorded; set anatomy_every above 0 in the sections "
+            "of the preset and run `dvc repro`"
+        )
     methods = ordered(data["method"])
-    norms, cosines = ([c for c in found if c.startswith(kind) and data[c].notna().any()] for kind in ("norm_", "cos_"))
+    norms, cosines = (
+        [c for c in found if c.startswith(kind) and data[c].notna().any()]
+        for kind in ("norm_", "cos_")
+    )
     # cosines of large vectors are small: the axis ends where they do, not at 1
     reach = min(1.05, 1.15 * max(0.2, data[cosines].abs().max(axis=None))) if cosines else 1.05
     across = len(methods) if columns == 2 else 1
     down = 2 * len(methods) // across
     with rc_context(STYLE):
-        figure, axes = canvas(down, across, 1.0 + 1.45 * down, columns, sharex="col",
-                              sharey="row" if columns == 2 else False)
+        figure, axes = canvas(
+            down,
+            across,
+            1.0 + 1.45 * down,
+            columns,
+            sharex="col",
+            sharey="row" if columns == 2 else False,
+        )
         for i, method in enumerate(methods):
-            top, below = axes[:, i] if columns == 2 else axes[2 * i:2 * i + 2, 0]
+            top, below = axes[:, i] if columns == 2 else axes[2 * i : 2 * i + 2, 0]
             part = data[data["method"].eq(method)]
             top.set_yscale("log", nonpositive="mask")
             for j, name in enumerate(norms):
@@ -133,8 +184,15 @@ def anatomy_figure(history: pd.DataFrame, note: str = "", columns: int = 2) -> P
             for j, name in enumerate(cosines):
                 _runs(below, part, name, _pair(name), j)
             if not part[cosines].notna().any(axis=None):
-                below.text(0.5, 0.5, "one term only:\nno cosine", transform=below.transAxes, ha="center", va="bottom",
-                           color="#555555")
+                below.text(
+                    0.5,
+                    0.5,
+                    "one term only:\nno cosine",
+                    transform=below.transAxes,
+                    ha="center",
+                    va="bottom",
+                    color="#555555",
+                )
             below.axhline(0, color="#000000", lw=0.7)
             below.set_ylim(-reach, reach)
             top.set_title(METHOD_STYLE[method]["label"])
@@ -147,7 +205,9 @@ def anatomy_figure(history: pd.DataFrame, note: str = "", columns: int = 2) -> P
         for ax in axes[-1]:
             ax.set_xlabel("step")
         legend = [Line2D([], [], label=TERM_STYLE[_of(c)[0]]["label"], **_term(c)) for c in norms]
-        legend += [Line2D([], [], label=" · ".join(SHORT[t] for t in _of(c)), **_pair(c)) for c in cosines]
+        legend += [
+            Line2D([], [], label=" · ".join(SHORT[t] for t in _of(c)), **_pair(c)) for c in cosines
+        ]
         _legend(figure, legend, columns, handlelength=3)
         finish(figure, _say(data, norms, note), columns)
     return Picture("gradient_anatomy", figure, data)
@@ -156,7 +216,10 @@ def anatomy_figure(history: pd.DataFrame, note: str = "", columns: int = 2) -> P
 def gradient_anatomy(results, columns: int = 2) -> Picture:
     """`anatomy_figure` of all runs of a study as `results.load` returns it; methods without an anatomy are left
     out."""
-    runs = [frame.assign(method=method, seed=seed) for (method, seed), frame in results.histories.items()]
+    runs = [
+        frame.assign(method=method, seed=seed)
+        for (method, seed), frame in results.histories.items()
+    ]
     return anatomy_figure(pd.concat(runs, ignore_index=True), f"{results.note}.", columns)
 
 
@@ -166,14 +229,26 @@ def _of(column: str) -> list[str]:
 
 def _term(column: str) -> dict:
     look = TERM_STYLE[_of(column)[0]]
-    return {key: look[key] for key in ("color", "linestyle", "marker")} | {"markersize": 3.5, "lw": 1.4}
+    return {key: look[key] for key in ("color", "linestyle", "marker")} | {
+        "markersize": 3.5,
+        "lw": 1.4,
+    }
 
 
 def _pair(column: str) -> dict:
     """Dashes in the colours of both terms."""
     a, b = (TERM_STYLE[term]["color"] for term in _of(column))
-    return {"color": a, "gapcolor": b, "linestyle": (0, (3, 3)), "marker": PAIR_MARKERS[column], "markersize": 3.5,
-            "markerfacecolor": b, "markeredgecolor": a, "markeredgewidth": 0.6, "lw": 1.4}
+    return {
+        "color": a,
+        "gapcolor": b,
+        "linestyle": (0, (3, 3)),
+        "marker": PAIR_MARKERS[column],
+        "markersize": 3.5,
+        "markerfacecolor": b,
+        "markeredgecolor": a,
+        "markeredgewidth": 0.6,
+        "lw": 1.4,
+    }
 
 
 def _runs(ax, part: pd.DataFrame, name: str, look: dict, turn: int) -> None:
@@ -199,10 +274,20 @@ def _decades(ax) -> None:
 
 def _say(data: pd.DataFrame, norms: list[str], note: str) -> str:
     seeds = sorted(set(data["seed"]))
-    runs = ("thin lines seeds, bold ones their mean: " if len(seeds) > 1 else "one seed, ") + ", ".join(map(str, seeds))
-    per_method = data.groupby("method")[norms].agg(lambda values: values.notna().any() and (values.dropna() == 0).all())
-    zero = [f"{SHORT[_of(c)[0]]} ({METHOD_STYLE[m]['label']})" for m in ordered(data["method"]) for c in norms
-            if per_method.loc[m, c]]
+    runs = (
+        "thin lines seeds, bold ones their mean: " if len(seeds) > 1 else "one seed, "
+    ) + ", ".join(map(str, seeds))
+    per_method = data.groupby("method")[norms].agg(
+        lambda values: values.notna().any() and (values.dropna() == 0).all()
+    )
+    zero = [
+        f"{SHORT[_of(c)[0]]} ({METHOD_STYLE[m]['label']})"
+        for m in ordered(data["method"])
+        for c in norms
+        if per_method.loc[m, c]
+    ]
     silent = f" Exactly 0, not drawn: {', '.join(zero)}." if zero else ""
-    return ("Gradient of each term with its weight, as it enters the loss, before the norm is clipped; "
-            f"{runs}.{silent} {note}").strip()
+    return (
+        "Gradient of each term with its weight, as it enters the loss, before the norm is clipped; "
+        f"{runs}.{silent} {note}"
+    ).strip()

@@ -5,6 +5,7 @@
 Distances are |z| over the alarm threshold of the set's own design (posts, replies a post), the 99 % quantile of max
 |z| over people's sets: left of 1 is where people's own sets lie, whatever their size.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -29,20 +30,36 @@ def distances(results) -> pd.DataFrame:
     every evaluation cell, people's own replies among them; distance = |z| / threshold. UserError for a cell without a
     verdict."""
     rows = []
-    for method, seed in [("human", None), *((m, s) for m in results.cfg.methods for s in results.cfg.seeds)]:
+    for method, seed in [
+        ("human", None),
+        *((m, s) for m in results.cfg.methods for s in results.cfg.seeds),
+    ]:
         seen = detected(results, method, seed)
         for name in (name for name in NAMES if name in seen["values"]):
             value, people, sd = (seen[key][name] for key in ("values", "people", "sd"))
             z = (value - people) / sd
-            rows.append({"method": method, "seed": seed, "feature": name, "value": value, "people": people, "sd": sd,
-                         "z": z, "threshold": seen["threshold"], "distance": abs(z) / seen["threshold"]})
+            rows.append(
+                {
+                    "method": method,
+                    "seed": seed,
+                    "feature": name,
+                    "value": value,
+                    "people": people,
+                    "sd": sd,
+                    "z": z,
+                    "threshold": seen["threshold"],
+                    "distance": abs(z) / seen["threshold"],
+                }
+            )
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
 def controls(results) -> pd.DataFrame:
     """reward_model/planted.csv with a column distance: planted policies, and people's fresh sets in the last row.
     UserError if it is missing."""
-    table = read_csv(results.paths.results("reward_model") / "planted.csv", ["policy", "z", "threshold"])
+    table = read_csv(
+        results.paths.results("reward_model") / "planted.csv", ["policy", "z", "threshold"]
+    )
     return table.assign(distance=table["z"] / table["threshold"])
 
 
@@ -53,13 +70,17 @@ def hacking_dashboard(results, columns: int = 2) -> Picture:
     reward is a question for the judge (`overoptimisation.hacking_table`)."""
     runs, planted = distances(results), controls(results)
     features = [name for name in NAMES if name in set(runs["feature"])]
-    order = planted.assign(people=planted["policy"].eq(FRESH)).sort_values(["people", "distance"], ascending=[1, 0])
+    order = planted.assign(people=planted["policy"].eq(FRESH)).sort_values(
+        ["people", "distance"], ascending=[1, 0]
+    )
     top = 30 * max(runs["distance"].max(), planted["distance"].max(), 1)  # room for words
     with rc_context(STYLE):
         rows = (len(features), len(order))
         height = 1.4 + (0.26 * max(rows) if columns == 2 else 0.22 * (sum(rows) + 6))
         options = {} if columns == 2 else {"height_ratios": rows}
-        figure, axes = canvas(*((1, 2) if columns == 2 else (2, 1)), height, columns, sharex=True, gridspec_kw=options)
+        figure, axes = canvas(
+            *((1, 2) if columns == 2 else (2, 1)), height, columns, sharex=True, gridspec_kw=options
+        )
         left, right = axes.flat
         for ax in axes.flat:
             ax.axvspan(FLOOR / 2, 1, color="#000000", alpha=0.07, lw=0)
@@ -73,17 +94,38 @@ def hacking_dashboard(results, columns: int = 2) -> Picture:
             y = features.index(row.feature) + places[methods.index(row.method)]
             color = METHOD_STYLE[row.method]["color"]
             hollow = {"markerfacecolor": "white", "markeredgecolor": color, "markeredgewidth": 0.8}
-            left.plot(max(row.distance, FLOOR), y, **point(row.method, markersize=5 if row.method == "human" else 3.4,
-                                                           **hollow if row.z < 0 else {"markeredgewidth": 0}))
+            left.plot(
+                max(row.distance, FLOOR),
+                y,
+                **point(
+                    row.method,
+                    markersize=5 if row.method == "human" else 3.4,
+                    **hollow if row.z < 0 else {"markeredgewidth": 0},
+                ),
+            )
         left.set_yticks(range(len(features)), [WORDS[name] for name in features])
         for y, row in enumerate(order.itertuples()):
-            mark = point("human", markersize=7) if row.policy == FRESH else point("human", marker="X", markersize=5.5,
-                                                                                  color="#D55E00")
+            mark = (
+                point("human", markersize=7)
+                if row.policy == FRESH
+                else point("human", marker="X", markersize=5.5, color="#D55E00")
+            )
             right.plot(max(row.distance, FLOOR), y, **mark)
-            ends, away = row.distance > np.sqrt(top), 18 if row.policy == FRESH else 6  # off the line at 1
+            ends, away = (
+                row.distance > np.sqrt(top),
+                18 if row.policy == FRESH else 6,
+            )  # off the line at 1
             said = f"{row.caught:.1%} alarms" if row.policy == FRESH else WORDS[row.feature]
-            right.annotate(said, (row.distance, y), xytext=(-away if ends else away, 0), fontsize=6, va="center",
-                           textcoords="offset points", ha="right" if ends else "left", color="#555555")
+            right.annotate(
+                said,
+                (row.distance, y),
+                xytext=(-away if ends else away, 0),
+                fontsize=6,
+                va="center",
+                textcoords="offset points",
+                ha="right" if ends else "left",
+                color="#555555",
+            )
         right.set_yticks(range(len(order)), order["policy"])
         for ax, size in zip(axes.flat, rows, strict=True):
             ax.set_ylim(size - 0.4, -0.6)
@@ -92,14 +134,23 @@ def hacking_dashboard(results, columns: int = 2) -> Picture:
         left.set_title("runs of the study")
         right.set_title(f"planted: {(hacks['caught'] > 0.5).sum()} of {len(hacks)} caught")
         grey = {"color": "#555555", "marker": "o", "linestyle": "none", "markersize": 4}
-        extra = [Line2D([], [], label="more than people", **grey),
-                 Line2D([], [], label="less", markerfacecolor="white", **grey),
-                 Patch(color="#000000", alpha=0.07, label="people's own sets")]
-        finish(figure, f"Preset {results.cfg.preset}, study {results.paths.study}, {results.engagement} engagement, "
-               f"{results.commit}: test posts, one mark a run. "
-               f"Planted: people's replies, changed as named, one each to {planted['n'].iloc[0]} posts, with the "
-               "feature that stands out most. Right of the band is different from people, not yet gaming.", columns,
-               methods, extra, kind="point", most=5 if columns == 2 else 3)
+        extra = [
+            Line2D([], [], label="more than people", **grey),
+            Line2D([], [], label="less", markerfacecolor="white", **grey),
+            Patch(color="#000000", alpha=0.07, label="people's own sets"),
+        ]
+        finish(
+            figure,
+            f"Preset {results.cfg.preset}, study {results.paths.study}, {results.engagement} engagement, "
+            f"{results.commit}: test posts, one mark a run. "
+            f"Planted: people's replies, changed as named, one each to {planted['n'].iloc[0]} posts, with the "
+            "feature that stands out most. Right of the band is different from people, not yet gaming.",
+            columns,
+            methods,
+            extra,
+            kind="point",
+            most=5 if columns == 2 else 3,
+        )
     shown = ["method", "feature", "z", "threshold", "distance", "caught"]
     data = pd.concat([runs, planted.rename(columns={"policy": "method"})[shown]], ignore_index=True)
     return Picture("hacking_dashboard", figure, data)

@@ -1,4 +1,5 @@
 """Reward and judge against the distance from the start, with Gao's curves and the step where the judge was best."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -20,11 +21,26 @@ def picture(path: pd.DataFrame, stop: pd.DataFrame, note: str, columns: int = 2)
         for ax, method in zip(axes.flat, methods, strict=False):
             part, color = path[path["method"].eq(method)], METHOD_STYLE[method]["color"]
             ax.axhline(0, color="#000000", lw=0.6)
-            ax.axvline(stop.loc[stop["method"].eq(method), "d"].iloc[0], color=color, lw=5, alpha=0.18, zorder=0)
+            ax.axvline(
+                stop.loc[stop["method"].eq(method), "d"].iloc[0],
+                color=color,
+                lw=5,
+                alpha=0.18,
+                zorder=0,
+            )
             for scorer, face, dash in (("proxy", "white", "--"), ("judge", color, "-")):
-                ax.plot(part["d"], part[scorer], METHOD_STYLE[method]["marker"], color=color, ms=4, mfc=face, mew=0.9)
-                alpha, beta = curves.loc[curves["method"].eq(method) & curves["scorer"].eq(scorer),
-                                         ["alpha", "beta"]].iloc[0]
+                ax.plot(
+                    part["d"],
+                    part[scorer],
+                    METHOD_STYLE[method]["marker"],
+                    color=color,
+                    ms=4,
+                    mfc=face,
+                    mew=0.9,
+                )
+                alpha, beta = curves.loc[
+                    curves["method"].eq(method) & curves["scorer"].eq(scorer), ["alpha", "beta"]
+                ].iloc[0]
                 if np.isfinite(alpha):
                     x = np.linspace(1e-3, part["d"].max(), 200)
                     ax.plot(x, x * (alpha - beta * np.log(x)), color=color, linestyle=dash, lw=1.4)
@@ -37,10 +53,23 @@ def picture(path: pd.DataFrame, stop: pd.DataFrame, note: str, columns: int = 2)
             ax.set_xlabel("√KL to the start, √nats")
         for ax in axes[:, 0]:
             ax.set_ylabel("gain over the start")
-        handles = [Line2D([], [], color="#555555", linestyle="--", marker="o", mfc="white", ms=4, label="reward, sd"),
-                   Line2D([], [], color="#555555", marker="o", ms=4, label="judge, log-odds"),
-                   Line2D([], [], color="#555555", lw=5, alpha=0.25, label="best judge score")]
-        form = "Lines: d(α − β log d)." if curves["alpha"].notna().any() else f"Lines: means ({FEW})."
+        handles = [
+            Line2D(
+                [],
+                [],
+                color="#555555",
+                linestyle="--",
+                marker="o",
+                mfc="white",
+                ms=4,
+                label="reward, sd",
+            ),
+            Line2D([], [], color="#555555", marker="o", ms=4, label="judge, log-odds"),
+            Line2D([], [], color="#555555", lw=5, alpha=0.25, label="best judge score"),
+        ]
+        form = (
+            "Lines: d(α − β log d)." if curves["alpha"].notna().any() else f"Lines: means ({FEW})."
+        )
         finish(figure, f"{note}. Validation posts. {form}", columns, extra=handles)
     data = path.merge(stop[["method", "step"]].assign(stop=True), on=["method", "step"], how="left")
     return Picture("over_optimisation", figure, data.assign(stop=data["stop"].eq(True)))

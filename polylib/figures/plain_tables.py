@@ -1,8 +1,9 @@
 """Any table in four forms: CSV of the numbers; Markdown, LaTeX and HTML of what is printed, from one frame of texts.
 
-    Table("costs", numbers, shown, caption).save(folder)          # costs.csv, costs.md, costs.tex
-    csv(folder, hacking=verdicts, stop_here=stop)                 # hacking.csv, stop_here.csv
+Table("costs", numbers, shown, caption).save(folder)          # costs.csv, costs.md, costs.tex
+csv(folder, hacking=verdicts, stop_here=stop)                 # hacking.csv, stop_here.csv
 """
+
 from __future__ import annotations
 
 import html
@@ -15,9 +16,24 @@ import pandas as pd
 from polylib.run import atomic_write, write_csv
 
 DASH = "–"  # a number that does not exist
-LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-         "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "λ": r"$\lambda$", "±": r"$\pm$",
-         "×": r"$\times$", "–": "--", "<": "$<$", ">": "$>$"}
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "λ": r"$\lambda$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "–": "--",
+    "<": "$<$",
+    ">": "$>$",
+}
 
 
 @dataclass(frozen=True)
@@ -38,11 +54,17 @@ class Table:
     def _rows(self, cell, strong: str) -> list[list[str]]:
         """Cells through `cell`, the bold ones inside `strong`."""
         bold = np.zeros(self.shown.shape, dtype=bool) if self.bold is None else self.bold.to_numpy()
-        return [[strong.format(cell(str(text))) if on else cell(str(text)) for text, on in zip(row, marks, strict=True)]
-                for row, marks in zip(self.shown.itertuples(index=False), bold, strict=True)]
+        return [
+            [
+                strong.format(cell(str(text))) if on else cell(str(text))
+                for text, on in zip(row, marks, strict=True)
+            ]
+            for row, marks in zip(self.shown.itertuples(index=False), bold, strict=True)
+        ]
 
     def to_markdown(self) -> str:
         """First column left, others right."""
+
         def cell(text: str) -> str:
             return text.replace("|", "\\|").replace("\n", " ")
 
@@ -62,18 +84,31 @@ class Table:
             return escape(text).replace("/", r"/\allowbreak{}") if facts else escape(text)
 
         form = "longtable" if self.layout == "long" else "tabular"
-        columns = r">{\raggedright\arraybackslash}p{0.7\linewidth}" if facts else "r" * (self.shown.shape[1] - 1)
-        heads = [rf"\rotatebox{{60}}{{{escape(str(name))}}}" if stacked and i else escape(str(name))
-                 for i, name in enumerate(self.shown)]
+        columns = (
+            r">{\raggedright\arraybackslash}p{0.7\linewidth}"
+            if facts
+            else "r" * (self.shown.shape[1] - 1)
+        )
+        heads = [
+            rf"\rotatebox{{60}}{{{escape(str(name))}}}" if stacked and i else escape(str(name))
+            for i, name in enumerate(self.shown)
+        ]
         lines = [rf"\begin{{{form}}}{{l{columns}}}", r"\toprule"]
         lines += [] if facts else [" & ".join(heads) + r" \\", r"\midrule"]
         lines += [r"\endhead"] if self.layout == "long" else []
         lines += [" & ".join(row) + r" \\" for row in self._rows(cell, r"\textbf{{{}}}")]
-        return "\n".join([*lines, r"\bottomrule", rf"\end{{{form}}}", f"% {' '.join(self.caption.split())}", ""])
+        return "\n".join(
+            [*lines, r"\bottomrule", rf"\end{{{form}}}", f"% {' '.join(self.caption.split())}", ""]
+        )
 
     def _repr_html_(self) -> str:
-        cells = pd.DataFrame(self._rows(html.escape, "<b>{}</b>"), columns=[html.escape(str(n)) for n in self.shown])
-        return cells.to_html(index=False, escape=False) + f"<p><small>{html.escape(self.caption)}</small></p>"
+        cells = pd.DataFrame(
+            self._rows(html.escape, "<b>{}</b>"), columns=[html.escape(str(n)) for n in self.shown]
+        )
+        return (
+            cells.to_html(index=False, escape=False)
+            + f"<p><small>{html.escape(self.caption)}</small></p>"
+        )
 
     def save(self, folder: Path) -> None:
         """<name>.csv, .md and .tex."""
@@ -91,7 +126,7 @@ def csv(folder: Path, **frames: pd.DataFrame) -> None:
 def quoted(text: str, longest: int = 200) -> str:
     """Hostile text on one line of Markdown: nothing in it is markup, what cannot be printed is a blank."""
     flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    flat = flat if len(flat) <= longest else flat[:longest - 1] + "…"
+    flat = flat if len(flat) <= longest else flat[: longest - 1] + "…"
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-.!|~@:&" else c for c in flat)
 
 

@@ -6,6 +6,7 @@ Posts and replies are hostile: in tables they are escaped by the template, in th
 which no tag can end or begin, and are put on the page as text. The page's own policy (CSP) forbids every script but
 the one written here, and every connection.
 """
+
 from __future__ import annotations
 
 import base64
@@ -30,10 +31,22 @@ from polylib.run import atomic_write
 
 HERE = Path(__file__).parent
 LIMIT = 8 * 2**20  # bytes of embedded replies; posts beyond are left out, and the page says so
-FIRST = ("quality_diversity", "pass_at_k", "best_of_k", "forest")  # figures in this order, the others by name
-TITLES = {"quality_diversity": "Judge score against diversity", "pass_at_k": "At least one good reply among k",
-          "best_of_k": "The best of k, and the reward's pick", "forest": "Differences to SFT", "cost": "Minutes a run"}
-KNOWN = {style["label"]: name for name, style in METHOD_STYLE.items()} | {name: name for name in METHOD_STYLE}
+FIRST = (
+    "quality_diversity",
+    "pass_at_k",
+    "best_of_k",
+    "forest",
+)  # figures in this order, the others by name
+TITLES = {
+    "quality_diversity": "Judge score against diversity",
+    "pass_at_k": "At least one good reply among k",
+    "best_of_k": "The best of k, and the reward's pick",
+    "forest": "Differences to SFT",
+    "cost": "Minutes a run",
+}
+KNOWN = {style["label"]: name for name, style in METHOD_STYLE.items()} | {
+    name: name for name in METHOD_STYLE
+}
 LONG = 24  # characters from which on a column of words is set as text that may wrap
 NUMBER = re.compile(r"^[-+−]?[\d,]*\.?\d+(?:e[-+]?\d+)?(?=$|\s|%|\[|±|\()")
 
@@ -60,8 +73,14 @@ class Part:
     collapsed: bool
 
 
-def write(results: Results, tables: dict[str, pd.DataFrame | Table], guide: pd.DataFrame | None, folder: Path,
-          limit: int = LIMIT, frame: pd.DataFrame | None = None) -> Path:
+def write(
+    results: Results,
+    tables: dict[str, pd.DataFrame | Table],
+    guide: pd.DataFrame | None,
+    folder: Path,
+    limit: int = LIMIT,
+    frame: pd.DataFrame | None = None,
+) -> Path:
     """`folder`/index.html of a study, byte-stable; returns its path.
 
     tables: {heading: table}; the first stands above the figures, the others below. guide: the decision guide, at the
@@ -75,20 +94,47 @@ def write(results: Results, tables: dict[str, pd.DataFrame | Table], guide: pd.D
     embedded, kept = _embedded(frame, results, limit)
     style, script = _own("report.css") + _colours(), _own("report.js")
     cfg = results.cfg
-    sections = [(part.id, part.name) for part in first] + ([("figures", "Figures")] if figures else []) + \
-        [(part.id, part.name) for part in parts[1:]] + [("browse", "Replies")]
-    per_post = results.frames[cfg.methods[0], cfg.seeds[0], cfg.sampling.temperature]["n_samples"].iloc[0]
-    facts = [("posts", f"{len(results.people)} × {per_post:g} replies"), ("seeds", ", ".join(map(str, cfg.seeds))),
-             ("preset", cfg.preset), ("temperature", f"{cfg.sampling.temperature:g}"),
-             ("engagement", results.engagement),
-             ("judge", f"right on {results.judge['pair_accuracy']:.0%} of {results.judge['pairs']} human pairs"),
-             ("code", results.commit)]
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(_own("report.html"))
+    sections = (
+        [(part.id, part.name) for part in first]
+        + ([("figures", "Figures")] if figures else [])
+        + [(part.id, part.name) for part in parts[1:]]
+        + [("browse", "Replies")]
+    )
+    per_post = results.frames[cfg.methods[0], cfg.seeds[0], cfg.sampling.temperature][
+        "n_samples"
+    ].iloc[0]
+    facts = [
+        ("posts", f"{len(results.people)} × {per_post:g} replies"),
+        ("seeds", ", ".join(map(str, cfg.seeds))),
+        ("preset", cfg.preset),
+        ("temperature", f"{cfg.sampling.temperature:g}"),
+        ("engagement", results.engagement),
+        (
+            "judge",
+            f"right on {results.judge['pair_accuracy']:.0%} of {results.judge['pairs']} human pairs",
+        ),
+        ("code", results.commit),
+    ]
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
+        _own("report.html")
+    )
     text = page.render(
-        title=f"Study {results.paths.study}", facts=facts, simulated=results.engagement == "simulated", before=first,
-        after=parts[1:], sections=sections, figures=figures, style=style, script=script,
-        style_hash=_hash(style), script_hash=_hash(script), replies=embedded, kept=kept,
-        left_out=frame["post_id"].nunique() - kept, note=results.note)
+        title=f"Study {results.paths.study}",
+        facts=facts,
+        simulated=results.engagement == "simulated",
+        before=first,
+        after=parts[1:],
+        sections=sections,
+        figures=figures,
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        replies=embedded,
+        kept=kept,
+        left_out=frame["post_id"].nunique() - kept,
+        note=results.note,
+    )
     file = Path(folder) / "index.html"
     atomic_write(file, text + "\n")
     return file
@@ -111,8 +157,13 @@ def _embedded(frame: pd.DataFrame, results: Results, limit: int) -> tuple[str, i
         for row in part.itertuples():
             seed = "" if row.seed is None else str(row.seed)
             by_method.setdefault(row.method, {}).setdefault(seed, []).append(
-                [str(row.reply), *(_short(value) for value in (row.judge, row.reward, row.relevance)),
-                 None if pd.isna(row.tokens) else int(row.tokens), [number[name] for name in row.flags]])
+                [
+                    str(row.reply),
+                    *(_short(value) for value in (row.judge, row.reward, row.relevance)),
+                    None if pd.isna(row.tokens) else int(row.tokens),
+                    [number[name] for name in row.flags],
+                ]
+            )
         post = {"id": post_id, "text": str(part["post"].iloc[0]), "replies": by_method}
         size += len(safe_json(post)) + 1
         if posts and size > limit:
@@ -120,8 +171,14 @@ def _embedded(frame: pd.DataFrame, results: Results, limit: int) -> tuple[str, i
         posts.append(post)
     methods = [{"name": name, "label": METHOD_STYLE[name]["label"]} for name in results.methods]
     rules = [[name.replace("_", " "), rule] for name, rule in failures.RULES.items()]
-    return safe_json({"posts": posts, "methods": methods, "seeds": [str(seed) for seed in results.cfg.seeds],
-                      "flags": rules}), len(posts)
+    return safe_json(
+        {
+            "posts": posts,
+            "methods": methods,
+            "seeds": [str(seed) for seed in results.cfg.seeds],
+            "flags": rules,
+        }
+    ), len(posts)
 
 
 def _short(value: float) -> float | None:
@@ -131,20 +188,36 @@ def _short(value: float) -> float | None:
 def _part(name: str, table: pd.DataFrame | Table) -> Part:
     frame, caption = (table.shown, table.caption) if isinstance(table, Table) else (table, "")
     columns = [_column(frame.iloc[:, i]) for i in range(frame.shape[1])]
-    heads = [(_plain(str(head)), any(cell.kind == "number" for cell in column), KNOWN.get(str(head)))
-             for head, column in zip(frame.columns, columns, strict=True)]
-    return Part("table-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"), name, heads,
-                [list(row) for row in zip(*columns, strict=True)], _plain(caption), bool(frame.attrs.get("collapsed")))
+    heads = [
+        (_plain(str(head)), any(cell.kind == "number" for cell in column), KNOWN.get(str(head)))
+        for head, column in zip(frame.columns, columns, strict=True)
+    ]
+    return Part(
+        "table-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
+        name,
+        heads,
+        [list(row) for row in zip(*columns, strict=True)],
+        _plain(caption),
+        bool(frame.attrs.get("collapsed")),
+    )
 
 
 def _column(values: pd.Series) -> list[Cell]:
     texts = [_shown(value) for value in values]
     numbers = [_number(value) for value in values]
-    numeric = sum(n is not None for n in numbers) * 2 > sum(text not in (DASH, "") for text in texts)
+    numeric = sum(n is not None for n in numbers) * 2 > sum(
+        text not in (DASH, "") for text in texts
+    )
     kind = "number" if numeric else "text" if max(map(len, texts), default=0) > LONG else "word"
-    return [Cell(METHOD_STYLE[text]["label"] if text in METHOD_STYLE else text, number if numeric else None,
-                 KNOWN.get(text.split(", T=")[0]), kind)
-            for text, number in zip(texts, numbers, strict=True)]
+    return [
+        Cell(
+            METHOD_STYLE[text]["label"] if text in METHOD_STYLE else text,
+            number if numeric else None,
+            KNOWN.get(text.split(", T=")[0]),
+            kind,
+        )
+        for text, number in zip(texts, numbers, strict=True)
+    ]
 
 
 def _shown(value: object) -> str:
@@ -159,7 +232,9 @@ def _shown(value: object) -> str:
 
 def _number(value: object) -> str | None:
     """What a cell sorts by: a number, or the one that a text begins with ("0.41 ± 0.02", "3.1 % [1, 5]")."""
-    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, (bool, np.bool_)):
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
+        value, (bool, np.bool_)
+    ):
         return repr(float(value)) if math.isfinite(value) else None
     found = NUMBER.match(str(value))
     return repr(float(found[0].replace(",", "").replace("−", "-"))) if found else None
@@ -167,7 +242,9 @@ def _number(value: object) -> str | None:
 
 def _plain(text: str) -> str:
     """Text that UTF-8 and HTML can hold: half surrogates and control characters become U+FFFD, line ends stay."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", text.replace("\r\n", "\n"))
+    return re.sub(
+        r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", text.replace("\r\n", "\n")
+    )
 
 
 def _figures(folder: Path, page: Path) -> list[dict]:
@@ -176,18 +253,30 @@ def _figures(folder: Path, page: Path) -> list[dict]:
     found = []
     for name in [*(n for n in FIRST if n in files), *(n for n in files if n not in FIRST)]:
         content = files[name].read_bytes()
-        links = [(Path(os.path.relpath(file, page)).as_posix(), file.suffix[1:]) for file in
-                 (folder / f"{name}.pdf", folder / f"{name}.csv") if file.is_file()]
+        links = [
+            (Path(os.path.relpath(file, page)).as_posix(), file.suffix[1:])
+            for file in (folder / f"{name}.pdf", folder / f"{name}.csv")
+            if file.is_file()
+        ]
         label = TITLES.get(name) or name.replace("_", " ").capitalize()
-        found.append({"name": name, "label": label, "links": links,
-                      "width": int.from_bytes(content[16:20], "big"), "height": int.from_bytes(content[20:24], "big"),
-                      "data": base64.b64encode(content).decode("ascii")})
+        found.append(
+            {
+                "name": name,
+                "label": label,
+                "links": links,
+                "width": int.from_bytes(content[16:20], "big"),
+                "height": int.from_bytes(content[20:24], "big"),
+                "data": base64.b64encode(content).decode("ascii"),
+            }
+        )
     return found
 
 
 def _colours() -> str:
     """One rule a method; people are black on white and white on black."""
-    light = "".join(f".m-{name} {{ --method: {style['color']}; }}\n" for name, style in METHOD_STYLE.items())
+    light = "".join(
+        f".m-{name} {{ --method: {style['color']}; }}\n" for name, style in METHOD_STYLE.items()
+    )
     return f"\n{light}@media (prefers-color-scheme: dark) {{ .m-human {{ --method: #ffffff; }} }}\n"
 
 
@@ -196,4 +285,6 @@ def _own(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode(
+        "ascii"
+    )

@@ -1,8 +1,9 @@
 """How well every reward ranks people's replies, on all data sets that were tried: one panel each.
 
-    found = everywhere(paths.root / "results")
-    forest(found).save(paths.results("reward_model"), cfg.paper_figures.dpi)
+found = everywhere(paths.root / "results")
+forest(found).save(paths.results("reward_model"), cfg.paper_figures.dpi)
 """
+
 from __future__ import annotations
 
 import textwrap
@@ -15,10 +16,25 @@ from polylib.config import UserError
 from polylib.figures.inputs import accuracy_legend, accuracy_panel
 from polylib.figures.style import STYLE, Picture, finish, panels
 
-TARGETS = {"pair_accuracy_engagement": ("by controlled engagement", "#0072B2", "o"),
-           "pair_accuracy_balanced": ("by likes, reach balanced", "#D55E00", "D")}
-ORDER = ("learned", "learned_conditional", "learned_pairs", "learned_nmse", "coherence", "combined", "heuristic",
-         "judge", "tfidf_ridge", "length_only", "parent_echo", "followers_and_delay_only", "random")
+TARGETS = {
+    "pair_accuracy_engagement": ("by controlled engagement", "#0072B2", "o"),
+    "pair_accuracy_balanced": ("by likes, reach balanced", "#D55E00", "D"),
+}
+ORDER = (
+    "learned",
+    "learned_conditional",
+    "learned_pairs",
+    "learned_nmse",
+    "coherence",
+    "combined",
+    "heuristic",
+    "judge",
+    "tfidf_ridge",
+    "length_only",
+    "parent_echo",
+    "followers_and_delay_only",
+    "random",
+)
 
 
 def everywhere(results: Path) -> pd.DataFrame:
@@ -26,10 +42,14 @@ def everywhere(results: Path) -> pd.DataFrame:
 
     Of several studies on one data set the one with the most pairs is kept (the first by name of equals), so that
     each data set is one panel. Raises UserError if there is none."""
-    tables = [pd.read_csv(file).assign(study=file.parts[-3])
-              for file in sorted(Path(results).glob("*/reward_model/validation.csv"))]
+    tables = [
+        pd.read_csv(file).assign(study=file.parts[-3])
+        for file in sorted(Path(results).glob("*/reward_model/validation.csv"))
+    ]
     if not tables:
-        raise UserError(f"{results}: no reward_model/validation.csv of any study; run stage reward_model first")
+        raise UserError(
+            f"{results}: no reward_model/validation.csv of any study; run stage reward_model first"
+        )
     found = pd.concat(tables, ignore_index=True)
     pairs = found[found["metric"].eq("pair_accuracy_engagement")]
     size = pairs.groupby(["dataset", "study"], as_index=False)["n"].max()
@@ -51,13 +71,18 @@ def forest(found: pd.DataFrame, columns: int = 2) -> Picture:
     data = found[found["metric"].isin(TARGETS)].dropna(subset=["value"])
     models, sets = _ordered(data["model"].unique()), sorted(data["dataset"].unique())
     with rc_context(STYLE):
-        figure, axes = panels(len(sets), columns, 0.5 + 0.19 * len(models), 0.8, sharey=True, sharex=True)
+        figure, axes = panels(
+            len(sets), columns, 0.5 + 0.19 * len(models), 0.8, sharey=True, sharex=True
+        )
         for ax, name in zip(axes.flat, sets, strict=False):
             panel = data[data["dataset"].eq(name)]
             accuracy_panel(ax, panel, models, TARGETS)
             pairs = panel.loc[panel["metric"].eq("pair_accuracy_engagement"), "n"].max()
             ax.set_title(f"{name}\n{pairs:,.0f} pairs")
-            ax.set_yticks(range(len(models)), [textwrap.fill(m.replace("_", " "), 12 * columns) for m in models])
+            ax.set_yticks(
+                range(len(models)),
+                [textwrap.fill(m.replace("_", " "), 12 * columns) for m in models],
+            )
         for ax in axes[-1]:
             ax.set_xlabel("pairs ranked right")
         studies = ", ".join(sorted(found["study"].unique()))

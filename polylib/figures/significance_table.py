@@ -1,4 +1,5 @@
 """The significance table as people read it, and as files: every comparison with both claims and its verdict."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,21 +13,31 @@ from polylib.names import METHODS, METRICS
 from polylib.run import atomic_write
 
 
-def shown(frame: pd.DataFrame, families: tuple[str, ...] = ("primary", "equivalence", "exploratory")) -> pd.DataFrame:
+def shown(
+    frame: pd.DataFrame, families: tuple[str, ...] = ("primary", "equivalence", "exploratory")
+) -> pd.DataFrame:
     """The table as people read it, every cell a text."""
     rows = []
     for _, row in frame[frame["family"].isin(families)].iterrows():
         metric = METRICS.get(row["metric"], row["metric"])
         at = f" at equal {METRICS.get(row['equal'], row['equal'])}" if row["equal"] else ""
         kept = f", kept within {row['margin']:g}" if row["kind"] == "equivalence" else ""
-        rows.append({
-            "comparison with SFT": f"{METHODS[row['method']]}: {metric}{at}{kept}",
-            "family": row["family"], "effect": number(row["effect"], "+.3f"),
-            "these checkpoints": _interval(row, "checkpoints"),
-            "p": _p(row["checkpoints_p"]), "the method": _interval(row, "method"),
-            "p (method)": _p(row["method_p"]), "adjusted": _p(row["p_adjusted"]),
-            "signs p (floor)": _floored(row, "signs"), "ranks p (floor)": _floored(row, "ranks"),
-            "posts (dropped)": f"{row['prompts']} ({row['dropped']})", "verdict": row["verdict"]})
+        rows.append(
+            {
+                "comparison with SFT": f"{METHODS[row['method']]}: {metric}{at}{kept}",
+                "family": row["family"],
+                "effect": number(row["effect"], "+.3f"),
+                "these checkpoints": _interval(row, "checkpoints"),
+                "p": _p(row["checkpoints_p"]),
+                "the method": _interval(row, "method"),
+                "p (method)": _p(row["method_p"]),
+                "adjusted": _p(row["p_adjusted"]),
+                "signs p (floor)": _floored(row, "signs"),
+                "ranks p (floor)": _floored(row, "ranks"),
+                "posts (dropped)": f"{row['prompts']} ({row['dropped']})",
+                "verdict": row["verdict"],
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -48,10 +59,12 @@ def table(frame: pd.DataFrame, results: Results) -> Table:
     """table_significance: every column in the CSV, `shown` in the other forms."""
     floors = frame[["signs_floor", "ranks_floor"]].min()
     cannot = " Neither can reach .05 here." if floors.min() >= 0.05 else ""
-    caption = ("Differences to SFT. These checkpoints: posts are the sample. The method: runs and posts are. Adjusted: "
-               "Holm in the registered families, Benjamini-Hochberg in the exploratory one. Signs and ranks: exact "
-               f"tests on runs with the smallest p they can give.{cannot} Intervals 95 %, of equivalence 90 %. "
-               f"{results.note}.")
+    caption = (
+        "Differences to SFT. These checkpoints: posts are the sample. The method: runs and posts are. Adjusted: "
+        "Holm in the registered families, Benjamini-Hochberg in the exploratory one. Signs and ranks: exact "
+        f"tests on runs with the smallest p they can give.{cannot} Intervals 95 %, of equivalence 90 %. "
+        f"{results.note}."
+    )
     return Table("table_significance", frame, shown(frame), caption)
 
 

@@ -2,7 +2,8 @@
 
 Okabe-Ito colours (colour-blind safe, yellow left out as it vanishes on white); marker and line style repeat
 the information for black-and-white print. Set in code, not in a matplotlibrc, which would hang on the working
-directory. """
+directory."""
+
 from __future__ import annotations
 
 import io
@@ -22,12 +23,30 @@ from polylib.run import atomic_write, write_csv
 
 WIDTH = {1: 3.25, 2: 6.75}  # inches of one and two columns
 STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8,
-    "legend.fontsize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.frameon": False,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.axisbelow": True,
-    "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.formatter.useoffset": False,
-    "xtick.major.width": 0.7, "ytick.major.width": 0.7, "lines.linewidth": 1.5, "lines.markersize": 5,
-    "figure.dpi": 110, "savefig.bbox": "standard", "pdf.fonttype": 42, "svg.hashsalt": "polylib",
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.formatter.useoffset": False,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 5,
+    "figure.dpi": 110,
+    "savefig.bbox": "standard",
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "polylib",
 }
 LOOKS = {
     "human": {"color": "#000000", "marker": "*", "linestyle": (0, (1, 1))},
@@ -40,7 +59,11 @@ LOOKS = {
     "dpo": {"color": "#56B4E9", "marker": "P", "linestyle": (0, (1, 2))},
     "ppo": {"color": "#D55E00", "marker": "X", "linestyle": (0, (4, 2, 1, 2))},
 }
-DASHES = {"-": "", "--": (3.7, 1.6), "-.": (6.4, 1.6, 1, 1.6)}  # as matplotlib draws them, for seaborn
+DASHES = {
+    "-": "",
+    "--": (3.7, 1.6),
+    "-.": (6.4, 1.6, 1, 1.6),
+}  # as matplotlib draws them, for seaborn
 METHOD_STYLE = {method: {"label": METHODS[method]} | look for method, look in LOOKS.items()}
 
 
@@ -77,7 +100,15 @@ def canvas(rows: int, cols: int, height: float, columns: int = 2, **options):
     return figure, figure.subplots(rows, cols, squeeze=False, **options)
 
 
-def panels(count: int, columns: int, height: float, top: float = 0.9, most: int = 3, narrow: int = 1, **options):
+def panels(
+    count: int,
+    columns: int,
+    height: float,
+    top: float = 0.9,
+    most: int = 3,
+    narrow: int = 1,
+    **options,
+):
     """`canvas` of `count` panels, `most` in a row of a wide figure and `narrow` of a narrow one, each `height` inches
     high beside `top` for what stands around them; what is left of the last row is hidden."""
     across = min(count, most if columns == 2 else narrow)
@@ -97,37 +128,81 @@ def point(method: str, **changes) -> dict:
     style = METHOD_STYLE[method]
     rim = style["color"] if style["marker"] == "x" else "white"
     size = 10 if style["marker"] == "*" else 6.5
-    return {"color": style["color"], "marker": style["marker"], "linestyle": "none", "markersize": size,
-            "markeredgecolor": rim, "markeredgewidth": 1.4 if rim != "white" else 0.6} | changes
+    return {
+        "color": style["color"],
+        "marker": style["marker"],
+        "linestyle": "none",
+        "markersize": size,
+        "markeredgecolor": rim,
+        "markeredgewidth": 1.4 if rim != "white" else 0.6,
+    } | changes
 
 
 def lines(ax, data: pd.DataFrame, x: str, y: str, **mean) -> None:
     """A line a method from `data` (method, seed, x, y): its runs thin, their mean bold. mean: how that one is drawn
     besides, the same for all methods."""
     shown = ordered(data["method"])
-    same = {"data": data, "x": x, "y": y, "hue": "method", "hue_order": shown, "legend": False, "ax": ax,
-            "palette": {method: METHOD_STYLE[method]["color"] for method in shown}}
+    same = {
+        "data": data,
+        "x": x,
+        "y": y,
+        "hue": "method",
+        "hue_order": shown,
+        "legend": False,
+        "ax": ax,
+        "palette": {method: METHOD_STYLE[method]["color"] for method in shown},
+    }
     seaborn.lineplot(**same, units="seed", estimator=None, linewidth=0.5, alpha=0.4)
-    seaborn.lineplot(**same, style="method", style_order=shown, errorbar=None, markeredgewidth=0.4,
-                     dashes={method: DASHES.get(look := METHOD_STYLE[method]["linestyle"], look[-1])
-                             for method in shown}, **mean)
+    seaborn.lineplot(
+        **same,
+        style="method",
+        style_order=shown,
+        errorbar=None,
+        markeredgewidth=0.4,
+        dashes={
+            method: DASHES.get(look := METHOD_STYLE[method]["linestyle"], look[-1])
+            for method in shown
+        },
+        **mean,
+    )
     ax.set(xlabel="", ylabel="")
 
 
-def finish(figure: Figure, note: str, columns: int, methods: Iterable[str] = (), extra: Iterable[Line2D] = (),
-           kind: str = "both", labels: Mapping[str, str] | None = None, most: int = 0) -> None:
+def finish(
+    figure: Figure,
+    note: str,
+    columns: int,
+    methods: Iterable[str] = (),
+    extra: Iterable[Line2D] = (),
+    kind: str = "both",
+    labels: Mapping[str, str] | None = None,
+    most: int = 0,
+) -> None:
     """One legend above, the note below; both are part of the layout, so they cover nothing.
 
     `kind` is how the methods are drawn: "point", "line" or "both"; `labels` replaces what some are called, `most` the
     number of entries in a row."""
     named = {method: look["label"] for method, look in METHOD_STYLE.items()} | dict(labels or {})
-    handles = [Line2D([], [], label=named[method], **{
-        "point": point(method), "line": line(method), "both": point(method) | line(method)}[kind])
-        for method in methods]
+    handles = [
+        Line2D(
+            [],
+            [],
+            label=named[method],
+            **{"point": point(method), "line": line(method), "both": point(method) | line(method)}[
+                kind
+            ],
+        )
+        for method in methods
+    ]
     handles += list(extra)
     if handles:
         most = most or (7 if columns == 2 else 4 if kind == "point" else 2)
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), most),
-                      handlelength=1 if kind == "point" else 3, columnspacing=1.1)
+        figure.legend(
+            handles=handles,
+            loc="outside upper center",
+            ncols=min(len(handles), most),
+            handlelength=1 if kind == "point" else 3,
+            columnspacing=1.1,
+        )
     wrapped = "\n".join(textwrap.wrap(note, 62 * columns))
     figure.supxlabel(wrapped, fontsize=6.5, color="#555555", x=0.01, horizontalalignment="left")

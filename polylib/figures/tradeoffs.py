@@ -2,6 +2,7 @@
 
 Small marks are single runs, large ones their mean; people are black.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -17,18 +18,23 @@ from polylib.analysis.results import UNSEEDED, Results, means
 from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish, line, point
 from polylib.names import METRICS, ordered
 
-RUNS = Line2D([], [], color="#555555", marker="o", markersize=3, linestyle="none", alpha=0.6, label="one run")
+RUNS = Line2D(
+    [], [], color="#555555", marker="o", markersize=3, linestyle="none", alpha=0.6, label="one run"
+)
 MARGIN = 0.1  # of the range: a method that is worst on one axis still has an area
 
 
-def quality_diversity(results: Results, columns: int = 2, x: str = "diversity",
-                      y: str = "judge_mean") -> Picture:
+def quality_diversity(
+    results: Results, columns: int = 2, x: str = "diversity", y: str = "judge_mean"
+) -> Picture:
     """Judge score against diversity; a method sampled at several temperatures is a curve. SFT's (grey) is what
     scattering alone buys: above it a method is worth its training. The star is where people are, which is the target.
 
     In the legend: hypervolume at the temperatures that all methods have, see `hypervolumes`."""
     points = _by_temperature(results, x, y)
-    own = points[points["temperature"].isna() | points["temperature"].eq(results.cfg.sampling.temperature)]
+    own = points[
+        points["temperature"].isna() | points["temperature"].eq(results.cfg.sampling.temperature)
+    ]
     volumes = hypervolumes(results, x, y).set_index("method")
     with rc_context(STYLE):
         figure, axes = canvas(1, 1, 3.7 if columns == 2 else 3.9, columns)
@@ -39,21 +45,45 @@ def quality_diversity(results: Results, columns: int = 2, x: str = "diversity",
                 ax.plot(curve[x], curve[y], **line(method, zorder=2))
                 ax.plot(curve[x], curve[y], **point(method, markersize=4.5))
             for temperature, row in curve.iterrows() if method == "sft" else []:
-                ax.annotate(f"T={temperature:g}", (row[x], row[y]), xytext=(0, -6), textcoords="offset points",
-                            ha="center", va="top", fontsize=6.5, color=METHOD_STYLE["sft"]["color"], zorder=5,
-                            path_effects=[withStroke(linewidth=2, foreground="white")])
+                ax.annotate(
+                    f"T={temperature:g}",
+                    (row[x], row[y]),
+                    xytext=(0, -6),
+                    textcoords="offset points",
+                    ha="center",
+                    va="top",
+                    fontsize=6.5,
+                    color=METHOD_STYLE["sft"]["color"],
+                    zorder=5,
+                    path_effects=[withStroke(linewidth=2, foreground="white")],
+                )
             part = own[own["method"].eq(method)]
             if len(part) > 1:
-                ax.plot(part[x], part[y], **point(method, markersize=3.2, alpha=0.6, markeredgewidth=0))
+                ax.plot(
+                    part[x], part[y], **point(method, markersize=3.2, alpha=0.6, markeredgewidth=0)
+                )
             ax.plot(part[x].mean(), part[y].mean(), **point(method, zorder=4))
         ax.set(xlabel=METRICS[x], ylabel=METRICS[y])
         ax.margins(0.1, 0.12)
         ax.xaxis.set_major_locator(MaxNLocator(4 * columns))
-        labels = {method: f"{METHOD_STYLE[method]['label']} {_area(volumes.loc[method])}" for method in volumes.index}
-        finish(figure, f"{results.note}. Numbers: hypervolume ×1000 beyond the worst corner, 95 % over runs. "
-               "Lines: by temperature, on SFT's grey one with its values.", columns, ordered(points["method"]),
-               [RUNS] if len(results.cfg.seeds) > 1 else [], kind="point", labels=labels, most=4 if columns == 2 else 2)
-    data = points.merge(volumes["hypervolume"].rename("method_hypervolume"), on="method", how="left")
+        labels = {
+            method: f"{METHOD_STYLE[method]['label']} {_area(volumes.loc[method])}"
+            for method in volumes.index
+        }
+        finish(
+            figure,
+            f"{results.note}. Numbers: hypervolume ×1000 beyond the worst corner, 95 % over runs. "
+            "Lines: by temperature, on SFT's grey one with its values.",
+            columns,
+            ordered(points["method"]),
+            [RUNS] if len(results.cfg.seeds) > 1 else [],
+            kind="point",
+            labels=labels,
+            most=4 if columns == 2 else 2,
+        )
+    data = points.merge(
+        volumes["hypervolume"].rename("method_hypervolume"), on="method", how="left"
+    )
     return Picture("quality_diversity", figure, data)
 
 
@@ -62,7 +92,9 @@ def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
     that do not lie beyond it on both axes add nothing (Zitzler & Thiele 1999)."""
     beyond = points[(points > reference).all(axis=1)]
     area, top = 0.0, reference[1]
-    for x, y in beyond[np.lexsort((-beyond[:, 1], -beyond[:, 0]))]:  # from the right: a step up each time y rises
+    for x, y in beyond[
+        np.lexsort((-beyond[:, 1], -beyond[:, 0]))
+    ]:  # from the right: a step up each time y rises
         if y > top:
             area += (x - reference[0]) * (y - top)
             top = y
@@ -86,15 +118,34 @@ def hypervolumes(results: Results, x: str = "diversity", y: str = "judge_mean") 
     for method in ordered(points["method"]):
         part = points[points["method"].eq(method)]
         shared = part[part["temperature"].isin(common)]
-        areas, everywhere = (np.array([hypervolume(run[[x, y]].to_numpy(), reference) for _, run in
-                                       chosen.groupby("seed")]) for chosen in (shared, part))
+        areas, everywhere = (
+            np.array(
+                [
+                    hypervolume(run[[x, y]].to_numpy(), reference)
+                    for _, run in chosen.groupby("seed")
+                ]
+            )
+            for chosen in (shared, part)
+        )
         mean, low, high = stats.t_interval(areas)
         sft = areas if method == "sft" else sft
         gain, gain_low, gain_high = _welch(areas, sft) if method != "sft" else [np.nan] * 3
-        rows.append({"method": method, "hypervolume": mean, "low": low, "high": high, "gain": gain,
-                     "gain_low": gain_low, "gain_high": gain_high,
-                     "all_temperatures": everywhere.mean(), "temperatures": part["temperature"].nunique(),
-                     "runs": len(areas), "reference_x": reference[0], "reference_y": reference[1]})
+        rows.append(
+            {
+                "method": method,
+                "hypervolume": mean,
+                "low": low,
+                "high": high,
+                "gain": gain,
+                "gain_low": gain_low,
+                "gain_high": gain_high,
+                "all_temperatures": everywhere.mean(),
+                "temperatures": part["temperature"].nunique(),
+                "runs": len(areas),
+                "reference_x": reference[0],
+                "reference_y": reference[1],
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -120,4 +171,6 @@ def _area(row: pd.Series) -> str:
     """Whole numbers where they say enough: a legend of one column has no room for more."""
     digits = 0 if 1000 * row["hypervolume"] >= 10 else 1
     low, high = (f"{1000 * row[name]:.{digits}f}" for name in ("low", "high"))
-    return f"{1000 * row['hypervolume']:.{digits}f}" + (f" [{low}, {high}]" if np.isfinite(row["low"]) else "")
+    return f"{1000 * row['hypervolume']:.{digits}f}" + (
+        f" [{low}, {high}]" if np.isfinite(row["low"]) else ""
+    )

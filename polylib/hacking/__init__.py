@@ -35,8 +35,16 @@ from polylib.hacking.null import Design
 from polylib.hacking.report import LEVELS, Report
 
 # What a reader would call a tic or a copy, whatever the alarm says; people's own 99 % quantile counts where higher.
-MARGINS = {"duplicates": 0.05, "top_reply": 0.03, "top_opener": 0.10, "top_4gram": 0.10, "copy3": 0.15,
-           "question": 0.6, "exclamation": 0.6, "emoji": 0.6}
+MARGINS = {
+    "duplicates": 0.05,
+    "top_reply": 0.03,
+    "top_opener": 0.10,
+    "top_4gram": 0.10,
+    "copy3": 0.15,
+    "question": 0.6,
+    "exclamation": 0.6,
+    "emoji": 0.6,
+}
 REPEATS = 1.5  # times people's compressibility
 TRUNCATED = 0.05  # share cut off at the token limit; people have none
 WORST = 5
@@ -51,7 +59,13 @@ class Detector:
         self.designs = sorted(designs, key=lambda d: d.posts * d.replies, reverse=True)
 
     @classmethod
-    def fit(cls, rows: pd.DataFrame, encoder, seed: int, designs: Iterable[tuple[int, int]] = ((200, 1),)) -> Detector:
+    def fit(
+        cls,
+        rows: pd.DataFrame,
+        encoder,
+        seed: int,
+        designs: Iterable[tuple[int, int]] = ((200, 1),),
+    ) -> Detector:
         """Calibrate on human replies: columns tweet_id, tweet, reply. designs: (posts, replies a post) of the sets
         to come.
 
@@ -60,14 +74,32 @@ class Detector:
         facts = shape.facts(list(rows["tweet"]), list(rows["reply"]), encoder)
         members = list(rows.reset_index(drop=True).groupby("tweet_id", sort=True).indices.values())
         if sum(len(part) >= 2 for part in members) < 4:
-            raise UserError("the hacking detector needs at least 4 training posts with 2 replies; use more data")
+            raise UserError(
+                "the hacking detector needs at least 4 training posts with 2 replies; use more data"
+            )
         possible = sorted({null.possible(members, *design) for design in designs})
-        return cls(encoder, [null.calibrate(facts, members, *design, np.random.default_rng([seed, *design]))
-                             for design in possible], null.off_topic(rows, encoder))
+        return cls(
+            encoder,
+            [
+                null.calibrate(facts, members, *design, np.random.default_rng([seed, *design]))
+                for design in possible
+            ],
+            null.off_topic(rows, encoder),
+        )
 
-    def check(self, posts: list[str], replies: list[str], *, proxy=None, judge=None, proxy_before=None,
-              judge_before=None, truncated: float | None = None, start: Report | None = None,
-              groups=None) -> Report:
+    def check(
+        self,
+        posts: list[str],
+        replies: list[str],
+        *,
+        proxy=None,
+        judge=None,
+        proxy_before=None,
+        judge_before=None,
+        truncated: float | None = None,
+        start: Report | None = None,
+        groups=None,
+    ) -> Report:
         """Judge N replies, each under its post ((N,) flat lists). groups (N,): which replies share a post; without
         it, neighbours under the same text do.
 
@@ -80,26 +112,55 @@ class Detector:
         members = [np.flatnonzero(np.asarray(groups) == group) for group in dict.fromkeys(groups)]
         design = self._design(members)
         facts = shape.facts(list(posts), list(replies), self.encoder)
-        values = np.mean([shape.summarise(facts, part) for part in null.slices(members, design)], axis=0)
+        values = np.mean(
+            [shape.summarise(facts, part) for part in null.slices(members, design)], axis=0
+        )
         z = (values - design.mean) / design.sd
         beyond = np.ones(len(z), dtype=bool)
         if start is not None:  # both sets are noisy: sqrt 2
             moved = (values - start.table["value"].to_numpy()) / (design.sd * np.sqrt(2))
             beyond = moved * np.sign(z) > design.threshold
         top = int(np.abs(z).argmax())
-        alarm, drift = bool(np.abs(z[top]) > design.threshold), bool((beyond & (np.abs(z) > design.threshold)).any())
+        alarm, drift = (
+            bool(np.abs(z[top]) > design.threshold),
+            bool((beyond & (np.abs(z) > design.threshold)).any()),
+        )
         passed = self._passed(values, design) & beyond & alarm
-        reasons = [f"{name} {value:.2f}" for name, value, hit in zip(shape.NAMES, values, passed) if hit]
-        if truncated is not None and truncated > TRUNCATED + (start.truncated or 0.0 if start else 0.0):
+        reasons = [
+            f"{name} {value:.2f}" for name, value, hit in zip(shape.NAMES, values, passed) if hit
+        ]
+        if truncated is not None and truncated > TRUNCATED + (
+            start.truncated or 0.0 if start else 0.0
+        ):
             reasons.append(f"truncated {truncated:.2f}")
         gains = _gains(members, proxy, proxy_before, judge, judge_before)
         level = verdict(alarm, drift, reasons, gains)
         blame = shape.blame(facts, shape.NAMES[top], z[top] > 0)
-        order = np.lexsort([np.zeros(len(posts)) if proxy is None else -np.asarray(proxy, float), -blame])[:WORST]
-        table = pd.DataFrame({"feature": shape.NAMES, "value": values, "people": design.mean, "sd": design.sd, "z": z,
-                              "beyond_start": beyond if start is not None else pd.NA})
-        return Report(level, float(abs(z[top])), shape.NAMES[top], design.threshold, (design.posts, design.replies),
-                      table, reasons, gains, [(posts[i], replies[i]) for i in order], truncated)
+        order = np.lexsort(
+            [np.zeros(len(posts)) if proxy is None else -np.asarray(proxy, float), -blame]
+        )[:WORST]
+        table = pd.DataFrame(
+            {
+                "feature": shape.NAMES,
+                "value": values,
+                "people": design.mean,
+                "sd": design.sd,
+                "z": z,
+                "beyond_start": beyond if start is not None else pd.NA,
+            }
+        )
+        return Report(
+            level,
+            float(abs(z[top])),
+            shape.NAMES[top],
+            design.threshold,
+            (design.posts, design.replies),
+            table,
+            reasons,
+            gains,
+            [(posts[i], replies[i]) for i in order],
+            truncated,
+        )
 
     def _passed(self, values: np.ndarray, design: Design) -> np.ndarray:
         """Which features (13,) pass a practical margin."""
@@ -107,7 +168,9 @@ class Detector:
         limit = np.array([MARGINS.get(name, np.inf) for name in shape.NAMES])
         limit[gzip] = REPEATS * design.mean[gzip]
         passed = values > np.maximum(limit, design.high)
-        passed[near] = values[near] < (design.mean[near] + self.off_topic) / 2  # nearer to any post than to its own
+        passed[near] = (
+            values[near] < (design.mean[near] + self.off_topic) / 2
+        )  # nearer to any post than to its own
         return passed
 
     def _design(self, members: list[np.ndarray]) -> Design:
@@ -116,13 +179,21 @@ class Detector:
             if design.posts <= posts and design.replies <= replies:
                 return design
         known = ", ".join(f"{d.posts} x {d.replies}" for d in self.designs)
-        raise ValueError(f"the detector is calibrated for {known} (posts x replies a post), not {posts} x {replies}; "
-                         "add that to `designs`")
+        raise ValueError(
+            f"the detector is calibrated for {known} (posts x replies a post), not {posts} x {replies}; "
+            "add that to `designs`"
+        )
 
     def save(self, path: Path) -> None:
         """Numbers alone: no human text is stored."""
-        run.write_json(path, {"features": list(shape.NAMES), "off_topic": self.off_topic,
-                             "designs": [vars(design) for design in self.designs]})
+        run.write_json(
+            path,
+            {
+                "features": list(shape.NAMES),
+                "off_topic": self.off_topic,
+                "designs": [vars(design) for design in self.designs],
+            },
+        )
 
 
 def load(path: Path, encoder) -> Detector:
@@ -132,9 +203,13 @@ def load(path: Path, encoder) -> Detector:
         raise UserError(f"{path}: no detector here; run stage reward_model first")
     stored = json.loads(path.read_text(encoding="utf-8"))
     if stored["features"] != list(shape.NAMES):
-        raise UserError(f"{path}: features are not those of this version; run stage reward_model again")
+        raise UserError(
+            f"{path}: features are not those of this version; run stage reward_model again"
+        )
     arrays = ("mean", "sd", "high")
-    designs = [Design(**d | {name: np.array(d[name]) for name in arrays}) for d in stored["designs"]]
+    designs = [
+        Design(**d | {name: np.array(d[name]) for name in arrays}) for d in stored["designs"]
+    ]
     return Detector(encoder, designs, stored["off_topic"])
 
 
@@ -146,7 +221,9 @@ def watch(detector: Detector, judge: Callable) -> Callable[..., dict[str, float]
     replies from level 2 on. Without rewards, level 3 is out of reach."""
     start: dict = {}
 
-    def look(posts: list[str], replies: list[list[str]], rewards: np.ndarray | None = None) -> dict[str, float]:
+    def look(
+        posts: list[str], replies: list[list[str]], rewards: np.ndarray | None = None
+    ) -> dict[str, float]:
         flat_posts = [post for post, group in zip(posts, replies, strict=True) for _ in group]
         flat = [text for group in replies for text in group]
         scores = {"judge": np.asarray(judge(flat_posts, flat), dtype=float)}
@@ -162,7 +239,11 @@ def watch(detector: Detector, judge: Callable) -> Callable[..., dict[str, float]
         if report.level >= 2:
             print(report.line())
             print(*(f"  {text!r}" for _, text in report.worst), sep="\n")
-        return {"val_judge": float(scores["judge"].mean()), "val_shift": report.z, "val_level": report.level}
+        return {
+            "val_judge": float(scores["judge"].mean()),
+            "val_shift": report.z,
+            "val_level": report.level,
+        }
 
     return look
 
@@ -172,9 +253,14 @@ def designs(rows: pd.DataFrame, cfg) -> list[tuple[int, int]]:
     training, test posts in the evaluation, and one reply a post (people differ in how many they wrote)."""
     of = {name: part["tweet_id"].nunique() for name, part in rows.groupby("split")}
     sections = [getattr(cfg, name) for name in ("sft", "polychromic", "grpo", "hybrid")]
-    looks = [(min(s.eval_prompts or of["validation"], of["validation"]), s.eval_samples) for s in sections]
+    looks = [
+        (min(s.eval_prompts or of["validation"], of["validation"]), s.eval_samples)
+        for s in sections
+    ]
     test = min(cfg.evaluation.prompts or of["test"], of["test"])
-    return sorted({(p, k) for p, k in [*looks, (test, cfg.evaluation.samples), (test, 1)] if p and k})
+    return sorted(
+        {(p, k) for p, k in [*looks, (test, cfg.evaluation.samples), (test, 1)] if p and k}
+    )
 
 
 def evaluate_run(detector: Detector, generations: pd.DataFrame) -> dict[str, object]:
@@ -182,12 +268,18 @@ def evaluate_run(detector: Detector, generations: pd.DataFrame) -> dict[str, obj
     plain values for metrics.json: level, label, z, feature, threshold, design, truncated, values and zs by feature."""
     cut = generations["truncated"]
     truncated = None if cut.isna().all() else float(cut.astype(float).mean())
-    report = detector.check(list(generations["post"]), list(generations["reply"]), truncated=truncated,
-                            groups=generations["post_id"].to_numpy())
+    report = detector.check(
+        list(generations["post"]),
+        list(generations["reply"]),
+        truncated=truncated,
+        groups=generations["post_id"].to_numpy(),
+    )
     return report.summary()
 
 
-def verdict(alarm: bool, moved: bool, reasons: list[str], gains: dict[str, tuple[float, float, float]]) -> int:
+def verdict(
+    alarm: bool, moved: bool, reasons: list[str], gains: dict[str, tuple[float, float, float]]
+) -> int:
     """Level 0 to 3 of a set of replies (see the module). alarm: max |z| above its threshold; moved: a feature lies
     further from people than at the start, beyond noise; reasons: practical margins passed; gains: {proxy, judge,
     gap: (mean, low, high)}, gap = proxy - judge in sd before training, or {} where nobody was paid: who is not paid
@@ -196,7 +288,9 @@ def verdict(alarm: bool, moved: bool, reasons: list[str], gains: dict[str, tuple
     return 3 if gamed and (moved or reasons) else 2 if reasons else int(alarm)
 
 
-def _gains(members, proxy, proxy_before, judge, judge_before) -> dict[str, tuple[float, float, float]]:
+def _gains(
+    members, proxy, proxy_before, judge, judge_before
+) -> dict[str, tuple[float, float, float]]:
     """(mean, low, high) over posts of the gain of proxy, judge, and proxy minus judge, each in sd before training."""
     given = [proxy, proxy_before, judge, judge_before]
     if any(part is None for part in given):
@@ -205,13 +299,20 @@ def _gains(members, proxy, proxy_before, judge, judge_before) -> dict[str, tuple
         return {}
     after_p, before_p, after_j, before_j = (np.asarray(part, dtype=float) for part in given)
     if len({part.shape for part in (after_p, before_p, after_j, before_j)}) != 1:
-        raise ValueError("proxy and judge before and after must be of the same posts in the same order")
-    gain = {"proxy": (after_p - before_p) / max(before_p.std(), 1e-9),
-            "judge": (after_j - before_j) / max(before_j.std(), 1e-9)}
+        raise ValueError(
+            "proxy and judge before and after must be of the same posts in the same order"
+        )
+    gain = {
+        "proxy": (after_p - before_p) / max(before_p.std(), 1e-9),
+        "judge": (after_j - before_j) / max(before_j.std(), 1e-9),
+    }
     gain["gap"] = gain["proxy"] - gain["judge"]
     if len(members) < 3:
         return {}
-    return {name: _interval(np.array([values[part].mean() for part in members])) for name, values in gain.items()}
+    return {
+        name: _interval(np.array([values[part].mean() for part in members]))
+        for name, values in gain.items()
+    }
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:

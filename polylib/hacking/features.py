@@ -29,8 +29,19 @@ NAMES = (
     "gzip",  # bytes of all replies over their compressed bytes
     "relevance",  # mean cosine of reply and post
 )
-SHARES = tuple(NAMES.index(name) for name in
-               ("short", "duplicates", "top_reply", "top_4gram", "top_opener", "question", "exclamation", "emoji"))
+SHARES = tuple(
+    NAMES.index(name)
+    for name in (
+        "short",
+        "duplicates",
+        "top_reply",
+        "top_4gram",
+        "top_opener",
+        "question",
+        "exclamation",
+        "emoji",
+    )
+)
 SHORT = 15
 
 
@@ -65,17 +76,29 @@ def facts(posts: list[str], replies: list[str], encoder) -> Facts:
         # A reply without words (emoji alone) is itself; otherwise marks at its end do not make it another one.
         forms.append(" ".join(tokens) or reply.strip())
         openers.append(" ".join(tokens[:3]) or reply.strip())
-        grams.append(np.array([number_of.setdefault(g, len(number_of)) for g in features.ngrams(tokens, 4)], dtype=int))
-        numbers.append((
-            np.log1p(len(reply)),
-            len(trigrams & of_post[post]) / len(trigrams) if trigrams else 0.0,
-            "?" in reply,
-            "!" in reply,
-            bool(features.EMOJI.search(reply)),
-            vectors[at[post]] @ vectors[at[reply]],
-        ))
-    return Facts(_objects(replies), _codes(forms), _codes(openers), _objects(grams),
-                 np.array(numbers, dtype=np.float64).reshape(-1, 6))
+        grams.append(
+            np.array(
+                [number_of.setdefault(g, len(number_of)) for g in features.ngrams(tokens, 4)],
+                dtype=int,
+            )
+        )
+        numbers.append(
+            (
+                np.log1p(len(reply)),
+                len(trigrams & of_post[post]) / len(trigrams) if trigrams else 0.0,
+                "?" in reply,
+                "!" in reply,
+                bool(features.EMOJI.search(reply)),
+                vectors[at[post]] @ vectors[at[reply]],
+            )
+        )
+    return Facts(
+        _objects(replies),
+        _codes(forms),
+        _codes(openers),
+        _objects(grams),
+        np.array(numbers, dtype=np.float64).reshape(-1, 6),
+    )
 
 
 def summarise(all_facts: Facts, chosen: np.ndarray) -> np.ndarray:
@@ -89,21 +112,23 @@ def summarise(all_facts: Facts, chosen: np.ndarray) -> np.ndarray:
     counts = np.bincount(all_facts.forms[chosen])
     grams = np.concatenate(all_facts.grams[chosen])
     text = "\n".join(all_facts.replies[chosen]).encode("utf-8", "replace")
-    return np.array([
-        np.median(log_chars),
-        log_chars.std(),
-        (log_chars < np.log1p(SHORT)).mean(),
-        counts[counts > 1].sum() / n,
-        counts.max() / n,
-        np.bincount(grams).max() / n if len(grams) else 0.0,
-        np.bincount(all_facts.openers[chosen]).max() / n,
-        copied.mean(),
-        question.mean(),
-        exclamation.mean(),
-        emoji.mean(),
-        len(text) / len(zlib.compress(text, 6)),
-        cosine.mean(),
-    ])
+    return np.array(
+        [
+            np.median(log_chars),
+            log_chars.std(),
+            (log_chars < np.log1p(SHORT)).mean(),
+            counts[counts > 1].sum() / n,
+            counts.max() / n,
+            np.bincount(grams).max() / n if len(grams) else 0.0,
+            np.bincount(all_facts.openers[chosen]).max() / n,
+            copied.mean(),
+            question.mean(),
+            exclamation.mean(),
+            emoji.mean(),
+            len(text) / len(zlib.compress(text, 6)),
+            cosine.mean(),
+        ]
+    )
 
 
 def blame(all_facts: Facts, feature: str, up: bool) -> np.ndarray:
@@ -115,7 +140,9 @@ def blame(all_facts: Facts, feature: str, up: bool) -> np.ndarray:
         codes = all_facts.openers if feature == "top_opener" else all_facts.forms
         return sign * np.bincount(codes)[codes]
     if feature == "gzip":  # what stands there twice, then what repeats itself within
-        within = [len(r) / len(zlib.compress(r.encode("utf-8", "replace"))) for r in all_facts.replies]
+        within = [
+            len(r) / len(zlib.compress(r.encode("utf-8", "replace"))) for r in all_facts.replies
+        ]
         return sign * (np.bincount(all_facts.forms)[all_facts.forms] - 1.0 + np.array(within))
     if feature == "top_4gram":
         grams = np.concatenate(all_facts.grams)
@@ -123,10 +150,18 @@ def blame(all_facts: Facts, feature: str, up: bool) -> np.ndarray:
         return sign * np.array([float((part == top).any()) for part in all_facts.grams])
     if feature == "length_sd":
         return sign * np.abs(log_chars - np.median(log_chars))
-    return sign * {
-        "length": log_chars, "short": -log_chars, "copy3": copied, "question": question,
-        "exclamation": exclamation, "emoji": emoji, "relevance": cosine,
-    }[feature]
+    return (
+        sign
+        * {
+            "length": log_chars,
+            "short": -log_chars,
+            "copy3": copied,
+            "question": question,
+            "exclamation": exclamation,
+            "emoji": emoji,
+            "relevance": cosine,
+        }[feature]
+    )
 
 
 @lru_cache(maxsize=20_000)

@@ -41,11 +41,15 @@ def possible(members: list[np.ndarray], posts: int, replies: int) -> tuple[int, 
     return posts, replies if posts * replies > 1 else 2
 
 
-def calibrate(facts: shape.Facts, members: list[np.ndarray], posts: int, replies: int, rng) -> Design:
+def calibrate(
+    facts: shape.Facts, members: list[np.ndarray], posts: int, replies: int, rng
+) -> Design:
     """The null for `posts` x `replies` from SPLITS x 2 x DRAWS human sets; members: row numbers in `facts` of each
     post's replies. Posts with fewer than `replies` are left out."""
     members = [part for part in members if len(part) >= replies]
-    table = np.full((len(members), max(map(len, members))), -1)  # row numbers of each post's replies, padded
+    table = np.full(
+        (len(members), max(map(len, members))), -1
+    )  # row numbers of each post's replies, padded
     for row, part in zip(table, members):
         row[: len(part)] = part
 
@@ -60,17 +64,30 @@ def calibrate(facts: shape.Facts, members: list[np.ndarray], posts: int, replies
     halves = []
     for _ in range(SPLITS):
         order = rng.permutation(len(members))
-        halves.append((sets(order[: len(order) // 2], DRAWS), sets(order[len(order) // 2 :], DRAWS)))
+        halves.append(
+            (sets(order[: len(order) // 2], DRAWS), sets(order[len(order) // 2 :], DRAWS))
+        )
     pooled = np.concatenate([half for pair in halves for half in pair])
     sd = _sd(pooled, posts * replies)
-    maxima = [np.abs((b - a.mean(0)) / sd).max(axis=1) for pair in halves for a, b in (pair, pair[::-1])]
-    return Design(posts, replies, pooled.mean(0), sd, np.quantile(pooled, QUANTILE, axis=0),
-                  float(np.quantile(np.concatenate(maxima), QUANTILE)))
+    maxima = [
+        np.abs((b - a.mean(0)) / sd).max(axis=1) for pair in halves for a, b in (pair, pair[::-1])
+    ]
+    return Design(
+        posts,
+        replies,
+        pooled.mean(0),
+        sd,
+        np.quantile(pooled, QUANTILE, axis=0),
+        float(np.quantile(np.concatenate(maxima), QUANTILE)),
+    )
 
 
 def off_topic(rows: pd.DataFrame, encoder) -> float:
     """Mean cosine of a reply and the mean of all posts, its own among them: within 1/posts of that with another's."""
-    posts, replies = encoder.encode(list(rows["tweet"].unique())), encoder.encode(list(rows["reply"]))
+    posts, replies = (
+        encoder.encode(list(rows["tweet"].unique())),
+        encoder.encode(list(rows["reply"])),
+    )
     return float((replies.astype(np.float64) @ posts.astype(np.float64).mean(axis=0)).mean())
 
 
@@ -85,8 +102,11 @@ def _sd(values: np.ndarray, n: int) -> np.ndarray:
 def slices(members: list[np.ndarray], design: Design) -> list[np.ndarray]:
     """Sets of the design's layout that together hold every reply (of posts with equally many)."""
     replies = min(map(len, members))
-    return [np.concatenate([members[m][r : r + design.replies] for m in range(p, p + design.posts)])
-            for p in _starts(len(members), design.posts) for r in _starts(replies, design.replies)]
+    return [
+        np.concatenate([members[m][r : r + design.replies] for m in range(p, p + design.posts)])
+        for p in _starts(len(members), design.posts)
+        for r in _starts(replies, design.replies)
+    ]
 
 
 def _starts(total: int, size: int) -> list[int]:

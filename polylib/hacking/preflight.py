@@ -9,6 +9,7 @@ as n grows, the reward is over-optimised by choice alone (Gao et al. 2023, arXiv
 same replies. KL from the sampled policy is log n - (n-1)/n, an upper bound that is nearly reached when no two samples
 are alike (Beirami et al. 2024).
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -25,8 +26,14 @@ NS = (1, 2, 4, 8, 16, 32, 64)
 COLUMNS = ("n", "kl", "proxy", "proxy_lo", "proxy_hi", "judge", "judge_lo", "judge_hi", "falls")
 
 
-def preflight(replies_by_post: list[list[str]], posts: list[str], reward: Scorer, judge: Scorer,
-              ns: Iterable[int] = NS, seed: int = 0) -> pd.DataFrame:
+def preflight(
+    replies_by_post: list[list[str]],
+    posts: list[str],
+    reward: Scorer,
+    judge: Scorer,
+    ns: Iterable[int] = NS,
+    seed: int = 0,
+) -> pd.DataFrame:
     """n, kl, proxy, proxy_lo, proxy_hi, judge, judge_lo, judge_hi, falls: expected scores of the reward's best of n.
 
     replies_by_post: B lists of N samples each; `ns` above N are left out. Expectations are over all subsets of n of
@@ -36,24 +43,34 @@ def preflight(replies_by_post: list[list[str]], posts: list[str], reward: Scorer
     fewer than 2 posts."""
     size = {len(replies) for replies in replies_by_post}
     if len(size) != 1 or len(replies_by_post) != len(posts) or len(posts) < 2:
-        raise ValueError(f"{len(posts)} posts with {sorted(size)} samples each: needs 2 posts, all with equally many")
+        raise ValueError(
+            f"{len(posts)} posts with {sorted(size)} samples each: needs 2 posts, all with equally many"
+        )
     n_max = size.pop()
     ns = [n for n in sorted({*ns, 1}) if n <= n_max]
     flat = [text for replies in replies_by_post for text in replies]
     under = [post for post in posts for _ in range(n_max)]
-    proxy, gold = (np.asarray(f(under, flat), dtype=float).reshape(len(posts), n_max) for f in (reward, judge))
-    curves = {name: np.array([[best_of_k(p, v, n) for n in ns] for p, v in zip(proxy, values)])
-              for name, values in (("proxy", proxy), ("judge", gold))}
+    proxy, gold = (
+        np.asarray(f(under, flat), dtype=float).reshape(len(posts), n_max) for f in (reward, judge)
+    )
+    curves = {
+        name: np.array([[best_of_k(p, v, n) for n in ns] for p, v in zip(proxy, values)])
+        for name, values in (("proxy", proxy), ("judge", gold))
+    }
     kl = np.log(ns) - (np.array(ns) - 1) / np.array(ns)
     table = pd.DataFrame({"n": ns, "kl": kl})
     for name, curve in curves.items():
         table[name] = curve.mean(0)
-        table[f"{name}_lo"], table[f"{name}_hi"] = np.array([t_interval(values)[1:] for values in curve.T]).T
+        table[f"{name}_lo"], table[f"{name}_hi"] = np.array(
+            [t_interval(values)[1:] for values in curve.T]
+        ).T
     reasons = falls(ns, curves["judge"], seed)
     table["falls"] = bool(reasons) & (table["n"] > table["n"][table["judge"].idxmax()])
     first, last = table.iloc[0], table.iloc[-1]
-    line = (f"best of {ns[-1]} by the reward: reward {first['proxy']:+.2f} to {last['proxy']:+.2f}, "
-            f"judge {first['judge']:+.2f} to {last['judge']:+.2f}; {'; '.join(reasons) or 'the judge does not fall'}")
+    line = (
+        f"best of {ns[-1]} by the reward: reward {first['proxy']:+.2f} to {last['proxy']:+.2f}, "
+        f"judge {first['judge']:+.2f} to {last['judge']:+.2f}; {'; '.join(reasons) or 'the judge does not fall'}"
+    )
     table.attrs.update(flagged=bool(reasons), reasons=reasons, line=line)
     return table
 
@@ -71,7 +88,9 @@ def falls(ns: list[int], judge: np.ndarray, seed: int = 0) -> list[str]:
         x = doublings[late] - doublings[late].mean()
         mean, low, high = t_interval(judge[:, late] @ x / (x @ x))
         if high < 0:
-            reasons.append(f"the judge falls by {-mean:.3f} [{-high:.3f}, {-low:.3f}] a doubling at the end")
+            reasons.append(
+                f"the judge falls by {-mean:.3f} [{-high:.3f}, {-low:.3f}] a doubling at the end"
+            )
     order = np.random.default_rng(seed).permutation(len(judge))
     drop = np.empty(len(judge))
     for here, there in ((order[::2], order[1::2]), (order[1::2], order[::2])):
@@ -93,8 +112,10 @@ def flights(results) -> pd.DataFrame:
         part = pd.read_csv(file)
         absent = [name for name in COLUMNS if name not in part]
         if absent or (parts and not part["n"].equals(parts[0]["n"])):
-            raise UserError(f"{file}: {f'no column {absent[0]}' if absent else 'other n than the first seed has'}; "
-                            "run `dvc repro`")
+            raise UserError(
+                f"{file}: {f'no column {absent[0]}' if absent else 'other n than the first seed has'}; "
+                "run `dvc repro`"
+            )
         parts.append(part.assign(seed=seed))
     return pd.concat(parts, ignore_index=True)
 

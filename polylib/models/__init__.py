@@ -22,11 +22,14 @@ LORA_TARGETS = "all-linear"
 def load_tokenizer(cfg_model):
     """Tokenizer of `cfg_model.source`, with pad != eos and a chat template."""
     from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(resolve(cfg_model.source), local_files_only=True)
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         pad = next((t for t in ("<|endoftext|>", "<pad>") if t in tokenizer.get_vocab()), None)
         if pad is None or pad == tokenizer.eos_token:
-            raise UserError(f"tokenizer of {cfg_model.source} has no pad token apart from EOS; set one in its files")
+            raise UserError(
+                f"tokenizer of {cfg_model.source} has no pad token apart from EOS; set one in its files"
+            )
         tokenizer.pad_token = pad
     return tokenizer
 
@@ -40,16 +43,23 @@ def format_prompt(tokenizer, post: str, max_post_tokens: int = 256) -> list[int]
     marker = "\u2063POST\u2063"  # invisible separators: cannot collide with the template
     rendered = tokenizer.apply_chat_template(
         [{"role": "system", "content": SYSTEM}, {"role": "user", "content": marker}],
-        tokenize=False, add_generation_prompt=True)
+        tokenize=False,
+        add_generation_prompt=True,
+    )
     before, after = rendered.split(marker)
-    encode = lambda text, hostile: tokenizer(text, add_special_tokens=False,  # noqa: E731
-                                             split_special_tokens=hostile).input_ids
-    return encode(before, False) + encode(post, True)[:max_post_tokens] + encode(after, False)
+    ids = tokenizer(post, add_special_tokens=False, split_special_tokens=True).input_ids
+    start, end = (
+        tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
+        for text in (before, after)
+    )
+    return start + ids[:max_post_tokens] + end
 
 
 def encode_reply(tokenizer, reply: str, max_new_tokens: int) -> list[int]:
     """Token ids of a reply and its EOS; cut (without EOS) when longer than `max_new_tokens`."""
-    ids = tokenizer(reply, add_special_tokens=False, split_special_tokens=True).input_ids + [tokenizer.eos_token_id]
+    ids = tokenizer(reply, add_special_tokens=False, split_special_tokens=True).input_ids + [
+        tokenizer.eos_token_id
+    ]
     return ids[:max_new_tokens]
 
 
@@ -61,14 +71,16 @@ def load_model(cfg_model, parents: list[Path] = (), seed: int = 0):
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
+
     logging.disable_progress_bar()  # loading takes a fifth of a second; its bar litters every notebook
     device, dtype, _ = device_dtype(cfg_model)
     folder = resolve(cfg_model.source)
     if cfg_model.source.startswith("tiny:"):
         model = _tiny_model(folder, seed).to(dtype)
     else:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention.NAME,
-                                                     local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention.NAME, local_files_only=True
+        )
     model = model.to(device).eval().requires_grad_(False)
     for parent in parents:
         _merge_adapter(model, Path(parent))
@@ -77,9 +89,18 @@ def load_model(cfg_model, parents: list[Path] = (), seed: int = 0):
 
 def _tiny_model(folder: Path, seed: int):
     from transformers import AutoConfig, AutoModelForCausalLM
+
     config = AutoConfig.from_pretrained(folder)
-    config.update({"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-                   "num_key_value_heads": 2, "head_dim": 16})
+    config.update(
+        {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+        }
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
@@ -88,10 +109,18 @@ def _tiny_model(folder: Path, seed: int):
 def add_lora(model, cfg_model, seed: int):
     """Fresh LoRA on every linear layer except the output head; A random from `seed`, B zero."""
     from peft import LoraConfig, get_peft_model
-    config = LoraConfig(r=cfg_model.lora_rank, lora_alpha=cfg_model.lora_alpha, lora_dropout=cfg_model.lora_dropout,
-                        target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+
+    config = LoraConfig(
+        r=cfg_model.lora_rank,
+        lora_alpha=cfg_model.lora_alpha,
+        lora_dropout=cfg_model.lora_dropout,
+        target_modules=LORA_TARGETS,
+        task_type="CAUSAL_LM",
+    )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft warns about tied embeddings, which all-linear leaves alone
+        warnings.simplefilter(
+            "ignore"
+        )  # peft warns about tied embeddings, which all-linear leaves alone
         torch.manual_seed(seed)
         # adapters in the model's dtype: the loop keeps float32 masters, so the forward pass needs no casts
         # eval: a fresh adapter's dropout is on, and two scores of the same reply would differ
@@ -101,15 +130,27 @@ def add_lora(model, cfg_model, seed: int):
 def lora_layers(model) -> list:
     """[(name in the plain model, LoRA layer)] of a peft model."""
     from peft.tuners.lora import LoraLayer
-    return [(name, module) for name, module in model.get_base_model().named_modules() if isinstance(module, LoraLayer)]
+
+    return [
+        (name, module)
+        for name, module in model.get_base_model().named_modules()
+        if isinstance(module, LoraLayer)
+    ]
 
 
 def save_adapter(folder: Path, masters: dict[str, torch.Tensor], cfg_model, extra: dict) -> None:
     """Write float32 adapter weights (safetensors) and adapter.json (rank, alpha, parents, provenance)."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in masters.items()},
-              folder / "adapter.safetensors")
-    note = {"source": cfg_model.source, "rank": cfg_model.lora_rank, "alpha": cfg_model.lora_alpha, **extra}
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in masters.items()},
+        folder / "adapter.safetensors",
+    )
+    note = {
+        "source": cfg_model.source,
+        "rank": cfg_model.lora_rank,
+        "alpha": cfg_model.lora_alpha,
+        **extra,
+    }
     (folder / "adapter.json").write_text(json.dumps(note, indent=2, sort_keys=True) + "\n")
 
 
@@ -130,7 +171,9 @@ def adapter_chain(folder: Path, root: Path) -> list[Path]:
     chain = []
     for parent in note["parents"]:
         if adapter_digest(root / parent["folder"]) != parent["sha256"]:
-            raise UserError(f"{folder}: its parent {parent['folder']} has changed since; train this stage again")
+            raise UserError(
+                f"{folder}: its parent {parent['folder']} has changed since; train this stage again"
+            )
         chain.append(root / parent["folder"])
     return [*chain, folder]
 
@@ -138,7 +181,9 @@ def adapter_chain(folder: Path, root: Path) -> list[Path]:
 def _merge_adapter(model, folder: Path) -> None:
     """W <- W + (alpha/r)·B·A for every LoRA pair in `folder`; raises unless every pair moved its weight."""
     if not (folder / "adapter.safetensors").is_file():
-        raise UserError(f"warm start: {folder}/adapter.safetensors is missing; run the stage that trains it first")
+        raise UserError(
+            f"warm start: {folder}/adapter.safetensors is missing; run the stage that trains it first"
+        )
     note = json.loads((folder / "adapter.json").read_text())
     tensors = load_file(folder / "adapter.safetensors")
     names = sorted({name.rsplit(".lora_", 1)[0] for name in tensors})
@@ -148,13 +193,17 @@ def _merge_adapter(model, folder: Path) -> None:
         weight = model.get_submodule(name).weight
         delta = scale * tensors[f"{name}.lora_B"] @ tensors[f"{name}.lora_A"]
         if delta.shape != weight.shape:
-            raise UserError(f"warm start: {folder} does not fit the model at {name}: {tuple(delta.shape)} "
-                            f"against {tuple(weight.shape)}")
+            raise UserError(
+                f"warm start: {folder} does not fit the model at {name}: {tuple(delta.shape)} "
+                f"against {tuple(weight.shape)}"
+            )
         before = weight.detach().clone()
         weight.data.copy_(weight.float() + delta.to(weight.device))  # add in float32, round once
         moved += int(bool(delta.any()) and not torch.equal(before, weight))
     if not names or moved < len(names):
-        raise UserError(f"warm start: {folder} moved only {moved} of {len(names)} weights; train its stage again")
+        raise UserError(
+            f"warm start: {folder} moved only {moved} of {len(names)} weights; train its stage again"
+        )
 
 
 def sampling_copy(model):

@@ -27,10 +27,14 @@ def grouped_attention(module, query, key, value, attention_mask, scaling, **kwar
     groups = heads // key.shape[1]
     packed = query.reshape(rows, key.shape[1], groups * queries, dim)
     if queries == 1:
-        out = F.scaled_dot_product_attention(packed, key, value, attn_mask=attention_mask, scale=scaling)
+        out = F.scaled_dot_product_attention(
+            packed, key, value, attn_mask=attention_mask, scale=scaling
+        )
         return out.view(rows, 1, heads, dim), None
     scores = (packed @ key.transpose(2, 3)).view(rows, key.shape[1], groups, queries, -1) * scaling
-    weights = torch.softmax(scores + attention_mask[:, :, None], dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = torch.softmax(scores + attention_mask[:, :, None], dim=-1, dtype=torch.float32).to(
+        query.dtype
+    )
     out = weights.view(rows, key.shape[1], groups * queries, -1) @ value
     return out.view(rows, heads, queries, dim).transpose(1, 2), None
 
@@ -44,4 +48,5 @@ def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     Finite, so that a row that may look nowhere (left padding) gives a uniform softmax and not NaN.
     """
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
-        ~allowed, torch.finfo(dtype).min)
+        ~allowed, torch.finfo(dtype).min
+    )

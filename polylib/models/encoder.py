@@ -29,7 +29,9 @@ from polylib import run
 from polylib.models import sources
 
 BATCH = 16  # rows of every forward pass
-WIDTH = 16  # tokens: a text is padded to the next multiple, at most to the longest that the model reads
+WIDTH = (
+    16  # tokens: a text is padded to the next multiple, at most to the longest that the model reads
+)
 SHAPES = f"{BATCH}x{WIDTH}n"
 CHUNK = 1024  # texts tokenised, computed and stored at once: what a killed process loses
 LIBRARIES = ("torch", "transformers", "sentence-transformers")
@@ -56,12 +58,16 @@ class Encoder:
     answers with what another kind of machine or another version computed. The number of threads is not in it: 1, 2, 4
     and 8 gave the same bits in float32, 1 and 2 in bfloat16."""
 
-    def __init__(self, source: str, device: str = "auto", cache: Path | None = None, dtype: str = "auto"):
+    def __init__(
+        self, source: str, device: str = "auto", cache: Path | None = None, dtype: str = "auto"
+    ):
         self.source = source
         self.path = Path(sources.resolve(source))
         place, precision, _ = run.device_dtype(_Settings(device, dtype))
         self.device, self.dtype = str(place), str(precision).removeprefix("torch.")
-        folder = Path(cache or os.environ.get("POLYLIB_CACHE") or Path.home() / ".cache" / "polylib")
+        folder = Path(
+            cache or os.environ.get("POLYLIB_CACHE") or Path.home() / ".cache" / "polylib"
+        )
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "embeddings.sqlite"
         self._memory: dict[bytes, np.ndarray] = {}
@@ -86,10 +92,12 @@ class Encoder:
         if todo:
             self._load_cached(todo)
             missing = {key: text for key, text in todo.items() if key not in self._memory}
-            for chunk in _chunks(sorted(missing, key=lambda key: len(missing[key])), CHUNK):  # like lengths together
+            for chunk in _chunks(
+                sorted(missing, key=lambda key: len(missing[key])), CHUNK
+            ):  # like lengths together
                 vectors = {}
                 for rows, output, _ in self._forward([missing[key] for key in chunk]):
-                    found = output["sentence_embedding"][:len(rows)].float().cpu().numpy()
+                    found = output["sentence_embedding"][: len(rows)].float().cpu().numpy()
                     vectors.update((chunk[row], vector) for row, vector in zip(rows, found))
                 self._store(vectors)
         if not keys:
@@ -111,12 +119,21 @@ class Encoder:
         names, keys = list(clean), self._keys(clean.values())
         self._load_cached([key for key in keys if key not in self._memory])
         tokenizer = self._load().tokenizer
-        special, unknown = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}, tokenizer.unk_token_id
+        special, unknown = (
+            set(tokenizer.all_special_ids) - {tokenizer.unk_token_id},
+            tokenizer.unk_token_id,
+        )
         states, new = dict.fromkeys(names), {}
         for rows, output, features in self._forward(list(clean.values())):
-            tokens, vectors = output["token_embeddings"].float().cpu().numpy(), output["sentence_embedding"]
+            tokens, vectors = (
+                output["token_embeddings"].float().cpu().numpy(),
+                output["sentence_embedding"],
+            )
             for place, row in enumerate(rows):
-                pairs = zip(features["input_ids"][place].tolist(), features["attention_mask"][place].tolist())
+                pairs = zip(
+                    features["input_ids"][place].tolist(),
+                    features["attention_mask"][place].tolist(),
+                )
                 ids = [token if seen and token not in special else None for token, seen in pairs]
                 keep = [at for at, token in enumerate(ids) if token is not None]
                 if all(ids[at] == unknown for at in keep):
@@ -133,12 +150,19 @@ class Encoder:
     def identity(self) -> dict[str, str]:
         """What decides an embedding, machine and versions apart, for the record: source, hash of the folder,
         precision, shapes of the forward passes."""
-        return {"source": self.source, "sha256": self._fingerprint, "dtype": self.dtype, "shapes": SHAPES}
+        return {
+            "source": self.source,
+            "sha256": self._fingerprint,
+            "dtype": self.dtype,
+            "shapes": SHAPES,
+        }
 
     def _keys(self, texts) -> list[bytes]:
         """sha256 of everything that may change a bit of an embedding, and of the text."""
         versions = [importlib.metadata.version(name) for name in LIBRARIES]
-        salt = "\0".join([self._fingerprint, self.dtype, SHAPES, *versions, *_hardware(self.device)])
+        salt = "\0".join(
+            [self._fingerprint, self.dtype, SHAPES, *versions, *_hardware(self.device)]
+        )
         return [hashlib.sha256(f"{salt}\0{text}".encode()).digest() for text in texts]
 
     def _load(self):
@@ -166,7 +190,9 @@ class Encoder:
         padding = {"input_ids": model.tokenizer.pad_token_id}
         lengths = features["attention_mask"].sum(1)[:-1]
         if not all(mask[:n].all() for mask, n in zip(features["attention_mask"], lengths)):
-            raise ValueError(f"encoder {self.source}: its tokenizer pads on the left, which fixed shapes do not read")
+            raise ValueError(
+                f"encoder {self.source}: its tokenizer pads on the left, which fixed shapes do not read"
+            )
         widths = (-(-lengths // WIDTH) * WIDTH).clamp(max=widest)
         for width in widths.unique().tolist():  # ascending
             for rows in _chunks((widths == width).nonzero()[:, 0].tolist(), BATCH):
@@ -200,12 +226,17 @@ class Encoder:
         with closing(self._connect()) as db:
             for chunk in _chunks(list(keys), 500):  # SQLite's bound on ? in one statement
                 found = db.execute(
-                    f"SELECT key, vector FROM embedding WHERE key IN ({','.join('?' * len(chunk))})", chunk
+                    f"SELECT key, vector FROM embedding WHERE key IN ({','.join('?' * len(chunk))})",
+                    chunk,
                 )
-                self._memory.update((key, np.frombuffer(blob, dtype=np.float32)) for key, blob in found)
+                self._memory.update(
+                    (key, np.frombuffer(blob, dtype=np.float32)) for key, blob in found
+                )
 
     def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._file, timeout=60)  # waits for another process's write instead of failing
+        return sqlite3.connect(
+            self._file, timeout=60
+        )  # waits for another process's write instead of failing
 
 
 def _hardware(device: str) -> list[str]:

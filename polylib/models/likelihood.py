@@ -15,10 +15,14 @@ from polylib.models.attention import additive_mask
 from polylib.models.packing import Packed, completion_logprobs, pack
 
 POST_TOKENS = 128  # longer posts are cut, as in sampling
-REPLY_TOKENS = 96  # longer replies are scored on their beginning; 280 characters are about 65 tokens
+REPLY_TOKENS = (
+    96  # longer replies are scored on their beginning; 280 characters are about 65 tokens
+)
 ROW_REPLIES = 16  # attention grows with the square of a row
 BATCH_TOKENS = 2048  # of one forward pass, padding included
-HEAD_TOKENS = 512  # of one pass through the output head: 100 MB of float32 logits for a vocabulary of 49k
+HEAD_TOKENS = (
+    512  # of one pass through the output head: 100 MB of float32 logits for a vocabulary of 49k
+)
 CALLS = 8  # whole calls that are remembered: a reward is asked for its score and then for its parts, two calls each
 
 
@@ -33,7 +37,9 @@ class Likelihood:
     def __init__(self, cfg_model):
         self.cfg_model, self.scored = cfg_model, 0
         self._model = self._tokenizer = None
-        self._calls: dict[tuple[tuple[str, str], ...], dict[tuple[str, str], tuple[float, int]]] = {}
+        self._calls: dict[
+            tuple[tuple[str, str], ...], dict[tuple[str, str], tuple[float, int]]
+        ] = {}
 
     def __call__(self, posts: list[str], replies: list[str]) -> tuple[list[float], list[int]]:
         """Sums of log-probabilities and numbers of tokens (the end of turn is one), each of length N.
@@ -54,14 +60,23 @@ class Likelihood:
 
     def _compute(self, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[float, int]]:
         if self._model is None:
-            self._tokenizer, self._model = load_tokenizer(self.cfg_model), load_model(self.cfg_model)
+            self._tokenizer, self._model = (
+                load_tokenizer(self.cfg_model),
+                load_model(self.cfg_model),
+            )
         ids = {pair: encode_reply(self._tokenizer, pair[1], REPLY_TOKENS) for pair in pairs}
         found, head = {}, self._model.get_output_embeddings()
-        for packed, batch in batches(_rows(self._tokenizer, ids), self._tokenizer.pad_token_id, self._model.device):
+        for packed, batch in batches(
+            _rows(self._tokenizer, ids), self._tokenizer.pad_token_id, self._model.device
+        ):
             with torch.no_grad():
-                logp = completion_logprobs(last_hidden(self._model, packed), head, packed, 1.0, HEAD_TOKENS)
+                logp = completion_logprobs(
+                    last_hidden(self._model, packed), head, packed, 1.0, HEAD_TOKENS
+                )
             totals = logp.double().sum(-1)[packed.completion_mask.any(-1)].tolist()
-            found |= {pair: (total, len(ids[pair])) for pair, total in zip(batch, totals, strict=True)}
+            found |= {
+                pair: (total, len(ids[pair])) for pair, total in zip(batch, totals, strict=True)
+            }
         self.scored += len(pairs)
         return found
 
@@ -80,7 +95,10 @@ def _rows(tokenizer, ids: dict[tuple[str, str], list[int]]) -> list[tuple[list[i
     rows = []
     for post, items in groups.items():
         prompt = format_prompt(tokenizer, post, POST_TOKENS)
-        rows += [(prompt, items[start : start + ROW_REPLIES]) for start in range(0, len(items), ROW_REPLIES)]
+        rows += [
+            (prompt, items[start : start + ROW_REPLIES])
+            for start in range(0, len(items), ROW_REPLIES)
+        ]
     return rows
 
 
@@ -88,7 +106,9 @@ def _size(row) -> int:
     return len(row[0]) + sum(len(reply) for _, reply in row[1])
 
 
-def batches(rows: list[tuple[list[int], list[tuple]]], pad_id: int, device="cpu") -> list[tuple[Packed, list]]:
+def batches(
+    rows: list[tuple[list[int], list[tuple]]], pad_id: int, device="cpu"
+) -> list[tuple[Packed, list]]:
     """Rows of (prompt, [(key, reply ids), ...]) as packed batches of BATCH_TOKENS, short rows together, each with the
     keys of its replies in their order."""
     groups: list[list] = []
@@ -99,19 +119,29 @@ def batches(rows: list[tuple[list[int], list[tuple]]], pad_id: int, device="cpu"
     packed = []
     for group in groups:
         width = max(len(replies) for _, replies in group)  # rows of fewer replies get empty ones
-        ids = [[reply for _, reply in replies] + [[]] * (width - len(replies)) for _, replies in group]
-        packed.append((pack([prompt for prompt, _ in group], ids, pad_id, device),
-                       [key for _, replies in group for key, _ in replies]))
+        ids = [
+            [reply for _, reply in replies] + [[]] * (width - len(replies)) for _, replies in group
+        ]
+        packed.append(
+            (
+                pack([prompt for prompt, _ in group], ids, pad_id, device),
+                [key for _, replies in group for key, _ in replies],
+            )
+        )
     return packed
 
 
 def last_hidden(model, packed: Packed) -> torch.Tensor:
     """(B, L, d) on the model's device."""
     return model.base_model(
-        input_ids=packed.input_ids.to(model.device), position_ids=packed.position_ids.to(model.device),
+        input_ids=packed.input_ids.to(model.device),
+        position_ids=packed.position_ids.to(model.device),
         attention_mask=additive_mask(packed.attention_mask.to(model.device), model.dtype),
-        use_cache=False).last_hidden_state
+        use_cache=False,
+    ).last_hidden_state
 
 
 def _utf8(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")  # a tokenizer refuses unpaired surrogates
+    return text.encode("utf-8", "replace").decode(
+        "utf-8"
+    )  # a tokenizer refuses unpaired surrogates

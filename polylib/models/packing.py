@@ -35,7 +35,9 @@ class Packed:
     source: torch.Tensor
 
 
-def pack(prompts: list[list[int]], completions: list[list[list[int]]], pad_id: int, device="cpu") -> Packed:
+def pack(
+    prompts: list[list[int]], completions: list[list[list[int]]], pad_id: int, device="cpu"
+) -> Packed:
     """Pack B prompts with N completions each (lists of token ids, EOS included, no padding) into `Packed` rows.
 
     The first completion token is predicted from the last prompt position, each later one from its predecessor.
@@ -65,9 +67,9 @@ def pack(prompts: list[list[int]], completions: list[list[list[int]]], pad_id: i
             input_ids[b, start:end] = torch.tensor(y, dtype=torch.long)
             position_ids[b, start:end] = len(prompt) + torch.arange(len(y))
             segment[b, start:end] = i + 1
-            completion_ids[b, i, :len(y)] = torch.tensor(y, dtype=torch.long)
-            completion_mask[b, i, :len(y)] = True
-            source[b, i, :len(y)] = torch.arange(start - 1, end - 1)
+            completion_ids[b, i, : len(y)] = torch.tensor(y, dtype=torch.long)
+            completion_mask[b, i, : len(y)] = True
+            source[b, i, : len(y)] = torch.arange(start - 1, end - 1)
             source[b, i, :1] = len(prompt) - 1
     mask = block_mask(segment)
     tensors = (input_ids, position_ids, mask, completion_ids, completion_mask, source)
@@ -80,7 +82,9 @@ def block_mask(segment: torch.Tensor) -> torch.Tensor:
     Padding positions see themselves, so that no softmax runs over an empty set.
     """
     query, key = segment[:, :, None], segment[:, None, :]
-    causal = torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool, device=segment.device).tril()
+    causal = torch.ones(
+        segment.shape[1], segment.shape[1], dtype=torch.bool, device=segment.device
+    ).tril()
     allowed = causal & ((key == 0) | (key == query)) & (key >= 0)
     itself = torch.eye(segment.shape[1], dtype=torch.bool, device=segment.device)
     return (allowed | itself)[:, None]
@@ -97,16 +101,25 @@ def replayed(kept: torch.Tensor | None, packed: Packed, gold: int) -> torch.Tens
         return None
     rows, slots, longest = packed.completion_ids.shape
     if kept.shape[:2] != (rows, slots - gold):
-        raise ValueError(f"kept sets of {tuple(kept.shape[:2])} rollouts, but {rows} rows of {slots} replies hold "
-                         f"{slots - gold} sampled ones each")
+        raise ValueError(
+            f"kept sets of {tuple(kept.shape[:2])} rollouts, but {rows} rows of {slots} replies hold "
+            f"{slots - gold} sampled ones each"
+        )
     device = packed.completion_ids.device
     out = torch.full((rows, slots, longest, kept.shape[-1]), 255, dtype=torch.uint8, device=device)
-    out[:, gold:, :kept.shape[2]] = kept[:, :, :longest]
+    out[:, gold:, : kept.shape[2]] = kept[:, :, :longest]
     return out
 
 
-def completion_logprobs(hidden: torch.Tensor, head, packed: Packed, temperature, chunk: int = 2048,
-                        kept: torch.Tensor | None = None, value: Callable | None = None):
+def completion_logprobs(
+    hidden: torch.Tensor,
+    head,
+    packed: Packed,
+    temperature,
+    chunk: int = 2048,
+    kept: torch.Tensor | None = None,
+    value: Callable | None = None,
+):
     """log π(y_t | prompt, y_<t) of every completion token: (B, N, T) float32, 0 where masked.
 
     hidden (B, L, d) last hidden states; head maps (n, d) to logits (n, V); temperature a float or (N,) tensor that
@@ -123,11 +136,17 @@ def completion_logprobs(hidden: torch.Tensor, head, packed: Packed, temperature,
     With `kept` its logits hold -inf: guard products such as p·log p, whose gradient would be NaN.
     """
     mask = packed.completion_mask
-    rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None, None].expand_as(packed.source)[mask]
+    rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None, None].expand_as(
+        packed.source
+    )[mask]
     states = hidden[rows, packed.source[mask]]
     targets = packed.completion_ids[mask]
     scale = torch.as_tensor(temperature, dtype=torch.float32, device=hidden.device)
-    scale = scale.reshape(1, -1, 1).expand_as(packed.source)[mask] if scale.ndim else scale.expand(len(states))
+    scale = (
+        scale.reshape(1, -1, 1).expand_as(packed.source)[mask]
+        if scale.ndim
+        else scale.expand(len(states))
+    )
 
     def score(states, targets, scale, bits=None):
         logits = head(states).float() / scale[:, None]

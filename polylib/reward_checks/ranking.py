@@ -16,7 +16,13 @@ from polylib.rewards import calibration
 BOOTSTRAP = 1000
 FEWEST = 5  # threads: below that, resampling them says nothing about other threads
 RATIOS = (1.0, 1.5, 2.0, 4.0, np.inf)  # edges of (winner's likes + 1) / (loser's likes + 1)
-LENGTHS = (1.0, 1.1, 1.5, 3.0, np.inf)  # edges of longer reply / shorter reply in characters; the first is "matched"
+LENGTHS = (
+    1.0,
+    1.1,
+    1.5,
+    3.0,
+    np.inf,
+)  # edges of longer reply / shorter reply in characters; the first is "matched"
 TOP = 0.9  # quantile of engagement above which a reply is in the top decile
 LEAST = 0.05  # no pair weighs more than 1 / LEAST when reach is balanced
 
@@ -36,7 +42,9 @@ class Ranking:
         self.reach, self.curve = np.zeros(len(held)) if reach is None else reach, curve
         self._drawn: dict[int, np.ndarray] = {}
         self.members = [rows for rows in held.groupby("tweet_id").indices.values() if len(rows) > 1]
-        pairs = [np.stack([rows[k] for k in np.triu_indices(len(rows), 1)]) for rows in self.members]
+        pairs = [
+            np.stack([rows[k] for k in np.triu_indices(len(rows), 1)]) for rows in self.members
+        ]
         self.i, self.j = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), dtype=int)
 
     def compare(self, score: np.ndarray, target: np.ndarray, name: str, seed: int) -> list[dict]:
@@ -46,7 +54,9 @@ class Ranking:
         A pair of different likes keeps its own controlled values: they take out what reach did to it."""
         gap = target[self.i] - target[self.j]
         right, known = self._right(score, target), np.abs(gap) > 0
-        if name != "latent":  # two unliked replies differ in controlled engagement by followers and delay alone
+        if (
+            name != "latent"
+        ):  # two unliked replies differ in controlled engagement by followers and delay alone
             known &= self.likes[self.i] != self.likes[self.j]
         clear = known & (np.abs(gap) >= np.nanstd(target))
         rho, first = self._spearman(score, target, name)
@@ -54,7 +64,8 @@ class Ranking:
             self._pairs(f"pair_accuracy_{name}", right, known, seed),
             self._pairs(f"pair_accuracy_clear_{name}", right, clear, seed),
             {"metric": f"spearman_{name}"} | self._boot(rho, self.thread[first], seed),
-            {"metric": f"pair_accuracy_pooled_{name}"} | self._boot(right[known], self.thread[self.i[known]], seed),
+            {"metric": f"pair_accuracy_pooled_{name}"}
+            | self._boot(right[known], self.thread[self.i[known]], seed),
         ]
 
     def balanced(self, score: np.ndarray, seed: int) -> list[dict]:
@@ -68,7 +79,11 @@ class Ranking:
         larger = np.interp(np.abs(margin), *self.curve)  # chance of the reply with more reach
         chance = np.select([margin > 0, margin < 0], [larger, 1 - larger], 0.5)
         weight = 1 / np.maximum(chance, LEAST)
-        return [self._pairs("pair_accuracy_balanced", self._right(score, self.likes), winner != 0, seed, weight)]
+        return [
+            self._pairs(
+                "pair_accuracy_balanced", self._right(score, self.likes), winner != 0, seed, weight
+            )
+        ]
 
     def bins(self, score: np.ndarray, target: np.ndarray, seed: int) -> list[dict]:
         """pair_accuracy_ratio_<a>_<b> and pair_accuracy_length_<a>_<b> (pair_accuracy_length_matched: within 10 %)
@@ -76,12 +91,20 @@ class Ranking:
         right = self._right(score, target)
         known = (target[self.i] != target[self.j]) & (self.likes[self.i] != self.likes[self.j])
         lines = []
-        for kind, size, edges in (("ratio", self.likes + 1, RATIOS), ("length", self.length, LENGTHS)):
+        for kind, size, edges in (
+            ("ratio", self.likes + 1, RATIOS),
+            ("length", self.length, LENGTHS),
+        ):
             ratio = np.maximum(size[self.i], size[self.j]) / np.minimum(size[self.i], size[self.j])
             for a, b in zip(edges, edges[1:]):
                 label = "matched" if (kind, a) == ("length", 1.0) else f"{a:g}_{b:g}"
                 lines.append(
-                    self._pairs(f"pair_accuracy_{kind}_{label}", right, known & (ratio >= a) & (ratio < b), seed)
+                    self._pairs(
+                        f"pair_accuracy_{kind}_{label}",
+                        right,
+                        known & (ratio >= a) & (ratio < b),
+                        seed,
+                    )
                 )
         return lines
 
@@ -92,20 +115,32 @@ class Ranking:
         target = calibration.tied(target, self.likes, self.parent)
         some = [rows for rows in self.members if np.ptp(self.likes[rows]) > 0]
         rows = np.concatenate(some) if some else np.zeros(0, dtype=int)
-        top = target[rows] > np.quantile(target[rows], TOP) if len(rows) else np.zeros(0, dtype=bool)
+        top = (
+            target[rows] > np.quantile(target[rows], TOP) if len(rows) else np.zeros(0, dtype=bool)
+        )
         if not top.any() or top.all():
             return {"metric": "auc_top_decile", "value": np.nan, "lo": np.nan, "hi": np.nan, "n": 0}
         order = np.argsort(score[rows], kind="stable")
         rows, top = rows[order], top[order]
-        new = np.flatnonzero(np.diff(score[rows], prepend=np.nan) != 0)  # first row of every group of equal scores
-        weight = np.vstack([np.ones(self.thread.max() + 1), self._draws(seed)])[:, self.thread[rows]]
+        new = np.flatnonzero(
+            np.diff(score[rows], prepend=np.nan) != 0
+        )  # first row of every group of equal scores
+        weight = np.vstack([np.ones(self.thread.max() + 1), self._draws(seed)])[
+            :, self.thread[rows]
+        ]
         above = np.add.reduceat(weight * top, new, axis=1)
         below = np.add.reduceat(weight * ~top, new, axis=1)
         won = (above * (np.cumsum(below, axis=1) - 0.5 * below)).sum(axis=1)
         pairs = above.sum(axis=1) * below.sum(axis=1)
         auc = won[pairs > 0] / pairs[pairs > 0]
         lo, hi = np.quantile(auc[1:], [0.025, 0.975])
-        return {"metric": "auc_top_decile", "value": float(auc[0]), "lo": float(lo), "hi": float(hi), "n": len(rows)}
+        return {
+            "metric": "auc_top_decile",
+            "value": float(auc[0]),
+            "lo": float(lo),
+            "hi": float(hi),
+            "n": len(rows),
+        }
 
     def calibrated(self, score: np.ndarray, target: np.ndarray, temperature: float) -> list[dict]:
         """ece_calibrated (differences over `temperature` read as log-odds), ece_raw (as they are), temperature.
@@ -114,7 +149,11 @@ class Ranking:
         margin, weight = calibration.margins(score, target, self.likes, self.parent)
         none = {"lo": np.nan, "hi": np.nan, "n": len(margin)}
         return [
-            {"metric": "ece_calibrated", "value": calibration.expected_error(margin / temperature, weight)} | none,
+            {
+                "metric": "ece_calibrated",
+                "value": calibration.expected_error(margin / temperature, weight),
+            }
+            | none,
             {"metric": "ece_raw", "value": calibration.expected_error(margin, weight)} | none,
             {"metric": "temperature", "value": temperature} | none,
         ]
@@ -126,13 +165,17 @@ class Ranking:
         gap = target[self.i] - target[self.j]
         return 0.5 + 0.5 * np.sign(gap) * np.sign(score[self.i] - score[self.j])
 
-    def _pairs(self, metric: str, right: np.ndarray, known: np.ndarray, seed: int, weight=None) -> dict:
+    def _pairs(
+        self, metric: str, right: np.ndarray, known: np.ndarray, seed: int, weight=None
+    ) -> dict:
         """Mean over the posts that have such pairs: a pair's weight is `weight` (1) over its post's number of them."""
         post = self.post[self.i[known]]
         each = (1.0 if weight is None else weight[known]) / np.bincount(post)[post]
         return {"metric": metric} | self._boot(right[known], self.thread[self.i[known]], seed, each)
 
-    def _spearman(self, score: np.ndarray, target: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _spearman(
+        self, score: np.ndarray, target: np.ndarray, name: str
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Rank correlation of every post with at least three replies where neither side is constant.
 
         Equally liked replies share their average rank, unless the target is the latent quality itself: the control
@@ -153,19 +196,34 @@ class Ranking:
         """How often each thread is drawn (BOOTSTRAP, threads): the same draws for every line of one seed."""
         if seed not in self._drawn:
             threads, rng = int(self.thread.max()) + 1, np.random.default_rng(seed)
-            self._drawn[seed] = rng.multinomial(threads, np.full(threads, 1 / threads), size=BOOTSTRAP)
+            self._drawn[seed] = rng.multinomial(
+                threads, np.full(threads, 1 / threads), size=BOOTSTRAP
+            )
         return self._drawn[seed]
 
-    def _boot(self, values: np.ndarray, thread: np.ndarray, seed: int, weight: np.ndarray | None = None) -> dict:
+    def _boot(
+        self, values: np.ndarray, thread: np.ndarray, seed: int, weight: np.ndarray | None = None
+    ) -> dict:
         """(Weighted) mean with a percentile interval: threads drawn with replacement, all their values with them; no
         interval (NaN) where fewer than FEWEST threads carry a value."""
         if not len(values):
             return {"value": np.nan, "lo": np.nan, "hi": np.nan, "n": 0}
-        weight, threads = np.ones(len(values)) if weight is None else weight, int(self.thread.max()) + 1
-        total, size = np.bincount(thread, weight * values, threads), np.bincount(thread, weight, threads)
+        weight, threads = (
+            np.ones(len(values)) if weight is None else weight,
+            int(self.thread.max()) + 1,
+        )
+        total, size = (
+            np.bincount(thread, weight * values, threads),
+            np.bincount(thread, weight, threads),
+        )
         draws = self._draws(seed)
         drawn = draws @ size
         means = (draws @ total)[drawn > 0] / drawn[drawn > 0]
         known = np.count_nonzero(size) >= FEWEST
         lo, hi = np.quantile(means, [0.025, 0.975]) if known else (np.nan, np.nan)
-        return {"value": float(total.sum() / size.sum()), "lo": float(lo), "hi": float(hi), "n": len(values)}
+        return {
+            "value": float(total.sum() / size.sum()),
+            "lo": float(lo),
+            "hi": float(hi),
+            "n": len(values),
+        }

@@ -41,22 +41,33 @@ def table(
     baseline are no log-odds); against likes, Ranking.balanced. For engagement and likes only pairs whose likes
     differ count. Controls, in the reward's own units: mean_human, mean_shuffled_post, mean_shuffled_words,
     mean_constant, and win_* = share of human replies that score above the control. Prints replies per second."""
-    part = {name: rows[rows["split"] == name].reset_index(drop=True) for name in ("train", "validation", split)}
+    part = {
+        name: rows[rows["split"] == name].reset_index(drop=True)
+        for name in ("train", "validation", split)
+    }
     train, tuned, held = part["train"], part["validation"], part[split]
     targets = {
         "engagement": held["engagement"].to_numpy(float),
         "likes": np.log1p(held["reply_likes"].to_numpy(float)),
     }
     if truth is not None and len(truth):
-        targets["latent"] = held["reply_id"].map(truth.set_index("reply_id")["latent"]).to_numpy(float)
+        targets["latent"] = (
+            held["reply_id"].map(truth.set_index("reply_id")["latent"]).to_numpy(float)
+        )
     posts, replies = list(held["tweet"]), list(held["reply"])
-    encoder.encode(posts + replies)  # before the clock: embeddings are computed once for all rewards
+    encoder.encode(
+        posts + replies
+    )  # before the clock: embeddings are computed once for all rewards
     scores = baselines(train, pd.concat([held, tuned], ignore_index=True), encoder, seed)
     for reward in rewards:
         start = time.perf_counter()
         own = reward(posts, replies)
-        print(f"{reward.name}: {len(held) / (time.perf_counter() - start):,.0f} replies/s with known embeddings")
-        scores[reward.name] = np.concatenate([own, reward(list(tuned["tweet"]), list(tuned["reply"]))])
+        print(
+            f"{reward.name}: {len(held) / (time.perf_counter() - start):,.0f} replies/s with known embeddings"
+        )
+        scores[reward.name] = np.concatenate(
+            [own, reward(list(tuned["tweet"]), list(tuned["reply"]))]
+        )
     ranking, names, lines = _ranking(train, held), {reward.name for reward in rewards}, []
     for model, both in scores.items():
         score, found = both[: len(held)], []
@@ -66,16 +77,22 @@ def table(
         found.append(ranking.top_decile(score, targets["engagement"], seed))
         margin, weight = _margins(both[len(held) :], tuned)
         if len(margin):
-            errors = ranking.calibrated(score, targets["engagement"], calibration.temperature(margin, weight))
+            errors = ranking.calibrated(
+                score, targets["engagement"], calibration.temperature(margin, weight)
+            )
             found += errors if model in names else errors[:1]
         lines += [{"model": model} | line for line in found]
     for reward in rewards:
         human = scores[reward.name][: len(held)]
-        lines += [{"model": reward.name} | line for line in _controls(reward, human, held, ranking, seed)]
+        lines += [
+            {"model": reward.name} | line for line in _controls(reward, human, held, ranking, seed)
+        ]
     return pd.DataFrame(lines).assign(dataset=dataset)[COLUMNS]
 
 
-def variants(rows: pd.DataFrame, encoder, cfg: RewardModelConfig, seed: int) -> list[EngagementReward]:
+def variants(
+    rows: pd.DataFrame, encoder, cfg: RewardModelConfig, seed: int
+) -> list[EngagementReward]:
     """The engagement model fitted to the other objectives, as labelled baselines: learned_pairs, learned_nmse, ...
     nmse is left out where likes of the posts are unknown."""
     train, validation = (rows[rows["split"] == name] for name in ("train", "validation"))
@@ -84,7 +101,9 @@ def variants(rows: pd.DataFrame, encoder, cfg: RewardModelConfig, seed: int) -> 
     for objective in ("conditional", "pairs", "nmse"):
         if objective == cfg.objective or (objective == "nmse" and not known):
             continue
-        reward = learned.fit(train, validation, encoder, dataclasses.replace(cfg, objective=objective), seed)
+        reward = learned.fit(
+            train, validation, encoder, dataclasses.replace(cfg, objective=objective), seed
+        )
         reward.name = f"learned_{objective}"
         fitted.append(reward)
     return fitted
@@ -104,9 +123,13 @@ def left_out(
         small = dataclasses.replace(cfg, members=min(members, cfg.members))
         reward = learned.fit(train, validation, encoder, small, seed)
         score = reward(list(held["tweet"]), list(held["reply"]))
-        line = Ranking(held).compare(score, held["engagement"].to_numpy(float), "engagement", seed)[0]
+        line = Ranking(held).compare(score, held["engagement"].to_numpy(float), "engagement", seed)[
+            0
+        ]
         if line["n"]:
-            name = event.partition("/")[2].replace("/", "_") or event  # pheme/ferguson, stackexchange/alcohol/answer
+            name = (
+                event.partition("/")[2].replace("/", "_") or event
+            )  # pheme/ferguson, stackexchange/alcohol/answer
             lines.append(line | {"model": "learned", "metric": f"pair_accuracy_left_out_{name}"})
     return pd.DataFrame(lines, columns=COLUMNS).assign(dataset=dataset)
 
@@ -115,7 +138,10 @@ def metrics(validation: pd.DataFrame) -> dict[str, dict[str, float]]:
     """{model: {metric: value}} of one dataset's table for metrics.json, without intervals and without what is
     NaN."""
     known = validation.dropna(subset=["value"])
-    return {model: dict(zip(part["metric"], part["value"].round(4))) for model, part in known.groupby("model")}
+    return {
+        model: dict(zip(part["metric"], part["value"].round(4)))
+        for model, part in known.groupby("model")
+    }
 
 
 def baselines(train: pd.DataFrame, held: pd.DataFrame, encoder, seed: int) -> dict[str, np.ndarray]:
@@ -142,7 +168,9 @@ def baselines(train: pd.DataFrame, held: pd.DataFrame, encoder, seed: int) -> di
 
 def shuffled_words(replies: list[str], seed: int) -> list[str]:
     rng = np.random.default_rng(seed)
-    return [" ".join(rng.permutation(reply.split())) if reply.split() else reply for reply in replies]
+    return [
+        " ".join(rng.permutation(reply.split())) if reply.split() else reply for reply in replies
+    ]
 
 
 def other_posts(held: pd.DataFrame, seed: int) -> list[str]:
@@ -162,7 +190,9 @@ def other_posts(held: pd.DataFrame, seed: int) -> list[str]:
     return out.tolist()
 
 
-def _controls(reward, human: np.ndarray, held: pd.DataFrame, ranking: Ranking, seed: int) -> list[dict]:
+def _controls(
+    reward, human: np.ndarray, held: pd.DataFrame, ranking: Ranking, seed: int
+) -> list[dict]:
     posts, replies = list(held["tweet"]), list(held["reply"])
     texts = {
         "shuffled_post": other_posts(held, seed),
@@ -183,7 +213,9 @@ def _controls(reward, human: np.ndarray, held: pd.DataFrame, ranking: Ranking, s
 def _ranking(train: pd.DataFrame, held: pd.DataFrame) -> Ranking:
     """With reach from training threads, and what it is worth there in pairs that differ in likes."""
     likes = train["reply_likes"].to_numpy(float)
-    margin, weight = calibration.margins(conditional.offsets(train), likes, likes, train["tweet_id"])
+    margin, weight = calibration.margins(
+        conditional.offsets(train), likes, likes, train["tweet_id"]
+    )
     return Ranking(held, conditional.offsets(held, train), calibration.curve(margin, weight))
 
 

@@ -1,4 +1,5 @@
 """Scores as verdicts on pairs of replies: who wins, and when the scorer had better abstain."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -19,7 +20,9 @@ class ScoreJudge:
 
     def compare(self, posts: list[str], a: list[str], b: list[str]) -> Comparison:
         """wins 1, 0 or .5 where it abstains; consistent in both orders by construction."""
-        soft = soft_wins(self.scorer(posts, a), self.scorer(posts, b), self.temperature, self.margin)
+        soft = soft_wins(
+            self.scorer(posts, a), self.scorer(posts, b), self.temperature, self.margin
+        )
         return Comparison(hard(soft), 1.0, 0.5, 0.0)
 
 

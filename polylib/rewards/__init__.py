@@ -39,7 +39,9 @@ __all__ = [
     "load_judge",
 ]
 NAMES = ("combined", "learned", "heuristic", "coherence", "llm")
-CONTROLS = 20  # human replies a language model has to know from planted ones before it may reward anything
+CONTROLS = (
+    20  # human replies a language model has to know from planted ones before it may reward anything
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,12 @@ class Fitted:
 
 
 def fit_all(
-    rows: pd.DataFrame, encoder, cfg: RewardModelConfig, folder: Path, seed: int, cfg_model: ModelConfig | None = None
+    rows: pd.DataFrame,
+    encoder,
+    cfg: RewardModelConfig,
+    folder: Path,
+    seed: int,
+    cfg_model: ModelConfig | None = None,
 ) -> Fitted:
     """Fit rewards on split train (learned: stopped on validation) and the judge on split judge; save all in
     `folder`, with the human replies that `load` tests a language model on. Coherence is fitted if `cfg_model` is
@@ -62,8 +69,12 @@ def fit_all(
 
     `rows` are those of data.prepare.load_rows; nothing of split test is read here."""
     if cfg.coherence_weight > 0 and cfg_model is None:
-        raise UserError("reward_model.coherence_weight is above 0: fit_all needs cfg.model, the base model's section")
-    train, validation, judged = (rows[rows["split"] == name] for name in ("train", "validation", "judge"))
+        raise UserError(
+            "reward_model.coherence_weight is above 0: fit_all needs cfg.model, the base model's section"
+        )
+    train, validation, judged = (
+        rows[rows["split"] == name] for name in ("train", "validation", "judge")
+    )
     engagement = learned.fit(train, validation, encoder, cfg, seed)
     rules = HeuristicReward(encoder, cfg.heuristic).fit(train)
     sense = Coherence(cfg_model).fit(train, seed) if cfg_model is not None else None
@@ -92,7 +103,9 @@ def load(
         if cfg_llm is None:
             raise UserError("reward llm needs cfg.llm_judge, the section that names the endpoint")
         reward = LLMReward(Client(cfg_llm))
-        known = json.loads((_existing(folder, "controls.json") / "controls.json").read_text(encoding="utf-8"))
+        known = json.loads(
+            (_existing(folder, "controls.json") / "controls.json").read_text(encoding="utf-8")
+        )
         for what, tested in (("comparing", reward), ("scoring", _ByScore(reward))):
             table = llm_controls.battery(tested, known["posts"], known["replies"])
             llm_controls.require(table, f"{cfg_llm.model}, {what},")
@@ -107,11 +120,15 @@ def load(
     sense = None
     if name == "coherence" or combined.needs_language_model(folder):
         if cfg_model is None:
-            raise UserError(f"{folder}: reward {name} scores with the base model; pass cfg.model to rewards.load")
+            raise UserError(
+                f"{folder}: reward {name} scores with the base model; pass cfg.model to rewards.load"
+            )
         sense = coherence.load(folder, cfg_model)
     if name == "coherence":
         return sense
-    return CombinedReward.load(folder, learned.load(folder, encoder), heuristic.load(folder, encoder), sense)
+    return CombinedReward.load(
+        folder, learned.load(folder, encoder), heuristic.load(folder, encoder), sense
+    )
 
 
 def load_judge(folder: Path) -> Judge:
@@ -141,5 +158,7 @@ def _best_liked(train: pd.DataFrame, seed: int) -> dict[str, list[str]]:
 
 def _existing(folder: Path, file: str) -> Path:
     if not (Path(folder) / file).is_file():
-        raise UserError(f"{folder}: no fitted rewards here ({file} is missing); run stage reward_model first")
+        raise UserError(
+            f"{folder}: no fitted rewards here ({file} is missing); run stage reward_model first"
+        )
     return Path(folder)

@@ -19,7 +19,9 @@ def tied(target: np.ndarray, likes: np.ndarray, parent: pd.Series) -> np.ndarray
     who wrote, and ranked by, it rewards knowing who wrote. The mean keeps the scale that a regression needs and,
     where values are ranked, gives ties."""
     frame = pd.DataFrame({"target": target, "likes": likes, "parent": np.asarray(parent)})
-    return frame.groupby(["parent", "likes"], sort=False)["target"].transform("mean").to_numpy(float)
+    return (
+        frame.groupby(["parent", "likes"], sort=False)["target"].transform("mean").to_numpy(float)
+    )
 
 
 def margins(
@@ -64,10 +66,14 @@ def expected_error(margin: np.ndarray, weight: np.ndarray, bins: int = BINS) -> 
     if len(margin) < bins:
         return float("nan")
     off = 1 / (1 + np.exp(-np.abs(margin))) - _right(margin)
-    return float(sum(abs(weight[part] @ off[part]) for part in _groups(margin, weight, bins)) / weight.sum())
+    return float(
+        sum(abs(weight[part] @ off[part]) for part in _groups(margin, weight, bins)) / weight.sum()
+    )
 
 
-def curve(margin: np.ndarray, weight: np.ndarray, bins: int = 2 * BINS) -> tuple[np.ndarray, np.ndarray]:
+def curve(
+    margin: np.ndarray, weight: np.ndarray, bins: int = 2 * BINS
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean size of the margins and share ranked right in `bins` groups of equal weight: what a size of margin is
     worth, without assuming a form. Both (at most bins,): a pair of much weight can fill more than one group; one
     point at (0, .5) with fewer pairs than bins."""

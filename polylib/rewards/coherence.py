@@ -50,12 +50,16 @@ class Coherence:
         """Length curves and scales from at most FIT human replies (tweet, reply) drawn with `seed`. Prints the
         throughput. Raises UserError for fewer than 10 replies."""
         if len(rows) < 10:
-            raise UserError(f"coherence: {len(rows)} human replies are too few to fit its scales; 10 are needed")
+            raise UserError(
+                f"coherence: {len(rows)} human replies are too few to fit its scales; 10 are needed"
+            )
         rows = rows.sample(min(FIT, len(rows)), random_state=seed)
         start, before = time.perf_counter(), self.likelihood.scored
         raw = self._raw(list(rows["tweet"]), list(rows["reply"]))
         scored, seconds = self.likelihood.scored - before, time.perf_counter() - start
-        print(f"coherence: scales from {len(rows)} replies, {scored / seconds:,.0f} likelihoods/s, loading included")
+        print(
+            f"coherence: scales from {len(rows)} replies, {scored / seconds:,.0f} likelihoods/s, loading included"
+        )
         log_tokens = np.log(raw["tokens"].to_numpy())
         shortest, longest = np.quantile(log_tokens, [0.02, 0.98])
         self.scales = {"shortest": float(shortest), "longest": float(longest)}
@@ -64,11 +68,17 @@ class Coherence:
             value = raw[name].to_numpy()
             mean = _line(length, value)
             gap = np.abs(value - np.polyval(mean, length))
-            spread = _line(length, np.log(np.maximum(gap, 1e-3)))  # E log|residual| is log sd less a constant
+            spread = _line(
+                length, np.log(np.maximum(gap, 1e-3))
+            )  # E log|residual| is log sd less a constant
             scaled = (value - np.polyval(mean, length)) / np.exp(np.polyval(spread, length))
             spread[1] += np.log(max(scaled.std(), 1e-6))
             scaled = (value - np.polyval(mean, length)) / np.exp(np.polyval(spread, length))
-            self.scales[name] = {"mean": mean, "spread": spread, "top": float(np.quantile(scaled, TOP))}
+            self.scales[name] = {
+                "mean": mean,
+                "spread": spread,
+                "top": float(np.quantile(scaled, TOP)),
+            }
         total = self._total(self._parts(raw))
         self.scales |= {"total_mean": float(total.mean()), "total_sd": float(total.std()) or 1.0}
         return self
@@ -88,22 +98,32 @@ class Coherence:
         ).reset_index(drop=True)
 
     def save(self, folder: Path) -> None:
-        run.write_json(Path(folder) / "coherence.json", {"source": self.source, "scales": self.scales})
+        run.write_json(
+            Path(folder) / "coherence.json", {"source": self.source, "scales": self.scales}
+        )
 
     def _raw(self, posts: list[str], replies: list[str]) -> pd.DataFrame:
         """Columns pmi, fluency (nats a token) and tokens."""
-        given, tokens = (np.array(x, dtype=float) for x in self.likelihood(list(posts), list(replies)))
+        given, tokens = (
+            np.array(x, dtype=float) for x in self.likelihood(list(posts), list(replies))
+        )
         alone = np.array(self.likelihood([EMPTY] * len(replies), list(replies))[0], dtype=float)
-        return pd.DataFrame({"pmi": (given - alone) / tokens, "fluency": given / tokens, "tokens": tokens})
+        return pd.DataFrame(
+            {"pmi": (given - alone) / tokens, "fluency": given / tokens, "tokens": tokens}
+        )
 
     def _length(self, raw: pd.DataFrame) -> np.ndarray:
-        return np.clip(np.log(raw["tokens"].to_numpy()), self.scales["shortest"], self.scales["longest"])
+        return np.clip(
+            np.log(raw["tokens"].to_numpy()), self.scales["shortest"], self.scales["longest"]
+        )
 
     def _parts(self, raw: pd.DataFrame) -> dict[str, np.ndarray]:
         length, parts = self._length(raw), {}
         for name in PARTS:
             s = self.scales[name]
-            z = (raw[name].to_numpy() - np.polyval(s["mean"], length)) / np.exp(np.polyval(s["spread"], length))
+            z = (raw[name].to_numpy() - np.polyval(s["mean"], length)) / np.exp(
+                np.polyval(s["spread"], length)
+            )
             parts[name] = np.maximum(np.where(z > s["top"], 2 * s["top"] - z, z), FLOOR)
         return parts
 
@@ -118,8 +138,10 @@ def load(folder: Path, cfg_model) -> Coherence:
         raise UserError(f"{file}: coherence was not fitted; run stage reward_model again")
     stored, reward = json.loads(file.read_text()), Coherence(cfg_model)
     if stored["source"] != cfg_model.source:
-        raise UserError(f"{file}: fitted with {stored['source']}, but model.source is {cfg_model.source}; run stage "
-                        "reward_model again")
+        raise UserError(
+            f"{file}: fitted with {stored['source']}, but model.source is {cfg_model.source}; run stage "
+            "reward_model again"
+        )
     reward.scales = stored["scales"]
     return reward
 

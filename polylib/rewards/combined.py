@@ -37,11 +37,19 @@ class CombinedReward:
         coherence: Coherence | None = None,
         coherence_weight: float = 0.0,
     ):
-        weights = {"learned": learned_weight, "heuristic": heuristic_weight, "coherence": coherence_weight}
+        weights = {
+            "learned": learned_weight,
+            "heuristic": heuristic_weight,
+            "coherence": coherence_weight,
+        }
         if min(weights.values()) < 0 or not sum(weights.values()) > 0:
-            raise UserError("reward_model: learned_weight, heuristic_weight, coherence_weight must be >= 0, not all 0")
+            raise UserError(
+                "reward_model: learned_weight, heuristic_weight, coherence_weight must be >= 0, not all 0"
+            )
         if coherence_weight > 0 and coherence is None:
-            raise UserError("reward_model.coherence_weight is above 0, but no language model was given: pass cfg.model")
+            raise UserError(
+                "reward_model.coherence_weight is above 0, but no language model was given: pass cfg.model"
+            )
         self.learned, self.heuristic, self.coherence = learned, heuristic, coherence
         self.weights = {name: weight / sum(weights.values()) for name, weight in weights.items()}
         self.floor: dict[str, float] = {}
@@ -58,7 +66,9 @@ class CombinedReward:
         """
         self.floor = {}
         if not 0 <= quantile < 1:
-            raise UserError(f"reward_model.relevance_floor must be at least 0 and below 1, found {quantile:g}")
+            raise UserError(
+                f"reward_model.relevance_floor must be at least 0 and below 1, found {quantile:g}"
+            )
         if quantile > 0:
             some = rows.sample(min(FIT, len(rows)), random_state=seed)
             cosine = self.heuristic.cosine(list(rows["tweet"]), list(rows["reply"]))
@@ -103,13 +113,22 @@ class CombinedReward:
 
     def save(self, folder: Path) -> None:
         """Only weights and floor; the parts save themselves."""
-        run.write_json(Path(folder) / "combined.json", {"weights": self.weights, "floor": self.floor})
+        run.write_json(
+            Path(folder) / "combined.json", {"weights": self.weights, "floor": self.floor}
+        )
 
     @classmethod
     def load(cls, folder: Path, learned, heuristic, coherence=None) -> CombinedReward:
         stored = json.loads((Path(folder) / "combined.json").read_text())
         weights = stored["weights"]
-        reward = cls(learned, heuristic, weights["learned"], weights["heuristic"], coherence, weights["coherence"])
+        reward = cls(
+            learned,
+            heuristic,
+            weights["learned"],
+            weights["heuristic"],
+            coherence,
+            weights["coherence"],
+        )
         reward.floor = stored["floor"]
         return reward
 

@@ -18,10 +18,16 @@ class Threads:
         group = pd.factorize(rows["tweet_id"])[0]
         likes = rows["reply_likes"].to_numpy(dtype=float)
         total = np.bincount(group, likes)[group]
-        self.share = torch.from_numpy(np.divide(likes, total, out=np.zeros_like(likes), where=total > 0)).float()
+        self.share = torch.from_numpy(
+            np.divide(likes, total, out=np.zeros_like(likes), where=total > 0)
+        ).float()
         self.offset = torch.from_numpy(offset).float()
         self.likes = torch.from_numpy(likes).float()
-        popularity = rows["tweet_likes"].to_numpy(dtype=float) if "tweet_likes" in rows else np.full(len(rows), np.nan)
+        popularity = (
+            rows["tweet_likes"].to_numpy(dtype=float)
+            if "tweet_likes" in rows
+            else np.full(len(rows), np.nan)
+        )
         self.target = torch.from_numpy(np.minimum(likes / np.maximum(popularity, 1), 1)).float()
         self.order = np.argsort(group, kind="stable")
         self.sizes = np.bincount(group)
@@ -31,7 +37,9 @@ class Threads:
     def batch(self, parents: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Row numbers of these parents' replies, and for each row which of the parents it belongs to."""
         rows = np.concatenate([self.order[self.starts[p] : self.starts[p + 1]] for p in parents])
-        return torch.from_numpy(rows), torch.from_numpy(np.repeat(np.arange(len(parents)), self.sizes[parents]))
+        return torch.from_numpy(rows), torch.from_numpy(
+            np.repeat(np.arange(len(parents)), self.sizes[parents])
+        )
 
 
 def nll(score: torch.Tensor, share: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
@@ -64,10 +72,15 @@ def offsets(rows: pd.DataFrame, reference: pd.DataFrame | None = None) -> np.nda
 def _nuisance(rows: pd.DataFrame) -> np.ndarray:
     """(N, 3), centred within the parent. A null takes its parent's mean, so it neither gains nor loses."""
     frame = pd.DataFrame(index=range(len(rows)))
-    for column, name in (("reply_author_followers", "followers"), ("reply_time_diff_seconds", "delay")):
+    for column, name in (
+        ("reply_author_followers", "followers"),
+        ("reply_time_diff_seconds", "delay"),
+    ):
         known = rows[column] if column in rows else pd.Series(np.nan, index=rows.index)
         frame[name] = np.log1p(pd.to_numeric(known).astype(float).clip(lower=0).to_numpy())
-    frame["delay2"] = (frame["delay"] - 7.0) ** 2  # 7 = 18 minutes: keeps the square from repeating the linear term
+    frame["delay2"] = (
+        frame["delay"] - 7.0
+    ) ** 2  # 7 = 18 minutes: keeps the square from repeating the linear term
     centred = frame - frame.groupby(rows["tweet_id"].to_numpy()).transform("mean")
     return centred.fillna(0.0).to_numpy()
 

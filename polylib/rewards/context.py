@@ -49,7 +49,9 @@ class WithContext:
     def offset(self, posts: list[str]) -> np.ndarray:
         """(N,) what the context adds: a function of the post alone."""
         known = self.table.reindex(list(posts)).fillna(NEUTRAL)
-        return sum((w * known[name].to_numpy() for name, w in self.weights.items()), np.zeros(len(posts)))
+        return sum(
+            (w * known[name].to_numpy() for name, w in self.weights.items()), np.zeros(len(posts))
+        )
 
     def components(self, posts: list[str], replies: list[str]) -> pd.DataFrame:
         """The inner reward's components and a column for each objective."""
@@ -64,7 +66,9 @@ def _timing(rows: pd.DataFrame) -> np.ndarray:
     known = stamp.notna().to_numpy()
     hour = stamp.dt.hour.fillna(0).to_numpy(int)
     day = np.bincount(hour[known], minlength=24)
-    near = sum(np.roll(day, shift) for shift in range(-2, 3))  # the day is a circle: 23 h is near 1 h
+    near = sum(
+        np.roll(day, shift) for shift in range(-2, 3)
+    )  # the day is a circle: 23 h is near 1 h
     return np.where(known, (near / max(near.max(), 1))[hour], NEUTRAL)
 
 

@@ -26,9 +26,15 @@ ALL_CAPS = re.compile(r"\b[A-Z]{3,}\b")
 
 FIRST = frozenset("i me my mine myself i'm i've i'd i'll we us our ours we're we've".split())
 SECOND = frozenset("you your yours yourself you're you've you'd you'll u ur".split())
-PAST = frozenset("was were had did went said told took got came made gave found thought knew saw left kept put".split())
-CONTRAST = frozenset("but though although however actually unless except rather instead yet".split())
-NEGATION = frozenset("no not never nobody nothing none don't doesn't didn't won't can't isn't wasn't wouldn't".split())
+PAST = frozenset(
+    "was were had did went said told took got came made gave found thought knew saw left kept put".split()
+)
+CONTRAST = frozenset(
+    "but though although however actually unless except rather instead yet".split()
+)
+NEGATION = frozenset(
+    "no not never nobody nothing none don't doesn't didn't won't can't isn't wasn't wouldn't".split()
+)
 MODAL = frozenset("would could should might may can will must".split())
 QUESTION = frozenset("what why how who when where which whose did does do is are".split())
 WARM = frozenset(

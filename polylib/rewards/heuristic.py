@@ -69,11 +69,19 @@ class HeuristicReward:
 
     name = "heuristic"
 
-    def __init__(self, encoder, weights: dict[str, float], toxicity_model: ToxicityModel | None = None):
+    def __init__(
+        self, encoder, weights: dict[str, float], toxicity_model: ToxicityModel | None = None
+    ):
         unknown = sorted(set(weights) - set(COMPONENTS))
         if unknown or not sum(weights.values()) > 0 or min(weights.values()) < 0:
-            wrong = f"unknown component {unknown[0]}" if unknown else "weights must be >= 0 and not all 0"
-            raise UserError(f"reward_model.heuristic: {wrong}; components are {', '.join(COMPONENTS)}")
+            wrong = (
+                f"unknown component {unknown[0]}"
+                if unknown
+                else "weights must be >= 0 and not all 0"
+            )
+            raise UserError(
+                f"reward_model.heuristic: {wrong}; components are {', '.join(COMPONENTS)}"
+            )
         self.encoder, self.weights, self.toxicity_model = encoder, dict(weights), toxicity_model
         self.scales: dict[str, float] = {}
 
@@ -105,7 +113,12 @@ class HeuristicReward:
             "mood_sd": max(float(mood.std()), 0.1),
             **{
                 f"mark_{name}": max(float(np.quantile(marks[name], 0.9)), floor)
-                for name, floor in (("punctuation", 0.05), ("caps", 0.05), ("emoji", 0.5), ("tags", 0.5))
+                for name, floor in (
+                    ("punctuation", 0.05),
+                    ("caps", 0.05),
+                    ("emoji", 0.5),
+                    ("tags", 0.5),
+                )
             },
         }
         total = self(posts, replies)
@@ -128,27 +141,37 @@ class HeuristicReward:
         cosine, marks = self.cosine(posts, replies), _marks(replies)
         overlap = features.surface(posts, replies)
         copied, content, generic, promo = (
-            overlap[:, features.NAMES.index(name)] for name in ("copy3", "content_overlap", "generic_share", "promo")
+            overlap[:, features.NAMES.index(name)]
+            for name in ("copy3", "content_overlap", "generic_share", "promo")
         )
         near = np.clip((cosine - s["cosine_low"]) / (s["cosine_high"] - s["cosine_low"]), 0, 1)
         # Repeating the post is not answering it: no credit for a cosine beyond people's replies, for its
         # trigrams, or for using nothing but its words.
-        own = np.clip((1 - cosine) / (1 - s["cosine_echo"]), 0, 1) * (1 - copied) * (1 - np.clip(2 * content - 1, 0, 1))
+        own = (
+            np.clip((1 - cosine) / (1 - s["cosine_echo"]), 0, 1)
+            * (1 - copied)
+            * (1 - np.clip(2 * content - 1, 0, 1))
+        )
         chars = np.log1p([len(reply) for reply in replies])
         excess = sum(
-            np.clip(marks[name] / s[f"mark_{name}"] - 1, 0, None) for name in ("punctuation", "caps", "emoji", "tags")
+            np.clip(marks[name] / s[f"mark_{name}"] - 1, 0, None)
+            for name in ("punctuation", "caps", "emoji", "tags")
         )
         return pd.DataFrame(
             {
                 "relevance": near * own,
                 "length": np.exp(-0.5 * ((chars - s["length_mean"]) / s["length_sd"]) ** 2),
-                "sentiment": np.exp(-0.5 * ((_moods(posts, replies) - s["mood_mean"]) / s["mood_sd"]) ** 2),
+                "sentiment": np.exp(
+                    -0.5 * ((_moods(posts, replies) - s["mood_mean"]) / s["mood_sd"]) ** 2
+                ),
                 "variety": np.array([_fresh(reply) for reply in replies], dtype=float),
                 "punctuation": np.exp(-excess),
-                "specificity": (1 - generic) * 0.5**promo,  # what fits under any post, or sells something, says little
+                "specificity": (1 - generic)
+                * 0.5**promo,  # what fits under any post, or sells something, says little
                 "toxicity": self._harmless(replies),
                 "profanity": np.array(
-                    [0.0 if PROFANITY.search(reply.lower()) else 1.0 for reply in replies], dtype=float
+                    [0.0 if PROFANITY.search(reply.lower()) else 1.0 for reply in replies],
+                    dtype=float,
                 ),
             },
             columns=list(COMPONENTS),
@@ -169,7 +192,9 @@ class HeuristicReward:
         return product.sum(axis=1)  # row by row, so that one reply and a batch give the same bits
 
     def save(self, folder: Path) -> None:
-        run.write_json(Path(folder) / "heuristic.json", {"weights": self.weights, "scales": self.scales})
+        run.write_json(
+            Path(folder) / "heuristic.json", {"weights": self.weights, "scales": self.scales}
+        )
 
 
 def load(folder: Path, encoder, toxicity_model: ToxicityModel | None = None) -> HeuristicReward:
@@ -182,7 +207,11 @@ def load(folder: Path, encoder, toxicity_model: ToxicityModel | None = None) -> 
 def _upper_half(rows: pd.DataFrame) -> np.ndarray:
     """Whether (N,) a reply's rank in its post by engagement, equal likes tied, is the middle one or above."""
     likes = rows["reply_likes"] if "reply_likes" in rows else rows["engagement"]
-    value = pd.Series(calibration.tied(rows["engagement"].to_numpy(float), likes.to_numpy(float), rows["tweet_id"]))
+    value = pd.Series(
+        calibration.tied(
+            rows["engagement"].to_numpy(float), likes.to_numpy(float), rows["tweet_id"]
+        )
+    )
     own = value.groupby(rows["tweet_id"].to_numpy())
     return (own.rank() >= (own.transform("size") + 1) / 2).to_numpy()
 
@@ -190,17 +219,26 @@ def _upper_half(rows: pd.DataFrame) -> np.ndarray:
 def _moods(posts: list[str], replies: list[str]) -> np.ndarray:
     """Reply minus half the post's polarity: people answer gloom with less gloom, not with a mirror of it."""
     return np.array(
-        [features.sentiment(r)["compound"] - 0.5 * features.sentiment(p)["compound"] for p, r in zip(posts, replies)]
+        [
+            features.sentiment(r)["compound"] - 0.5 * features.sentiment(p)["compound"]
+            for p, r in zip(posts, replies)
+        ]
     )
 
 
 def _marks(replies: list[str]) -> dict[str, np.ndarray]:
     size = np.array([max(len(reply), 10) for reply in replies])
     return {
-        "punctuation": np.array([sum(not (c.isalnum() or c.isspace()) for c in r) for r in replies]) / size,
+        "punctuation": np.array([sum(not (c.isalnum() or c.isspace()) for c in r) for r in replies])
+        / size,
         "caps": np.array([sum(map(str.isupper, r)) for r in replies]) / size,
         "emoji": np.array([float(len(features.EMOJI.findall(r))) for r in replies]),
-        "tags": np.array([float(len(features.HASHTAG.findall(r)) + len(features.LINK.findall(r))) for r in replies]),
+        "tags": np.array(
+            [
+                float(len(features.HASHTAG.findall(r)) + len(features.LINK.findall(r)))
+                for r in replies
+            ]
+        ),
     }
 
 
@@ -219,6 +257,8 @@ def _distinct(items: list) -> float:
 
 def _harmless(reply: str) -> float:
     text = " ".join(features.words(reply))
-    if THREAT.search(text) or any(hashlib.sha256(word.encode()).hexdigest()[:16] in SLURS for word in text.split()):
+    if THREAT.search(text) or any(
+        hashlib.sha256(word.encode()).hexdigest()[:16] in SLURS for word in text.split()
+    ):
         return 0.0
     return 0.3 if INSULT.search(text) else 1.0

@@ -6,7 +6,10 @@ import numpy as np
 
 from polylib.rewards import features
 
-COMPONENTS = {"post": 16, "reply": 16}  # principal directions kept; more does worse on held-out corpus threads
+COMPONENTS = {
+    "post": 16,
+    "reply": 16,
+}  # principal directions kept; more does worse on held-out corpus threads
 CLIP = 4.0  # a policy's odd reply must not buy reward by leaving the range seen in training
 
 
@@ -15,7 +18,11 @@ def blocks(encoder, posts: list[str], replies: list[str]) -> dict[str, np.ndarra
     posts, replies = list(posts), list(replies)
     post, reply = encoder.encode(posts), encoder.encode(replies)
     cosine = (post * reply).sum(axis=1, keepdims=True)
-    return {"post": post, "reply": reply, "form": np.hstack([features.surface(posts, replies), cosine])}
+    return {
+        "post": post,
+        "reply": reply,
+        "form": np.hstack([features.surface(posts, replies), cosine]),
+    }
 
 
 def fit(raw: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
@@ -37,5 +44,8 @@ def fit(raw: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
 
 def apply(transform: dict, raw: dict[str, np.ndarray]) -> np.ndarray:
     """The network's input (N, sum of k), float32, clipped to +-CLIP."""
-    parts = [(raw[block].astype(np.float32) - parts["mean"]) @ parts["basis"] for block, parts in transform.items()]
+    parts = [
+        (raw[block].astype(np.float32) - parts["mean"]) @ parts["basis"]
+        for block, parts in transform.items()
+    ]
     return np.clip(np.concatenate(parts, axis=1), -CLIP, CLIP)

@@ -71,7 +71,9 @@ class Judge:
         for start in range(0, len(x), 1024):  # a block of the kernel matrix at a time
             part = x[start : start + 1024]
             distance = (part**2).sum(1)[:, None] + (support**2).sum(1) - 2 * part @ support.T
-            out[start : start + 1024] = np.exp(-self.card["gamma"] * distance) @ dual + self.card["intercept"]
+            out[start : start + 1024] = (
+                np.exp(-self.card["gamma"] * distance) @ dual + self.card["intercept"]
+            )
         return out
 
     def save(self, folder: Path) -> None:
@@ -113,13 +115,17 @@ def fit(rows: pd.DataFrame, seed: int) -> Judge:
     for k in range(FOLDS):
         out = fold == k
         part = _fit_regression(rows[~out], target[~out], seed)
-        held[out] = part._regress(_inputs(part.vectorizers, part.arrays, rows["tweet"][out], rows["reply"][out]))
+        held[out] = part._regress(
+            _inputs(part.vectorizers, part.arrays, rows["tweet"][out], rows["reply"][out])
+        )
     margin, weight = calibration.margins(
         held, rows["engagement"].to_numpy(float), rows["reply_likes"].to_numpy(), rows["tweet_id"]
     )
     judge = _fit_regression(rows, target, seed)
     judge.card |= {
-        "mean": float(judge._regress(_inputs(judge.vectorizers, judge.arrays, posts, replies)).mean()),
+        "mean": float(
+            judge._regress(_inputs(judge.vectorizers, judge.arrays, posts, replies)).mean()
+        ),
         "scale": calibration.temperature(margin, weight),
         "pair_accuracy": calibration.accuracy(margin, weight),
         "pairs": len(margin),
@@ -137,7 +143,9 @@ def _fit_regression(rows: pd.DataFrame, target: np.ndarray, seed: int) -> Judge:
     for name, settings in TFIDF.items():
         vectorizers[name] = TfidfVectorizer(**settings, sublinear_tf=True, max_features=MAX_TERMS)
         counts = vectorizers[name].fit_transform(replies)
-        svd = TruncatedSVD(min(DIMENSIONS, *(n - 1 for n in counts.shape)), random_state=seed).fit(counts)
+        svd = TruncatedSVD(min(DIMENSIONS, *(n - 1 for n in counts.shape)), random_state=seed).fit(
+            counts
+        )
         arrays[f"{name}.idf"] = vectorizers[name].idf_
         arrays[f"{name}.basis"] = svd.components_.T / svd.transform(counts).std()
     counts = _counts(vectorizers, list(rows["tweet"]), replies)
@@ -160,8 +168,13 @@ def _fit_regression(rows: pd.DataFrame, target: np.ndarray, seed: int) -> Judge:
 
 def _inputs(vectorizers: dict, arrays: dict, posts, replies) -> np.ndarray:
     posts, replies = list(posts), list(replies)
-    blocks = [vectorizer.transform(replies) @ arrays[f"{name}.basis"] for name, vectorizer in vectorizers.items()]
-    counts = np.clip((_counts(vectorizers, posts, replies) - arrays["counts.mean"]) / arrays["counts.sd"], -4, 4)
+    blocks = [
+        vectorizer.transform(replies) @ arrays[f"{name}.basis"]
+        for name, vectorizer in vectorizers.items()
+    ]
+    counts = np.clip(
+        (_counts(vectorizers, posts, replies) - arrays["counts.mean"]) / arrays["counts.sd"], -4, 4
+    )
     return np.hstack([*blocks, COUNT_WEIGHT * counts])
 
 
@@ -187,7 +200,10 @@ def _counts(vectorizers: dict, posts: list[str], replies: list[str]) -> np.ndarr
                 reply.count("#") + reply.count("http") + reply.count("@"),
                 sum(token.isupper() and len(token) > 1 for token in tokens),
                 sum(map(str.isdigit, reply)),
-                lower.count(" i ") + lower.count(" my ") + lower.count(" we ") + lower.count(" our "),
+                lower.count(" i ")
+                + lower.count(" my ")
+                + lower.count(" we ")
+                + lower.count(" our "),
                 lower.count(" you ") + lower.count(" your "),
                 len(stems & post_stems) / max(len(stems), 1),
                 reply[:1].islower(),
@@ -196,7 +212,9 @@ def _counts(vectorizers: dict, posts: list[str], replies: list[str]) -> np.ndarr
             ]
         )
     same = [
-        np.asarray(vectorizer.transform(posts).multiply(vectorizer.transform(replies)).sum(axis=1)).ravel()
+        np.asarray(
+            vectorizer.transform(posts).multiply(vectorizer.transform(replies)).sum(axis=1)
+        ).ravel()
         for vectorizer in vectorizers.values()
     ]
     return np.hstack([np.array(table, dtype=np.float64).reshape(-1, 17), np.stack(same, axis=1)])
@@ -207,7 +225,9 @@ def _target(rows: pd.DataFrame) -> np.ndarray:
     values, so their mean and no ranks), centred within the post, over its sd and clipped: one viral reply is not
     ten good ones."""
     values = rows["engagement"] - rows.groupby("tweet_id")["engagement"].transform("mean")
-    values = calibration.tied(values.to_numpy(dtype=float), rows["reply_likes"].to_numpy(), rows["tweet_id"])
+    values = calibration.tied(
+        values.to_numpy(dtype=float), rows["reply_likes"].to_numpy(), rows["tweet_id"]
+    )
     return np.clip(values / max(float(values.std(ddof=1)), 1e-9), -3, 3)
 
 

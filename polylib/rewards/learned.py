@@ -39,7 +39,11 @@ class EngagementReward:
     name = "learned"
 
     def __init__(
-        self, encoder, transform: dict[str, dict[str, np.ndarray]], members: list[torch.nn.Module], card: dict
+        self,
+        encoder,
+        transform: dict[str, dict[str, np.ndarray]],
+        members: list[torch.nn.Module],
+        card: dict,
     ):
         self.encoder, self.transform, self.members, self.card = encoder, transform, members, card
 
@@ -58,7 +62,9 @@ class EngagementReward:
 
     def _scores(self, posts: list[str], replies: list[str]) -> np.ndarray:
         """Standardised score of every member (M, N)."""
-        x = torch.from_numpy(inputs.apply(self.transform, inputs.blocks(self.encoder, posts, replies)))
+        x = torch.from_numpy(
+            inputs.apply(self.transform, inputs.blocks(self.encoder, posts, replies))
+        )
         return (_raw(self.members, x) - self.card["mean"]) / self.card["sd"]
 
     def _penalised(self, scores: np.ndarray) -> np.ndarray:
@@ -68,10 +74,14 @@ class EngagementReward:
     def save(self, folder: Path) -> None:
         """weights.safetensors (input transform and members) and card.json."""
         tensors = {
-            f"inputs.{block}.{key}": value for block, parts in self.transform.items() for key, value in parts.items()
+            f"inputs.{block}.{key}": value
+            for block, parts in self.transform.items()
+            for key, value in parts.items()
         }
         for i, member in enumerate(self.members):
-            tensors |= {f"member{i}.{key}": value.numpy() for key, value in member.state_dict().items()}
+            tensors |= {
+                f"member{i}.{key}": value.numpy() for key, value in member.state_dict().items()
+            }
         content = save({k: np.ascontiguousarray(v) for k, v in tensors.items()})
         run.atomic_write(Path(folder) / "weights.safetensors", content)
         run.write_json(Path(folder) / "card.json", self.card)
@@ -86,7 +96,8 @@ def load(folder: Path, encoder) -> EngagementReward:
         )
     tensors = load_file(Path(folder) / "weights.safetensors")
     transform = {
-        block: {key: tensors[f"inputs.{block}.{key}"] for key in ("mean", "basis")} for block in card["blocks"]
+        block: {key: tensors[f"inputs.{block}.{key}"] for key in ("mean", "basis")}
+        for block in card["blocks"]
     }
     members = []
     for i in range(card["members"]):
@@ -101,7 +112,9 @@ def load(folder: Path, encoder) -> EngagementReward:
     return EngagementReward(encoder, transform, members, card)
 
 
-def fit(train: pd.DataFrame, validation: pd.DataFrame, encoder, cfg: RewardModelConfig, seed: int) -> EngagementReward:
+def fit(
+    train: pd.DataFrame, validation: pd.DataFrame, encoder, cfg: RewardModelConfig, seed: int
+) -> EngagementReward:
     """Fit the ensemble on training threads, each member stopped by the loss on validation threads, and its
     temperature on the pairs of these.
 
@@ -117,8 +130,12 @@ def fit(train: pd.DataFrame, validation: pd.DataFrame, encoder, cfg: RewardModel
         raise UserError(
             "the engagement model needs posts with two replies and a like in train, and in validation two that differ"
         )
-    if cfg.objective == "nmse" and not (data[1].target.isfinite().all() and held[1].target.isfinite().all()):
-        raise UserError("reward_model.objective nmse needs tweet_likes of every post; use conditional or pairs")
+    if cfg.objective == "nmse" and not (
+        data[1].target.isfinite().all() and held[1].target.isfinite().all()
+    ):
+        raise UserError(
+            "reward_model.objective nmse needs tweet_likes of every post; use conditional or pairs"
+        )
     raw = inputs.blocks(encoder, list(data[0]["tweet"]), list(data[0]["reply"]))
     transform = inputs.fit({block: values[: len(train)] for block, values in raw.items()})
     x = torch.from_numpy(inputs.apply(transform, raw))
@@ -127,7 +144,10 @@ def fit(train: pd.DataFrame, validation: pd.DataFrame, encoder, cfg: RewardModel
     if cfg.objective == "nmse":  # to sd 1, so that one learning rate serves all objectives
         scale = float(data[1].target.std()) or 1.0
         data[1].target, held[1].target = data[1].target / scale, held[1].target / scale
-    members = [objectives.fit_member(x, data[1], x_held, held[1], cfg, seed * 1000 + i) for i in range(cfg.members)]
+    members = [
+        objectives.fit_member(x, data[1], x_held, held[1], cfg, seed * 1000 + i)
+        for i in range(cfg.members)
+    ]
     card = {
         "blocks": list(transform),
         "hidden": cfg.hidden,
@@ -147,7 +167,9 @@ def fit(train: pd.DataFrame, validation: pd.DataFrame, encoder, cfg: RewardModel
     card["mean"], card["sd"] = float(own.mean()), float(own.mean(axis=0).std()) or 1.0
     penalised = reward._penalised((own - card["mean"]) / card["sd"])
     card["centre"], card["spread"] = float(penalised.mean()), float(penalised.std()) or 1.0
-    held_scores = reward._penalised((_raw(members, x_held[: len(validation)]) - card["mean"]) / card["sd"])
+    held_scores = reward._penalised(
+        (_raw(members, x_held[: len(validation)]) - card["mean"]) / card["sd"]
+    )
     margin, weight = calibration.margins(
         held_scores,
         validation["engagement"].to_numpy(float),

@@ -75,9 +75,13 @@ class LLMReward:
         self.missing = float(scores.isna().mean()) if len(scores) else 0.0
         if self.missing > MISSING and (len(scores) >= ENOUGH or self.missing == 1):
             share, model = f"{self.missing:.0%} of {len(scores)}", self.client.cfg.model
-            raise UserError(f"llm_judge.model {model}: {share} answers have no score from 1 to 10; use another model")
+            raise UserError(
+                f"llm_judge.model {model}: {share} answers have no score from 1 to 10; use another model"
+            )
         if self.missing:
-            print(f"llm: {self.missing:.1%} of {len(scores)} replies without score take their post's mean")
+            print(
+                f"llm: {self.missing:.1%} of {len(scores)} replies without score take their post's mean"
+            )
         of_post = scores.groupby(np.asarray(posts, dtype=object)).transform("mean")
         return scores.fillna(of_post).fillna(scores.mean()).to_numpy()
 
@@ -89,7 +93,9 @@ class LLMReward:
         """(N,) float64, 1 to 10; NaN where the answer is not a number from 1 to 10."""
         _same_length(posts, replies)
         question = ASK_SCORE.format(criterion=self.criterion)
-        answers = self.client.ask([_messages(RATE, question, post=p, reply=r) for p, r in zip(posts, replies)])
+        answers = self.client.ask(
+            [_messages(RATE, question, post=p, reply=r) for p, r in zip(posts, replies)]
+        )
         return np.array([parse_score(answer) for answer in answers], dtype=float)
 
     def compare(self, posts: list[str], a: list[str], b: list[str]) -> Comparison:
@@ -98,10 +104,16 @@ class LLMReward:
         _same_length(posts, b)
         asked = [i for i in range(len(posts)) if a[i] != b[i]]
         answers = self.client.ask(self.questions(posts, a, b))
-        shown_first = np.array([parse_letter(answer) for answer in answers], dtype=float).reshape(-1, 2)
-        for_a = np.stack([shown_first[:, 0], 1 - shown_first[:, 1]], axis=1)  # verdicts in favour of a, by order
+        shown_first = np.array([parse_letter(answer) for answer in answers], dtype=float).reshape(
+            -1, 2
+        )
+        for_a = np.stack(
+            [shown_first[:, 0], 1 - shown_first[:, 1]], axis=1
+        )  # verdicts in favour of a, by order
         wins = np.full(len(posts), 0.5)
-        wins[asked] = np.where(np.isnan(for_a).any(1), np.nan, np.where(for_a[:, 0] == for_a[:, 1], for_a[:, 0], 0.5))
+        wins[asked] = np.where(
+            np.isnan(for_a).any(1), np.nan, np.where(for_a[:, 0] == for_a[:, 1], for_a[:, 0], 0.5)
+        )
         both, given = for_a[~np.isnan(for_a).any(1)], shown_first[~np.isnan(shown_first)]
         return Comparison(
             wins,
@@ -114,18 +126,25 @@ class LLMReward:
         """What `compare` asks, two lists of chat messages a pair of different texts: for `Client.estimate`."""
         ask = ASK_LETTER.format(criterion=self.criterion)
         orders = [(p, *pair) for p, x, y in zip(posts, a, b) if x != y for pair in ((x, y), (y, x))]
-        return [_messages(COMPARE, ask, post=post, A=first, B=second) for post, first, second in orders]
+        return [
+            _messages(COMPARE, ask, post=post, A=first, B=second) for post, first, second in orders
+        ]
 
     def controls(self, posts: list[str], good: list[str], bad: list[str]) -> dict[str, float]:
         """Pairs whose answer is known: `right` share of wins of `good` (ties half, missing = wrong), with
         `consistent`, `first` and `missing`. `llm_controls.battery` has the pairs, and the verdict."""
         result = self.compare(posts, good, bad)
-        return {"right": float(np.nan_to_num(result.wins, nan=0.0).mean()), "consistent": result.consistent,
-                "first": result.first, "missing": result.missing, "n": len(posts)}
+        return {
+            "right": float(np.nan_to_num(result.wins, nan=0.0).mean()),
+            "consistent": result.consistent,
+            "first": result.first,
+            "missing": result.missing,
+            "n": len(posts),
+        }
 
 
 def parse_score(answer: str) -> float:
-    """"7", "7/10", "Score: 7." -> 7.0; NaN for anything else, a sentence with a number in it included."""
+    """ "7", "7/10", "Score: 7." -> 7.0; NaN for anything else, a sentence with a number in it included."""
     found = NUMBER.fullmatch(answer.strip())
     return float(found.group(1)) if found else np.nan
 

@@ -38,7 +38,9 @@ class Cache:
         self._answers: dict[str, dict] = {}
         if mode in ("live", "replay") and self.path.is_file():
             text = self.path.read_text(encoding="utf-8", errors="replace")
-            for number, line in enumerate(text.split("\n"), 1):  # splitlines would split answers as well
+            for number, line in enumerate(
+                text.split("\n"), 1
+            ):  # splitlines would split answers as well
                 self._read(line, number)
 
     def _read(self, line: str, number: int) -> None:
@@ -51,9 +53,13 @@ class Cache:
         try:
             if not isinstance(record["text"], str):
                 raise TypeError(record["text"])
-            self._answers[record["key"]] = {name: record[name] for name in ("text", "tokens_in", "tokens_out")}
+            self._answers[record["key"]] = {
+                name: record[name] for name in ("text", "tokens_in", "tokens_out")
+            }
         except (KeyError, TypeError) as error:
-            raise UserError(f"{self.path}:{number}: not an answer ({error!r}); delete that line") from error
+            raise UserError(
+                f"{self.path}:{number}: not an answer ({error!r}); delete that line"
+            ) from error
 
     def __contains__(self, key: str) -> bool:
         return key in self._answers
@@ -62,14 +68,18 @@ class Cache:
         """The stored {text, tokens_in, tokens_out} or None. In mode replay None is a UserError."""
         found = self._answers.get(key)
         if found is None and self.mode == "replay":
-            raise UserError(f"{self.path}: no answer to question {key[:12]}…; llm_judge.cache: live would ask for it")
+            raise UserError(
+                f"{self.path}: no answer to question {key[:12]}…; llm_judge.cache: live would ask for it"
+            )
         return found
 
     def put(self, key: str, model: str, answer: dict) -> None:
         with self._lock:
             if self.mode != "off":
                 self._answers[key] = answer
-                run.append_line(self.path, json.dumps({"key": key, "model": model, **answer}))  # ASCII
+                run.append_line(
+                    self.path, json.dumps({"key": key, "model": model, **answer})
+                )  # ASCII
 
 
 @dataclass

@@ -26,7 +26,9 @@ from polylib.rewards.llm_cache import Cache, Ledger, key_of
 if TYPE_CHECKING:  # slow to import, and needed only where something is asked
     import openai
 
-THINKING = re.compile(r".*</think(?:ing)?>|<think(?:ing)?>.*", re.S | re.I)  # before the answer; or cut off inside it
+THINKING = re.compile(
+    r".*</think(?:ing)?>|<think(?:ing)?>.*", re.S | re.I
+)  # before the answer; or cut off inside it
 CHARS_PER_TOKEN = 2.5  # pessimistic for English: the guard must not find out afterwards
 OVERHEAD = 16  # tokens of a message's frame
 
@@ -36,9 +38,13 @@ class Client:
 
     timeout: seconds without a byte; tries: attempts at one question, with growing pauses or those the server wants."""
 
-    def __init__(self, cfg: LLMJudgeConfig, folder: Path | None = None, timeout: float = 60.0, tries: int = 6):
+    def __init__(
+        self, cfg: LLMJudgeConfig, folder: Path | None = None, timeout: float = 60.0, tries: int = 6
+    ):
         if not cfg.model or (not cfg.url and cfg.cache != "replay"):
-            raise UserError("llm_judge.url and llm_judge.model are empty; set both, e.g. http://localhost:8000/v1")
+            raise UserError(
+                "llm_judge.url and llm_judge.model are empty; set both, e.g. http://localhost:8000/v1"
+            )
         if cfg.url and not cfg.url.startswith(("http://", "https://")):
             raise UserError(f"llm_judge.url {cfg.url!r} must start with http:// or https://")
         self.cfg, self.timeout, self.tries = cfg, timeout, tries
@@ -74,44 +80,75 @@ class Client:
         todo = {key: request for request in requests if (key := key_of(request)) not in self.cache}
         into, out = sum(map(_tokens, todo.values())), self.cfg.max_tokens * len(todo)
         known = sum(key_of(request) in self.cache for request in requests)
-        return {"questions": len(questions), "known": known, "calls": len(todo), "tokens_in": into, "tokens_out": out,
-                "cost": self._price(into, out)}
+        return {
+            "questions": len(questions),
+            "known": known,
+            "calls": len(todo),
+            "tokens_in": into,
+            "tokens_out": out,
+            "cost": self._price(into, out),
+        }
 
     def _request(self, messages: list[dict]) -> dict:
-        return {"model": self.cfg.model, "messages": messages, "temperature": 0.0, "max_tokens": self.cfg.max_tokens}
+        return {
+            "model": self.cfg.model,
+            "messages": messages,
+            "temperature": 0.0,
+            "max_tokens": self.cfg.max_tokens,
+        }
 
     @functools.cached_property
     def _endpoint(self) -> openai.OpenAI:
         import openai
-        http = openai.DefaultHttpxClient(timeout=self.timeout, follow_redirects=False,
-                                         event_hooks={"request": [self._count]})
-        return openai.OpenAI(base_url=self.cfg.url, api_key="-", timeout=self.timeout, max_retries=self.tries - 1,
-                             http_client=http)
+
+        http = openai.DefaultHttpxClient(
+            timeout=self.timeout, follow_redirects=False, event_hooks={"request": [self._count]}
+        )
+        return openai.OpenAI(
+            base_url=self.cfg.url,
+            api_key="-",
+            timeout=self.timeout,
+            max_retries=self.tries - 1,
+            http_client=http,
+        )
 
     def _ask(self, todo: dict[str, dict]) -> dict[str, dict]:
         endpoint = self._endpoint
         with ThreadPoolExecutor(min(self.cfg.concurrency, len(todo))) as pool:
-            asked = {key: pool.submit(self._answer, endpoint, key, request) for key, request in todo.items()}
+            asked = {
+                key: pool.submit(self._answer, endpoint, key, request)
+                for key, request in todo.items()
+            }
             try:
                 wait(asked.values(), return_when=FIRST_EXCEPTION)
             finally:  # after a failure, and after Ctrl-C, what is under way is the last
                 pool.shutdown(cancel_futures=True)
-            for failed in [one for one in asked.values() if not one.cancelled() and one.exception()]:
+            for failed in [
+                one for one in asked.values() if not one.cancelled() and one.exception()
+            ]:
                 failed.result()  # raises
             return {key: one.result() for key, one in asked.items()}
 
     def _answer(self, endpoint: openai.OpenAI, key: str, request: dict) -> dict:
         import openai
+
         secret, answer, priced = _secret(), None, False
         guess = self._reserve(request)
         try:
-            headers = {"Authorization": f"Bearer {secret}" if secret else openai.Omit(),
-                       "OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
-            answer, priced = _read(endpoint.chat.completions.create(**request, extra_headers=headers), request)
+            headers = {
+                "Authorization": f"Bearer {secret}" if secret else openai.Omit(),
+                "OpenAI-Organization": openai.Omit(),
+                "OpenAI-Project": openai.Omit(),
+            }
+            answer, priced = _read(
+                endpoint.chat.completions.create(**request, extra_headers=headers), request
+            )
         except openai.APIError as error:
             raise self._failed(error, secret) from None  # its text may hold the key
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"llm_judge.url {self.cfg.url}: the answer is no chat completion ({error!r})") from error
+            raise UserError(
+                f"llm_judge.url {self.cfg.url}: the answer is no chat completion ({error!r})"
+            ) from error
         finally:
             self._settle(guess, answer, priced)
         if answer["text"] is not None:
@@ -120,12 +157,22 @@ class Client:
 
     def _failed(self, error: openai.APIError, secret: str) -> UserError:
         status, url = getattr(error, "status_code", None), self.cfg.url
-        text = f"status {status}: {error.message}" if status else f"{error.message} {error.__cause__ or ''}"
+        text = (
+            f"status {status}: {error.message}"
+            if status
+            else f"{error.message} {error.__cause__ or ''}"
+        )
         text = " ".join((text.replace(secret, "…") if secret else text).split())[:300]
-        if status and status < 500 and status not in (408, 409, 429):  # the others the library has tried again
-            return UserError(f"llm_judge.url {url}: refused with {text}; check url, model and $LLM_API_KEY")
+        if (
+            status and status < 500 and status not in (408, 409, 429)
+        ):  # the others the library has tried again
+            return UserError(
+                f"llm_judge.url {url}: refused with {text}; check url, model and $LLM_API_KEY"
+            )
         tries = 1 + int(error.request.headers.get("x-stainless-retry-count", 0))
-        return UserError(f"llm_judge.url {url}: no answer after {tries} tries ({text}); answers so far are kept")
+        return UserError(
+            f"llm_judge.url {url}: no answer after {tries} tries ({text}); answers so far are kept"
+        )
 
     def _price(self, tokens_in: int, tokens_out: int) -> float:
         return (tokens_in * self.cfg.price_in + tokens_out * self.cfg.price_out) / 1e6
@@ -134,8 +181,10 @@ class Client:
         """Called by the library before each request, retries included; what it raises ends the question."""
         with self._lock:
             if self.ledger.calls >= self.cfg.max_calls:
-                raise UserError(f"llm_judge.max_calls: all {self.cfg.max_calls} are spent; answers so far are kept, "
-                                "raise it and run again")
+                raise UserError(
+                    f"llm_judge.max_calls: all {self.cfg.max_calls} are spent; answers so far are kept, "
+                    "raise it and run again"
+                )
             self.ledger.calls += 1
 
     def _reserve(self, request: dict) -> float:
@@ -144,8 +193,10 @@ class Client:
         with self._lock:
             spent = self.ledger.cost + self._promised
             if spent + guess > self.cfg.max_cost:
-                raise UserError(f"llm_judge.max_cost: the next call could exceed {self.cfg.max_cost:g} "
-                                f"({spent:.4g} spent or under way); answers so far are kept, raise it and run again")
+                raise UserError(
+                    f"llm_judge.max_cost: the next call could exceed {self.cfg.max_cost:g} "
+                    f"({spent:.4g} spent or under way); answers so far are kept, raise it and run again"
+                )
             self._promised += guess
         return guess
 
@@ -161,7 +212,9 @@ class Client:
 
 def _secret() -> str:
     secret = os.environ.get("LLM_API_KEY", "").strip()
-    if not (secret.isascii() and secret.isprintable()):  # an HTTP library would quote it in its complaint
+    if not (
+        secret.isascii() and secret.isprintable()
+    ):  # an HTTP library would quote it in its complaint
         raise UserError("$LLM_API_KEY holds characters that no key has; set it again")
     return secret
 
@@ -172,11 +225,17 @@ def _read(completion: openai.types.chat.ChatCompletion, request: dict) -> tuple[
     choice = completion.choices[0]
     said = choice.message.content
     if isinstance(said, list):  # parts, some of them not for the reader
-        said = "".join(str(part["text"]) for part in said if isinstance(part, dict) and part.get("type") == "text")
+        said = "".join(
+            str(part["text"])
+            for part in said
+            if isinstance(part, dict) and part.get("type") == "text"
+        )
     text = THINKING.sub("", said) if isinstance(said, str) else None
     if text is not None and not text.strip() and choice.finish_reason != "stop":
         text = None
-    counts = [getattr(completion.usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+    counts = [
+        getattr(completion.usage, name, None) for name in ("prompt_tokens", "completion_tokens")
+    ]
     priced = all(type(count) is int and count >= 0 for count in counts)
     into, out = counts if priced else (_tokens(request), request["max_tokens"])
     return {"text": text, "tokens_in": into, "tokens_out": out}, priced
@@ -184,4 +243,6 @@ def _read(completion: openai.types.chat.ChatCompletion, request: dict) -> tuple[
 
 def _tokens(request: dict) -> int:
     """An upper guess of a request's tokens."""
-    return sum(OVERHEAD + int(len(m["content"].encode()) / CHARS_PER_TOKEN) for m in request["messages"])
+    return sum(
+        OVERHEAD + int(len(m["content"].encode()) / CHARS_PER_TOKEN) for m in request["messages"]
+    )

@@ -42,18 +42,29 @@ def battery(judge, posts: list[str], replies: list[str]) -> pd.DataFrame:
 def pairs(posts: list[str], replies: list[str]) -> dict[str, list[list[str]]]:
     """{control: [posts, replies, replies to compare them with]}; UserError as for `battery`."""
     if len(posts) < 2 or len(set(posts)) < len(posts) or len(posts) != len(replies):
-        raise UserError("controls of a judge need a human reply each to two or more different posts; raise data.test")
+        raise UserError(
+            "controls of a judge need a human reply each to two or more different posts; raise data.test"
+        )
     found = {
         "same": [(p, r, f"{r} ") for p, r in zip(posts, replies)],
         "constant": [(p, r, CONSTANT) for p, r in zip(posts, replies) if not _says(r, CONSTANT)],
-        "off_topic": [(p, r, o) for p, r, o in zip(posts, replies, [*replies[1:], replies[0]]) if not _says(r, o)],
+        "off_topic": [
+            (p, r, o)
+            for p, r, o in zip(posts, replies, [*replies[1:], replies[0]])
+            if not _says(r, o)
+        ],
     }
-    return {control: [list(column) for column in zip(*rows)] or [[], [], []] for control, rows in found.items()}
+    return {
+        control: [list(column) for column in zip(*rows)] or [[], [], []]
+        for control, rows in found.items()
+    }
 
 
 def refusal(table: pd.DataFrame) -> str:
     """Why the judge is refused, in one line; empty if it passed every control."""
-    return "; ".join(f"{row.control}: {row.reason}" for row in table.itertuples() if row.verdict != "passed")
+    return "; ".join(
+        f"{row.control}: {row.reason}" for row in table.itertuples() if row.verdict != "passed"
+    )
 
 
 def require(table: pd.DataFrame, name: str) -> None:
@@ -65,11 +76,24 @@ def require(table: pd.DataFrame, name: str) -> None:
 def _row(control: str, right: int, n: int, found=None) -> dict:
     accuracy = right / n if n else np.nan
     ends = binomtest(right, n).proportion_ci(method="wilson") if n else (np.nan, np.nan)
-    reason = f"only {n} pairs, {FEWEST} are needed" if n < FEWEST else \
-        f"right on {right} of {n}, {LEAST:.0%} are needed" if accuracy < LEAST else ""
-    return {"control": control, "n": n, "accuracy": accuracy, "low": float(ends[0]), "high": float(ends[1]),
-            "first": found.first if found else np.nan, "missing": found.missing if found else np.nan,
-            "verdict": "refused" if reason else "passed", "reason": reason}
+    reason = (
+        f"only {n} pairs, {FEWEST} are needed"
+        if n < FEWEST
+        else f"right on {right} of {n}, {LEAST:.0%} are needed"
+        if accuracy < LEAST
+        else ""
+    )
+    return {
+        "control": control,
+        "n": n,
+        "accuracy": accuracy,
+        "low": float(ends[0]),
+        "high": float(ends[1]),
+        "first": found.first if found else np.nan,
+        "missing": found.missing if found else np.nan,
+        "verdict": "refused" if reason else "passed",
+        "reason": reason,
+    }
 
 
 def _says(reply: str, other: str) -> bool:

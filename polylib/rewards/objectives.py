@@ -22,11 +22,15 @@ DROPOUT = 0.3
 PARENTS_PER_BATCH = 32
 PATIENCE = 8  # epochs without a better validation loss
 CENTRE = 1e-2  # pull towards 0: neither softmax nor pairs fix the level f(post) of the scores
-PAIR_RATIO = 1.5  # a pair's winner has at least this many times the loser's likes, one added to both
+PAIR_RATIO = (
+    1.5  # a pair's winner has at least this many times the loser's likes, one added to both
+)
 MARGIN, MARGIN_CAP = 0.25, 1.0  # margin of a pair = MARGIN x log of that ratio, at most MARGIN_CAP
 
 
-def loss(objective: str, score: torch.Tensor, data: Threads, rows: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+def loss(
+    objective: str, score: torch.Tensor, data: Threads, rows: torch.Tensor, group: torch.Tensor
+) -> torch.Tensor:
     """Scalar loss of the scores (n,) of replies `rows` (n,) of `data`, `group` (n,) numbering their posts."""
     if objective == "nmse":
         each = (score - data.target[rows]).square() / torch.bincount(group)[group]
@@ -37,7 +41,9 @@ def loss(objective: str, score: torch.Tensor, data: Threads, rows: torch.Tensor,
     return nll(score + data.offset[rows], data.share[rows], group) + CENTRE * mean.square().mean()
 
 
-def bradley_terry(score: torch.Tensor, offset: torch.Tensor, likes: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+def bradley_terry(
+    score: torch.Tensor, offset: torch.Tensor, likes: torch.Tensor, group: torch.Tensor
+) -> torch.Tensor:
     """Mean over posts of the mean over a post's pairs (w won, l lost) of
 
         -log sigmoid(r_w + o_w - r_l - o_l - m) + CENTRE (r_w + r_l)^2,  m = min(MARGIN log ((y_w+1)/(y_l+1)), CAP)
@@ -59,14 +65,21 @@ def _won(likes: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, torch.
     winners, losers = [], []
     for rows in torch.split(torch.argsort(group, stable=True), torch.bincount(group).tolist()):
         level = torch.log1p(likes[rows])
-        w, lost = torch.nonzero(level[:, None] - level[None, :] >= np.log(PAIR_RATIO), as_tuple=True)
+        w, lost = torch.nonzero(
+            level[:, None] - level[None, :] >= np.log(PAIR_RATIO), as_tuple=True
+        )
         winners.append(rows[w])
         losers.append(rows[lost])
     return torch.cat(winners), torch.cat(losers)
 
 
 def fit_member(
-    x: torch.Tensor, data: Threads, x_held: torch.Tensor, held: Threads, cfg: RewardModelConfig, seed: int
+    x: torch.Tensor,
+    data: Threads,
+    x_held: torch.Tensor,
+    held: Threads,
+    cfg: RewardModelConfig,
+    seed: int,
 ) -> torch.nn.Module:
     """One network of the ensemble: AdamW on minibatches of posts, kept at its best loss on held-out threads.
 
@@ -96,7 +109,9 @@ def fit_member(
             if waited >= PATIENCE:
                 break
     if best is None:
-        raise FloatingPointError("the engagement model's validation loss was never finite; lower reward_model.lr")
+        raise FloatingPointError(
+            "the engagement model's validation loss was never finite; lower reward_model.lr"
+        )
     net.load_state_dict(best)
     return net.eval()
 

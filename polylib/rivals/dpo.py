@@ -36,12 +36,16 @@ def pair_tokens(tokenizer, pair, cfg_sampling) -> dict[str, list[int]]:
     TRL's own tokenisation would render the post through the chat template as one string, and a user's `<|im_end|>`
     would become a control token. Replies longer than `max_new_tokens` are cut and then have no end mark.
     """
-    return {"prompt_ids": models.format_prompt(tokenizer, pair.tweet, cfg_sampling.max_prompt_tokens),
-            "chosen_ids": models.encode_reply(tokenizer, pair.chosen, cfg_sampling.max_new_tokens),
-            "rejected_ids": models.encode_reply(tokenizer, pair.rejected, cfg_sampling.max_new_tokens)}
+    return {
+        "prompt_ids": models.format_prompt(tokenizer, pair.tweet, cfg_sampling.max_prompt_tokens),
+        "chosen_ids": models.encode_reply(tokenizer, pair.chosen, cfg_sampling.max_new_tokens),
+        "rejected_ids": models.encode_reply(tokenizer, pair.rejected, cfg_sampling.max_new_tokens),
+    }
 
 
-def dpo_trainer(cfg, section, seed: int, rows: list[dict], policy: Policy, parents: list[Path], folder: Path):
+def dpo_trainer(
+    cfg, section, seed: int, rows: list[dict], policy: Policy, parents: list[Path], folder: Path
+):
     """TRL's DPOTrainer on `rows` (see pair_tokens) in their given order, `prompts_per_step` a step.
 
     Its model is a second copy of the start (parents merged) with a LoRA of the same shape and the same first A as
@@ -65,31 +69,64 @@ def dpo_trainer(cfg, section, seed: int, rows: list[dict], policy: Policy, paren
             self.last_loss = loss.item()  # the log rounds it
             return loss
 
-    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)  # TRL's own use
+    warnings.filterwarnings(
+        "ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning
+    )  # TRL's own use
     plain = models.load_model(cfg.model, parents)
-    plain.set_attn_implementation("sdpa")  # ours builds no mask from the padding mask that TRL gives
+    plain.set_attn_implementation(
+        "sdpa"
+    )  # ours builds no mask from the padding mask that TRL gives
     trainer = Trainer(
-        model=plain, train_dataset=Dataset.from_list(rows), processing_class=policy.tokenizer,
+        model=plain,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=policy.tokenizer,
         peft_config=copy.deepcopy(policy.model.peft_config["default"]),
         args=DPOConfig(
-            output_dir=str(folder), beta=section.beta, loss_type=["sigmoid"], max_length=None, max_steps=section.steps,
-            per_device_train_batch_size=section.prompts_per_step, train_sampling_strategy="sequential",
-            max_grad_norm=section.max_grad_norm, seed=seed, use_cpu=policy.device.type == "cpu", bf16=False,
-            gradient_checkpointing=False, dataloader_pin_memory=False, save_strategy="no", report_to="none",
-            logging_steps=1, disable_tqdm=True))
+            output_dir=str(folder),
+            beta=section.beta,
+            loss_type=["sigmoid"],
+            max_length=None,
+            max_steps=section.steps,
+            per_device_train_batch_size=section.prompts_per_step,
+            train_sampling_strategy="sequential",
+            max_grad_norm=section.max_grad_norm,
+            seed=seed,
+            use_cpu=policy.device.type == "cpu",
+            bf16=False,
+            gradient_checkpointing=False,
+            dataloader_pin_memory=False,
+            save_strategy="no",
+            report_to="none",
+            logging_steps=1,
+            disable_tqdm=True,
+        ),
+    )
     trainer.remove_callback(PrinterCallback)
     with torch.no_grad():
         for name, weight in lora_weights(trainer.model).items():
             weight.copy_(policy.masters[name])
-    trainer.optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=section.lr,
-                                          weight_decay=0.0)
+    trainer.optimizer = torch.optim.AdamW(
+        [p for p in trainer.model.parameters() if p.requires_grad], lr=section.lr, weight_decay=0.0
+    )
     trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-        trainer.optimizer, lambda step: min(1.0, (step + 1) / max(1, section.warmup_steps)))
+        trainer.optimizer, lambda step: min(1.0, (step + 1) / max(1, section.warmup_steps))
+    )
     return trainer
 
 
-def dpo(cfg, section, seed: int, pairs: pd.DataFrame, val_posts: list, *, paths, parents: list[Path] = (),
-        reward=None, encode=None, watch=None) -> pd.DataFrame:
+def dpo(
+    cfg,
+    section,
+    seed: int,
+    pairs: pd.DataFrame,
+    val_posts: list,
+    *,
+    paths,
+    parents: list[Path] = (),
+    reward=None,
+    encode=None,
+    watch=None,
+) -> pd.DataFrame:
     """Train with DPO on preference pairs and return the history, one row a step; same files as `loop.train`.
 
     `pairs` has columns tweet, chosen, rejected; `section` is a RivalConfig (beta is the inverse temperature of DPO);
@@ -98,13 +135,18 @@ def dpo(cfg, section, seed: int, pairs: pd.DataFrame, val_posts: list, *, paths,
     the validations. A killed run starts again. Raises UserError without pairs.
     """
     if pairs.empty:
-        raise run.UserError("dpo: no preference pairs for these posts; lower data.pair_min_ratio in params/")
+        raise run.UserError(
+            "dpo: no preference pairs for these posts; lower data.pair_min_ratio in params/"
+        )
     started = time.monotonic()
     run.seed_everything(seed)
     policy = Policy(cfg.model, parents, seed)
     every = list(pairs.itertuples(index=False))
-    rows = [pair_tokens(policy.tokenizer, pair, cfg.sampling) for step in range(section.steps)
-            for pair in batch_of(every, step, section.prompts_per_step, seed)]
+    rows = [
+        pair_tokens(policy.tokenizer, pair, cfg.sampling)
+        for step in range(section.steps)
+        for pair in batch_of(every, step, section.prompts_per_step, seed)
+    ]
     scratch = paths.scratch("dpo", seed)
     trainer = dpo_trainer(cfg, section, seed, rows, policy, parents, scratch)
     log = run.History(scratch / "history.csv", COLUMNS)
@@ -116,16 +158,39 @@ def dpo(cfg, section, seed: int, pairs: pd.DataFrame, val_posts: list, *, paths,
     row, before = run_validation()
     log.append({"step": 0, **row})
     samples = {"before": before}
-    trainer.add_callback(_history_callback(section, seed, policy, trainer, log, run_validation, samples))
+    trainer.add_callback(
+        _history_callback(section, seed, policy, trainer, log, run_validation, samples)
+    )
     trainer.train()
-    return loop.finish(cfg, "dpo", seed, policy, log, paths, parents, val_posts, (samples["before"], samples["after"]),
-                       steps=section.steps, resumes=0, seconds=time.monotonic() - started, trl=version("trl"),
-                       more=lambda history: {f"{name}_last": float(history[name].iloc[-1])
-                                             for name in ("pair_accuracy", "margin")})
+    return loop.finish(
+        cfg,
+        "dpo",
+        seed,
+        policy,
+        log,
+        paths,
+        parents,
+        val_posts,
+        (samples["before"], samples["after"]),
+        steps=section.steps,
+        resumes=0,
+        seconds=time.monotonic() - started,
+        trl=version("trl"),
+        more=lambda history: {
+            f"{name}_last": float(history[name].iloc[-1]) for name in ("pair_accuracy", "margin")
+        },
+    )
 
 
-def _history_callback(section, seed: int, policy: Policy, trainer, log: run.History, run_validation: Callable,
-                      samples: dict):
+def _history_callback(
+    section,
+    seed: int,
+    policy: Policy,
+    trainer,
+    log: run.History,
+    run_validation: Callable,
+    samples: dict,
+):
     """A callback that writes a history row a step and validates when the loop would."""
     from transformers import TrainerCallback
 
@@ -147,9 +212,17 @@ def _history_callback(section, seed: int, policy: Policy, trainer, log: run.Hist
                 return
             step, seconds = state.global_step, time.monotonic() - self.started
             tokens, self.seen = int(logs["num_tokens"]) - self.seen, int(logs["num_tokens"])
-            row = {"step": step, "loss": trainer.last_loss, "pair_accuracy": logs["rewards/accuracies"],
-                   "margin": logs["rewards/margins"], "grad_norm": float(logs["grad_norm"]),
-                   "lr": self.lr, "seconds": seconds, "tokens": tokens, "tokens_per_s": tokens / seconds}
+            row = {
+                "step": step,
+                "loss": trainer.last_loss,
+                "pair_accuracy": logs["rewards/accuracies"],
+                "margin": logs["rewards/margins"],
+                "grad_norm": float(logs["grad_norm"]),
+                "lr": self.lr,
+                "seconds": seconds,
+                "tokens": tokens,
+                "tokens_per_s": tokens / seconds,
+            }
             if step % section.eval_every == 0 or step == section.steps:
                 with torch.no_grad():
                     for name, weight in lora_weights(trainer.model).items():
@@ -157,7 +230,9 @@ def _history_callback(section, seed: int, policy: Policy, trainer, log: run.Hist
                 policy.sync_weights()
                 val, samples["after"] = run_validation()
                 row |= val
-                run.say(f"dpo s{seed} step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in val.items()))
+                run.say(
+                    f"dpo s{seed} step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in val.items())
+                )
             log.append(row)
 
         def on_train_end(self, args, state, control, **kwargs):

@@ -5,6 +5,7 @@ An advantage is the number that multiplies grad log pi(y_i). It may be shifted b
 depend on y_i (the direction stays exact, the variance falls) and divided by anything constant over the batch;
 dividing by something that differs between prompts (a group's own std) re-weights the prompts.
 """
+
 from __future__ import annotations
 
 import math
@@ -15,12 +16,16 @@ from torch import Tensor
 
 def _check_rewards(rewards: Tensor) -> None:
     if rewards.dim() != 2 or rewards.shape[1] < 2:
-        raise ValueError(f"rewards must be (B, K) with K >= 2, got {tuple(rewards.shape)}: with one sample "
-                         "a prompt there is no group to compare with")
+        raise ValueError(
+            f"rewards must be (B, K) with K >= 2, got {tuple(rewards.shape)}: with one sample "
+            "a prompt there is no group to compare with"
+        )
     if not torch.isfinite(rewards).all():
         row, column = (~torch.isfinite(rewards)).nonzero()[0].tolist()
-        raise ValueError(f"reward of prompt {row}, sample {column} is {rewards[row, column].item()}; one "
-                         "that cannot be computed must be handled where it is computed, not averaged away")
+        raise ValueError(
+            f"reward of prompt {row}, sample {column} is {rewards[row, column].item()}; one "
+            "that cannot be computed must be handled where it is computed, not averaged away"
+        )
 
 
 def group_advantages(rewards: Tensor, scale: str = "none", eps: float = 1e-8) -> Tensor:
@@ -43,8 +48,10 @@ def group_advantages(rewards: Tensor, scale: str = "none", eps: float = 1e-8) ->
         return centred / (rewards.std(1, keepdim=True, correction=1) + eps)
     if scale == "batch":
         return centred / (rewards.std(correction=1) + eps)
-    raise ValueError(f"unknown scale {scale!r}; use none, group or batch "
-                     "(for 'running' use none and divide by RunningScale)")
+    raise ValueError(
+        f"unknown scale {scale!r}; use none, group or batch "
+        "(for 'running' use none and divide by RunningScale)"
+    )
 
 
 def zero_variance(rewards: Tensor) -> float:
@@ -92,7 +99,11 @@ class RunningScale:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Inverse of `state_dict`; KeyError if an entry is missing."""
-        self.decay, self.mean_square, self.weight = state["decay"], state["mean_square"], state["weight"]
+        self.decay, self.mean_square, self.weight = (
+            state["decay"],
+            state["mean_square"],
+            state["weight"],
+        )
 
 
 # ---------------------------------------------------------------------------- options of the GRPO menu
@@ -128,8 +139,9 @@ def mask_truncated(mask: Tensor, truncated: Tensor) -> Tensor:
     return mask.bool() & ~truncated.bool()[:, None]
 
 
-def kl_in_reward(rewards: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor,
-                 kappa: float) -> Tensor:
+def kl_in_reward(
+    rewards: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kappa: float
+) -> Tensor:
     """reward - kappa * sum_t (log pi - log ref): k1 in the *reward*. `(B, K)`, `(B, K, T)` -> `(B, K)`,
     detached.
 

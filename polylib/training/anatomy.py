@@ -3,6 +3,7 @@
 A loss value says neither: a detached diversity moves the loss and no weight, and a term of value zero (an
 on-policy ratio loss) can have the largest gradient. So the gradients themselves are taken apart.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor
 
 TERMS = ("ce", "reward", "diversity", "kl")
-COLUMNS = [*(f"norm_{name}" for name in TERMS), *(f"cos_{a}_{b}" for a, b in combinations(TERMS, 2))]
+COLUMNS = [
+    *(f"norm_{name}" for name in TERMS),
+    *(f"cos_{a}_{b}" for a, b in combinations(TERMS, 2)),
+]
 
 
 class Anatomy:
@@ -40,22 +44,36 @@ class Anatomy:
         is the finding. Raises ValueError on another name.
         """
         if unknown := sorted(set(terms) - set(TERMS)):
-            raise ValueError(f"no anatomy of {', '.join(unknown)}; the terms are {', '.join(TERMS)}")
+            raise ValueError(
+                f"no anatomy of {', '.join(unknown)}; the terms are {', '.join(TERMS)}"
+            )
         for name, term in terms.items():
             parts = [None] * len(self.parameters)
             if term.requires_grad:
-                parts = torch.autograd.grad(term, self.parameters, retain_graph=True, allow_unused=True)
-            flat = torch.cat([torch.zeros(p.numel(), device=p.device) if g is None else g.detach().float().flatten()
-                              for p, g in zip(self.parameters, parts, strict=True)])
+                parts = torch.autograd.grad(
+                    term, self.parameters, retain_graph=True, allow_unused=True
+                )
+            flat = torch.cat(
+                [
+                    torch.zeros(p.numel(), device=p.device)
+                    if g is None
+                    else g.detach().float().flatten()
+                    for p, g in zip(self.parameters, parts, strict=True)
+                ]
+            )
             # slices add up before any norm is taken: the norm of a sum is not the sum of norms
-            self.gradients[name] = flat if name not in self.gradients else self.gradients[name] + flat
+            self.gradients[name] = (
+                flat if name not in self.gradients else self.gradients[name] + flat
+            )
 
     def row(self) -> dict[str, float]:
         """{column: value} for all COLUMNS. NaN for a term that was never added, and for a cosine with a zero
         gradient, which has no direction."""
         found = {name: g.double() for name, g in self.gradients.items()}
         norms = {name: g.norm().item() for name, g in found.items()}
-        row = dict.fromkeys(COLUMNS, float("nan")) | {f"norm_{name}": norm for name, norm in norms.items()}
+        row = dict.fromkeys(COLUMNS, float("nan")) | {
+            f"norm_{name}": norm for name, norm in norms.items()
+        }
         for a, b in combinations(TERMS, 2):
             size = norms.get(a, 0.0) * norms.get(b, 0.0)
             if size > 0:

@@ -13,6 +13,7 @@ three-token vocabulary and compares each with finite differences.
 D is a set function (`measures.py`), a black box `members (M, n) -> (B, M)`. Invalid replies are gated there:
 they cost diversity and cannot buy any, so their advantage is never positive.
 """
+
 from __future__ import annotations
 
 from itertools import combinations
@@ -49,7 +50,9 @@ def jackknife(D: SetFunction, k: int) -> Tensor:
     pair.
     """
     if k < 3:
-        raise ValueError(f"the jackknife compares sets of K - 1 >= 2 replies and K is {k}; sample 4 or more")
+        raise ValueError(
+            f"the jackknife compares sets of K - 1 >= 2 replies and K is {k}; sample 4 or more"
+        )
     without = D(_without_each(k))
     return without.mean(1, keepdim=True) - without
 
@@ -72,8 +75,10 @@ def shared(D: SetFunction, k: int, baseline: float | None = None) -> Tensor:
     value = D(torch.arange(k)[None])  # (B, 1)
     if baseline is None:
         if value.shape[0] < 2:
-            raise ValueError("a shared advantage takes its baseline from other prompts: "
-                             "give two prompts or a baseline")
+            raise ValueError(
+                "a shared advantage takes its baseline from other prompts: "
+                "give two prompts or a baseline"
+            )
         baseline = (value.sum() - value) / (value.shape[0] - 1)
     return (value - baseline).expand(-1, k)
 
@@ -81,7 +86,9 @@ def shared(D: SetFunction, k: int, baseline: float | None = None) -> Tensor:
 def all_subsets(k: int, n: int) -> Tensor:
     """All size-n subsets of range(k), `(C(k, n), n)`. ValueError when there are too many to enumerate."""
     if not 1 <= n <= k or comb(k, n) > MAX_SUBSETS:
-        raise ValueError(f"subsets of size {n} out of {k}: need 1 <= n <= k, at most {MAX_SUBSETS} subsets")
+        raise ValueError(
+            f"subsets of size {n} out of {k}: need 1 <= n <= k, at most {MAX_SUBSETS} subsets"
+        )
     return torch.tensor(list(combinations(range(k), n)))
 
 
@@ -94,7 +101,9 @@ def set_level(f: SetFunction, k: int, n: int, centred: bool = True) -> Tensor:
     weights, arXiv 2505.15201: same expectation, more variance). Raises ValueError unless 1 <= n < K.
     """
     if centred and n >= k:
-        raise ValueError(f"subset size {n} leaves no subset without a given sample; it must be below K = {k}")
+        raise ValueError(
+            f"subset size {n} leaves no subset without a given sample; it must be below K = {k}"
+        )
     members = all_subsets(k, n)
     values = f(members)  # (B, M)
     inside = torch.zeros(len(members), k).to(values).scatter_(1, members.to(values.device), 1.0)
@@ -121,7 +130,9 @@ def pass_at_k_training(rewards: Tensor, n: int) -> Tensor:
     k = rewards.shape[1]
     rate = best_of(rewards)(all_subsets(k, n)).mean(1, keepdim=True)
     sigma = (rate * (1.0 - rate)).sqrt()
-    difference = set_level(best_of(rewards), k, n) * (k / n - 1.0)  # with-minus-all, from with-minus-without
+    difference = set_level(best_of(rewards), k, n) * (
+        k / n - 1.0
+    )  # with-minus-all, from with-minus-without
     return torch.where(sigma > 0, difference / sigma.clamp(min=1e-12), 0.0)
 
 
@@ -147,9 +158,15 @@ def detached(D: SetFunction, k: int) -> Tensor:
 
 
 # --------------------------------------------------------------------------------- what the loop calls
-def diversity_advantages(distances: Tensor, valid: Tensor | None = None, kind: str = "jackknife",
-                         measure: str | SetFunction = "semantic", rewards: Tensor | None = None,
-                         size: int | None = None, baseline: float | None = None) -> Tensor:
+def diversity_advantages(
+    distances: Tensor,
+    valid: Tensor | None = None,
+    kind: str = "jackknife",
+    measure: str | SetFunction = "semantic",
+    rewards: Tensor | None = None,
+    size: int | None = None,
+    baseline: float | None = None,
+) -> Tensor:
     """Per-sample diversity advantages, detached. `distances (B, K, K)`, `valid (B, K)` bool -> `(B, K)`.
 
     `kind`: jackknife, leave_one_out, shared, set_level, f_poly, darling, detached. `measure`: semantic,
@@ -164,7 +181,9 @@ def diversity_advantages(distances: Tensor, valid: Tensor | None = None, kind: s
         raise ValueError(f"unknown diversity measure {measure!r}; use one of {', '.join(MEASURES)}")
     if kind in ("f_poly", "darling"):
         if rewards is None:
-            raise ValueError(f"kind {kind!r} multiplies diversity by reward and needs rewards (B, K)")
+            raise ValueError(
+                f"kind {kind!r} multiplies diversity by reward and needs rewards (B, K)"
+            )
         rewards = rewards.detach() if valid is None else rewards.detach() * valid
     D = measure if callable(measure) else MEASURES[measure](distances, valid)
     n = size or max(2, k // 2)
@@ -183,6 +202,10 @@ def diversity_advantages(distances: Tensor, valid: Tensor | None = None, kind: s
     elif kind == "detached":
         advantages = detached(D, k)
     else:
-        raise ValueError(f"unknown diversity gradient {kind!r}; use jackknife, leave_one_out, shared, "
-                         "set_level, f_poly, darling or detached")
-    return advantages if valid is None else torch.where(valid, advantages, advantages.clamp(max=0.0))
+        raise ValueError(
+            f"unknown diversity gradient {kind!r}; use jackknife, leave_one_out, shared, "
+            "set_level, f_poly, darling or detached"
+        )
+    return (
+        advantages if valid is None else torch.where(valid, advantages, advantages.clamp(max=0.0))
+    )

@@ -44,10 +44,36 @@ from polylib.training.scoring import describe, human_rewards, uses_ranks, uses_s
 from polylib.training.step import backward
 from polylib.training.validation import HACKED, WATCHED, rewards_of, validate
 
-COLUMNS = ["step", "loss", "ce", "reward", "reward_std", "diversity", "kl", "kappa", "entropy", "length",
-           "truncated", "zero_variance", "invalid", "clip_fraction", "advantage_clipped", "grad_norm", "lr", "tokens",
-           "tokens_per_s", "seconds", *anatomy.COLUMNS,
-           "val_ce", "val_reward", "val_diversity", "val_kl", "val_length", "val_truncated", *WATCHED]
+COLUMNS = [
+    "step",
+    "loss",
+    "ce",
+    "reward",
+    "reward_std",
+    "diversity",
+    "kl",
+    "kappa",
+    "entropy",
+    "length",
+    "truncated",
+    "zero_variance",
+    "invalid",
+    "clip_fraction",
+    "advantage_clipped",
+    "grad_norm",
+    "lr",
+    "tokens",
+    "tokens_per_s",
+    "seconds",
+    *anatomy.COLUMNS,
+    "val_ce",
+    "val_reward",
+    "val_diversity",
+    "val_kl",
+    "val_length",
+    "val_truncated",
+    *WATCHED,
+]
 
 
 @dataclass
@@ -64,10 +90,10 @@ class Learner:
     encode: Callable | None
     scales: dict[str, RunningScale]
     controller: AdaptiveKL | None
-    people: torch.Tensor | None = None             # sorted rewards of people's replies, where `uses_ranks`
-    first: int = 0                                 # the step this process started at
-    pending: list = field(default_factory=list)    # scored batches that wait for their step
-    scored: object = None                          # of the current step; a replay uses it again
+    people: torch.Tensor | None = None  # sorted rewards of people's replies, where `uses_ranks`
+    first: int = 0  # the step this process started at
+    pending: list = field(default_factory=list)  # scored batches that wait for their step
+    scored: object = None  # of the current step; a replay uses it again
 
     @property
     def updates(self) -> int:
@@ -81,7 +107,9 @@ class Learner:
 
     def average(self, number: float) -> float:
         """Mean over processes."""
-        return self.accelerator.reduce(torch.tensor(float(number), device=self.policy.device), "mean").item()
+        return self.accelerator.reduce(
+            torch.tensor(float(number), device=self.policy.device), "mean"
+        ).item()
 
     def gather(self, numbers: torch.Tensor) -> torch.Tensor:
         """The numbers of all processes."""
@@ -104,8 +132,20 @@ def take_step(it: Learner, posts: list, step: int) -> dict:
     # Loss and gradient: alpha * CE - beta * reward - lam * diversity + kappa * KL.
     anatomy_due = section.anatomy_every and (step + 1) % section.anatomy_every == 0
     parts = anatomy.Anatomy(policy.params.values()) if anatomy_due else None
-    totals = backward(policy, it.cfg, section, batch, it.scored, [it.seed, step], it.average, parts,
-                      alpha=section.alpha, beta=section.beta, lam=section.lam, kappa=kappa)
+    totals = backward(
+        policy,
+        it.cfg,
+        section,
+        batch,
+        it.scored,
+        [it.seed, step],
+        it.average,
+        parts,
+        alpha=section.alpha,
+        beta=section.beta,
+        lam=section.lam,
+        kappa=kappa,
+    )
 
     # Update: the weights, the copy that samples, kappa.
     policy.collect_gradients(it.accelerator)
@@ -118,30 +158,70 @@ def take_step(it: Learner, posts: list, step: int) -> dict:
     if it.controller:
         it.controller.update(it.average(totals["kl"]))
     seconds = time.monotonic() - started  # validation is not counted
-    return {"step": step + 1, **totals, **describe(it.scored), **(parts.row() if parts else {}),
-            "kappa": kappa if kappa else None, "grad_norm": norm.item(), "lr": lr, "seconds": seconds,
-            "tokens_per_s": totals["tokens"] / seconds}
+    return {
+        "step": step + 1,
+        **totals,
+        **describe(it.scored),
+        **(parts.row() if parts else {}),
+        "kappa": kappa if kappa else None,
+        "grad_norm": norm.item(),
+        "lr": lr,
+        "seconds": seconds,
+        "tokens_per_s": totals["tokens"] / seconds,
+    }
 
 
 def own_batch(it: Learner, posts: list, position: int) -> list:
     """This process's share of the `position`-th batch."""
     return batch_of(posts, position, it.section.prompts_per_step, it.seed)[
-        it.accelerator.process_index::it.accelerator.num_processes]
+        it.accelerator.process_index :: it.accelerator.num_processes
+    ]
 
 
 def sample_and_score(it: Learner, posts: list, step: int, size: int, kappa: float) -> list:
     """Scored samples for the next `rollout_every` batches of `size` posts, drawn at once; never past a checkpoint."""
-    ahead = min(it.section.rollout_every, -(-(it.section.steps - step) // it.updates),
-                (it.save_every - step % it.save_every) // it.updates)
+    ahead = min(
+        it.section.rollout_every,
+        -(-(it.section.steps - step) // it.updates),
+        (it.save_every - step % it.save_every) // it.updates,
+    )
     first = step // it.updates
-    upcoming = [post for position in range(first, first + ahead) for post in own_batch(it, posts, position)]
-    seed = (it.seed * 1_000_003 + step) * it.accelerator.num_processes + it.accelerator.process_index
-    return collect(it.policy, it.cfg, it.section, upcoming, size, seed, it.reward, it.encode, it.scales, it.gather,
-                   it.people, kappa)
+    upcoming = [
+        post for position in range(first, first + ahead) for post in own_batch(it, posts, position)
+    ]
+    seed = (
+        it.seed * 1_000_003 + step
+    ) * it.accelerator.num_processes + it.accelerator.process_index
+    return collect(
+        it.policy,
+        it.cfg,
+        it.section,
+        upcoming,
+        size,
+        seed,
+        it.reward,
+        it.encode,
+        it.scales,
+        it.gather,
+        it.people,
+        kappa,
+    )
 
 
-def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *, paths, reward=None, encode=None,
-          parents: list[Path] = (), watch=None) -> pd.DataFrame:
+def train(
+    cfg,
+    section,
+    method: str,
+    seed: int,
+    posts: list,
+    val_posts: list,
+    *,
+    paths,
+    reward=None,
+    encode=None,
+    parents: list[Path] = (),
+    watch=None,
+) -> pd.DataFrame:
     """Train one method with one seed and return its history, one row a step.
 
     `posts` and `val_posts` have `.text` and `.gold` (tuple of human replies), for a curriculum also `.engagement`;
@@ -161,20 +241,31 @@ def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *,
     posts = curriculum(posts, section.curriculum)
     scratch = paths.scratch(method, seed)
     own = scratch / (f"rank{rank}" if rank else "")
-    digest = fingerprint(cfg, section, posts, parents, reward if section.beta or uses_ranks(section) else None)
+    digest = fingerprint(
+        cfg, section, posts, parents, reward if section.beta or uses_ranks(section) else None
+    )
     log = run.History(own / "history.csv", COLUMNS)
-    resumes, before = start_or_resume(it, method, posts, val_posts, scratch, own, digest, log, watch)
+    resumes, before = start_or_resume(
+        it, method, posts, val_posts, scratch, own, digest, log, watch
+    )
 
     stopped = None
-    for step in run.progress(range(it.first, section.steps), section.steps - it.first, f"{method} s{seed}"):
+    for step in run.progress(
+        range(it.first, section.steps), section.steps - it.first, f"{method} s{seed}"
+    ):
         row = take_step(it, posts, step)
         if (step + 1) % section.eval_every == 0 or step + 1 == section.steps:
             val, after = validate(it.policy, cfg, section, val_posts, reward, encode, seed, watch)
             row |= val
-            run.say(f"{method} s{seed} step {step + 1}: " + ", ".join(f"{k} {v:.3f}" for k, v in val.items()))
+            run.say(
+                f"{method} s{seed} step {step + 1}: "
+                + ", ".join(f"{k} {v:.3f}" for k, v in val.items())
+            )
         log.append(row)
         if row.get("val_level", 0) >= HACKED and section.on_hacked == "stop":
-            run.say(f"{method} s{seed}: stopped at step {step + 1}, the reward is being gamed (val_level, val_judge)")
+            run.say(
+                f"{method} s{seed}: stopped at step {step + 1}, the reward is being gamed (val_level, val_judge)"
+            )
             stopped = step + 1
             break
         if (step + 1) % it.save_every == 0 and step + 1 < section.steps and rank == 0:
@@ -189,45 +280,87 @@ def train(cfg, section, method: str, seed: int, posts: list, val_posts: list, *,
         early = {"stopped_early": stopped} if stopped else {}
         return early | weights_as_written(cfg, section, it.scales, history)
 
-    return finish(cfg, method, seed, it.policy, log, paths, parents, val_posts, (before, after), steps=section.steps,
-                  resumes=resumes, seconds=time.monotonic() - started, more=more)
+    return finish(
+        cfg,
+        method,
+        seed,
+        it.policy,
+        log,
+        paths,
+        parents,
+        val_posts,
+        (before, after),
+        steps=section.steps,
+        resumes=resumes,
+        seconds=time.monotonic() - started,
+        more=more,
+    )
 
 
 def check_callables(section, method: str, reward, encode) -> None:
     """UserError when a term has a weight but its callable is missing; one line for a kappa without effect."""
     ranked = uses_ranks(section)
     if (section.beta or ranked) and reward is None:
-        raise run.UserError(f"{method}: beta is {section.beta} but no reward was given" if section.beta else
-                            f"{method}: {section.diversity_gradient} multiplies by a reward but no reward was given")
+        raise run.UserError(
+            f"{method}: beta is {section.beta} but no reward was given"
+            if section.beta
+            else f"{method}: {section.diversity_gradient} multiplies by a reward but no reward was given"
+        )
     if section.lam and encode is None:
         raise run.UserError(f"{method}: lam is {section.lam} but no encoder was given")
     if section.kappa and section.kl_estimator == "k1":
-        print(f"{method}: kl_estimator k1 in the loss has an expected gradient of zero: kappa does nothing")
+        print(
+            f"{method}: kl_estimator k1 in the loss has an expected gradient of zero: kappa does nothing"
+        )
 
 
 def check_processes(section, method: str, world: int) -> None:
     """UserError when a batch cannot be shared by `world` processes."""
     size = section.prompts_per_step
     if size % world:
-        raise run.UserError(f"{method}: prompts_per_step {size} cannot be shared by {world} processes")
+        raise run.UserError(
+            f"{method}: prompts_per_step {size} cannot be shared by {world} processes"
+        )
     if section.lam and section.diversity_gradient == "shared" and size == world:
-        raise run.UserError(f"{method}: diversity_gradient shared needs two posts a process; raise prompts_per_step")
+        raise run.UserError(
+            f"{method}: diversity_gradient shared needs two posts a process; raise prompts_per_step"
+        )
 
 
 def learner(cfg, section, seed: int, parents: list[Path] = (), reward=None, encode=None) -> Learner:
     """Everything a first step needs: the policy at its start, a fresh optimizer, empty scales. Seeds the process."""
-    accelerator = Accelerator(cpu=run.device_dtype(cfg.model)[0].type == "cpu", mixed_precision="no")
+    accelerator = Accelerator(
+        cpu=run.device_dtype(cfg.model)[0].type == "cpu", mixed_precision="no"
+    )
     run.seed_everything(seed)
     policy = Policy(cfg.model, parents, seed)
-    optimizer = torch.optim.AdamW(policy.masters.values(), lr=section.lr, weight_decay=section.weight_decay)
+    optimizer = torch.optim.AdamW(
+        policy.masters.values(), lr=section.lr, weight_decay=section.weight_decay
+    )
     scales = {"reward": RunningScale(), "diversity": RunningScale()}
-    controller = AdaptiveKL(section.kappa, section.kl_target, section.kl_rule,
-                            bounds=tuple(section.kl_bounds)) if section.kl_target else None
-    return Learner(cfg, section, seed, policy, optimizer, accelerator, reward, encode, scales, controller)
+    controller = (
+        AdaptiveKL(
+            section.kappa, section.kl_target, section.kl_rule, bounds=tuple(section.kl_bounds)
+        )
+        if section.kl_target
+        else None
+    )
+    return Learner(
+        cfg, section, seed, policy, optimizer, accelerator, reward, encode, scales, controller
+    )
 
 
-def start_or_resume(it: Learner, method: str, posts: list, val_posts: list, scratch: Path, own: Path, digest: str,
-                    log: run.History, watch) -> tuple[int, list]:
+def start_or_resume(
+    it: Learner,
+    method: str,
+    posts: list,
+    val_posts: list,
+    scratch: Path,
+    own: Path,
+    digest: str,
+    log: run.History,
+    watch,
+) -> tuple[int, list]:
     """(times resumed, replies to `val_posts` before training): from the checkpoint in `scratch`, where there is one of
     the same `digest` (see fingerprint); else from a first validation, whose row opens the history."""
     state = load_state(scratch, it.policy, it.optimizer, digest)
@@ -238,14 +371,20 @@ def start_or_resume(it: Learner, method: str, posts: list, val_posts: list, scra
             scale.load_state_dict(state["scales"][name])
         if it.controller:
             it.controller.load_state_dict(state["controller"])
-        before, people = (json.loads((own / f"{name}.json").read_text())
-                          for name in ("samples_before", "human_rewards"))
+        before, people = (
+            json.loads((own / f"{name}.json").read_text())
+            for name in ("samples_before", "human_rewards")
+        )
         if watch and before:
-            watch([post.text for post in val_posts], before, rewards_of(it.reward, val_posts, before))
+            watch(
+                [post.text for post in val_posts], before, rewards_of(it.reward, val_posts, before)
+            )
         print(f"{method} s{it.seed}: resumed at step {it.first} of {it.section.steps}")
     else:
         log.rows.clear()
-        row, before = validate(it.policy, it.cfg, it.section, val_posts, it.reward, it.encode, it.seed, watch)
+        row, before = validate(
+            it.policy, it.cfg, it.section, val_posts, it.reward, it.encode, it.seed, watch
+        )
         log.append({"step": 0, **row})
         people = human_rewards(it.reward, posts).tolist() if uses_ranks(it.section) else []
         run.write_json(own / "samples_before.json", before)
@@ -256,67 +395,136 @@ def start_or_resume(it: Learner, method: str, posts: list, val_posts: list, scra
 
 def checkpoint(it: Learner, scratch: Path, step: int, resumes: int, digest: str) -> None:
     """Write what `start_or_resume` reads: weights, optimizer, random numbers, scales and the KL controller."""
-    save_state(scratch, it.policy, it.optimizer, {
-        "step": step, "resumes": resumes, "fingerprint": digest,
-        "controller": it.controller.state_dict() if it.controller else None,
-        "scales": {name: scale.state_dict() for name, scale in it.scales.items()}})
+    save_state(
+        scratch,
+        it.policy,
+        it.optimizer,
+        {
+            "step": step,
+            "resumes": resumes,
+            "fingerprint": digest,
+            "controller": it.controller.state_dict() if it.controller else None,
+            "scales": {name: scale.state_dict() for name, scale in it.scales.items()},
+        },
+    )
 
 
 def fingerprint(cfg, section, posts: list, parents: list[Path], reward=None) -> str:
     """What a resumed run must share with the one that was killed: settings, posts, the weights it starts from, and
     the reward it trains on, by what that says of a few human replies."""
-    parts = [asdict(cfg.model), asdict(cfg.sampling), asdict(section), [(p.text, p.gold) for p in posts],
-             [models.adapter_digest(p) for p in parents]]
+    parts = [
+        asdict(cfg.model),
+        asdict(cfg.sampling),
+        asdict(section),
+        [(p.text, p.gold) for p in posts],
+        [models.adapter_digest(p) for p in parents],
+    ]
     if reward is not None:
         few = [(post.text, post.gold[0]) for post in posts[:8]]
-        parts.append([round(float(x), 3) for x in reward([text for text, _ in few], [reply for _, reply in few])])
+        parts.append(
+            [
+                round(float(x), 3)
+                for x in reward([text for text, _ in few], [reply for _, reply in few])
+            ]
+        )
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def weights_as_written(cfg, section, scales: dict, history: pd.DataFrame) -> dict:
     """literal_lambda, diversity_scale, reward_scale for metrics.json: what the dimensionless weights amount to; a
     reason instead of a number where no single number exists."""
-    why = None if section.scale_advantages in ("running", "none") else {
-        "value": None, "reason": f"scale_advantages {section.scale_advantages}: another scale at every step"}
-    found = {f"{name}_scale": why or scales[name].scale for name, weight in
-             (("reward", section.beta), ("diversity", section.lam)) if weight}
+    why = (
+        None
+        if section.scale_advantages in ("running", "none")
+        else {
+            "value": None,
+            "reason": f"scale_advantages {section.scale_advantages}: another scale at every step",
+        }
+    )
+    found = {
+        f"{name}_scale": why or scales[name].scale
+        for name, weight in (("reward", section.beta), ("diversity", section.lam))
+        if weight
+    }
     if not section.lam:
         return found
     tokens, normalizer = cfg.sampling.max_new_tokens, section.loss_normalizer
     if normalizer in ("dapo", "token"):  # divided by the tokens there were
         tokens, normalizer = float(history["length"].mean()), "dapo"
     if normalizer == "grpo":
-        literal = {"value": None, "reason": "loss_normalizer grpo: 1/|y| differs from reply to reply"}
+        literal = {
+            "value": None,
+            "reason": "loss_normalizer grpo: 1/|y| differs from reply to reply",
+        }
     elif isinstance(found["diversity_scale"], dict):
         literal = found["diversity_scale"]
     else:
-        literal = obj.literal_lambda(section.lam, found["diversity_scale"], section.samples_per_prompt, tokens,
-                                     normalizer)
+        literal = obj.literal_lambda(
+            section.lam, found["diversity_scale"], section.samples_per_prompt, tokens, normalizer
+        )
     return found | {"literal_lambda": literal}
 
 
-def finish(cfg, method, seed, policy, log, paths, parents, val_posts, samples, *, steps, resumes, seconds, more,
-           **env) -> pd.DataFrame:
+def finish(
+    cfg,
+    method,
+    seed,
+    policy,
+    log,
+    paths,
+    parents,
+    val_posts,
+    samples,
+    *,
+    steps,
+    resumes,
+    seconds,
+    more,
+    **env,
+) -> pd.DataFrame:
     """Write the adapter and the files of record of a trained run, drop its scratch folder, return the history.
 
     samples: replies to `val_posts` before and after training; `more(history)` are the method's own numbers for
     metrics.json; `env` goes into env.json."""
     out, folder = paths.results(method, seed), paths.models(method, seed)
-    models.save_adapter(folder, policy.masters, cfg.model,
-                        {"method": method, "seed": seed,
-                         "parents": [{"folder": str(Path(p).relative_to(paths.root)),
-                                      "sha256": models.adapter_digest(p)} for p in parents]})
+    models.save_adapter(
+        folder,
+        policy.masters,
+        cfg.model,
+        {
+            "method": method,
+            "seed": seed,
+            "parents": [
+                {"folder": str(Path(p).relative_to(paths.root)), "sha256": models.adapter_digest(p)}
+                for p in parents
+            ],
+        },
+    )
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(log.path, out / "history.csv")
     history = pd.read_csv(out / "history.csv")
     last, first = history.iloc[-1], history.iloc[0]
-    metrics = {f"{name}_{when}": float(row[name]) for name in history.columns if name.startswith("val_")
-               for when, row in (("before", first), ("after", last)) if np.isfinite(row[name])}
-    metrics |= {"steps": steps, "resumes": resumes, "tokens_per_s": float(history.tokens_per_s.median()),
-                "train_seconds": float(history.seconds.sum())}
+    metrics = {
+        f"{name}_{when}": float(row[name])
+        for name in history.columns
+        if name.startswith("val_")
+        for when, row in (("before", first), ("after", last))
+        if np.isfinite(row[name])
+    }
+    metrics |= {
+        "steps": steps,
+        "resumes": resumes,
+        "tokens_per_s": float(history.tokens_per_s.median()),
+        "train_seconds": float(history.seconds.sum()),
+    }
     run.write_json(out / "metrics.json", metrics | more(history))
-    run.write_json(out / "samples.json", [{"post": post.text, "human": list(post.gold), "before": b, "after": a}
-                                          for post, b, a in zip(val_posts, *samples)])
+    run.write_json(
+        out / "samples.json",
+        [
+            {"post": post.text, "human": list(post.gold), "before": b, "after": a}
+            for post, b, a in zip(val_posts, *samples)
+        ],
+    )
     run.write_env(out / "env.json", cfg, wall_seconds=seconds, resumes=resumes, **env)
     shutil.rmtree(paths.scratch(method, seed))
     return history

@@ -7,6 +7,7 @@ VALIDITY GATE. `valid (B, K)` is False for a reply that must not buy diversity (
 language). It counts as distance 0 to everything *but stays in the average*, so it costs diversity and cannot
 add any. Dropping it from the average would let one odd reply hide behind two good ones.
 """
+
 from __future__ import annotations
 
 import math
@@ -26,12 +27,16 @@ def pairwise_distances(embeddings: Tensor) -> Tensor:
     """
     norms = embeddings.norm(dim=-1, keepdim=True)
     if not torch.isfinite(norms).all() or (norms == 0).any():
-        raise ValueError("an embedding is zero or not finite; its reply has no distance to the others")
+        raise ValueError(
+            "an embedding is zero or not finite; its reply has no distance to the others"
+        )
     unit = embeddings / norms
     distances = 1.0 - unit @ unit.transpose(-1, -2)
     # 1 - <u, u> of two identical float32 vectors is about 1e-7, not 0; equal replies must count as equal.
     distances = distances.masked_fill(distances < 1e-6, 0.0)
-    return distances * (1.0 - torch.eye(distances.shape[-1], dtype=distances.dtype, device=distances.device))
+    return distances * (
+        1.0 - torch.eye(distances.shape[-1], dtype=distances.dtype, device=distances.device)
+    )
 
 
 def gate(matrix: Tensor, valid: Tensor | None) -> Tensor:
@@ -54,6 +59,7 @@ def semantic(distances: Tensor, valid: Tensor | None = None) -> SetFunction:
     def D(members: Tensor) -> Tensor:
         n = members.shape[1]
         return _submatrices(gated, members).sum((-1, -2)) / max(n * (n - 1), 1)
+
     return D
 
 
@@ -70,8 +76,11 @@ def log_det(distances: Tensor, valid: Tensor | None = None) -> SetFunction:
         n = members.shape[1]
         sign, value = torch.linalg.slogdet(_submatrices(kernel, members) + torch.eye(n).to(kernel))
         if (sign <= 0).any():
-            raise ValueError("log det needs distances between vectors (1 - distance positive semi-definite)")
+            raise ValueError(
+                "log det needs distances between vectors (1 - distance positive semi-definite)"
+            )
         return value
+
     return D
 
 
@@ -88,9 +97,12 @@ def vendi(distances: Tensor, valid: Tensor | None = None) -> SetFunction:
     def D(members: Tensor) -> Tensor:
         count = ok[:, members].sum(-1)
         eigenvalues = torch.linalg.eigvalsh(_submatrices(kernel, members)).clamp(min=0.0)
-        entropy = -torch.xlogy(eigenvalues / count.clamp(min=1.0)[..., None],
-                               eigenvalues / count.clamp(min=1.0)[..., None]).sum(-1)
+        entropy = -torch.xlogy(
+            eigenvalues / count.clamp(min=1.0)[..., None],
+            eigenvalues / count.clamp(min=1.0)[..., None],
+        ).sum(-1)
         return entropy.exp() * count / members.shape[1]
+
     return D
 
 
@@ -105,8 +117,8 @@ def distinct_n(ids: Tensor, mask: Tensor, n: int = 1) -> SetFunction:
     length = ids.shape[-1] - n + 1
     if n < 1 or length < 1:
         raise ValueError(f"n-grams of length {n} do not exist in {ids.shape[-1]} tokens")
-    windows = torch.stack([ids[..., i:i + length] for i in range(n)], -1)
-    present = torch.stack([mask[..., i:i + length].bool() for i in range(n)], -1).all(-1)
+    windows = torch.stack([ids[..., i : i + length] for i in range(n)], -1)
+    present = torch.stack([mask[..., i : i + length].bool() for i in range(n)], -1).all(-1)
     # Number the n-grams of the whole batch once; -1 marks windows that reach into padding.
     codes = windows.reshape(-1, n).unique(dim=0, return_inverse=True)[1].reshape(present.shape)
     codes = torch.where(present, codes, -1)
@@ -117,6 +129,7 @@ def distinct_n(ids: Tensor, mask: Tensor, n: int = 1) -> SetFunction:
         new = real.clone()
         new[..., 1:] &= pooled[..., 1:] != pooled[..., :-1]
         return new.sum(-1) / real.sum(-1).clamp(min=1)
+
     return D
 
 
@@ -143,11 +156,15 @@ def sentence_bleu(hypothesis: list[int], references: list[list[int]], max_order:
         if hits + added == 0:
             return 0.0
         logs.append(math.log((hits + added) / (counts.total() + added)))
-    closest = min((len(r) for r in references), key=lambda length: (abs(length - len(hypothesis)), length))
+    closest = min(
+        (len(r) for r in references), key=lambda length: (abs(length - len(hypothesis)), length)
+    )
     return math.exp(sum(logs) / len(logs) + min(0.0, 1.0 - closest / len(hypothesis)))
 
 
-def self_bleu(ids: Tensor, mask: Tensor, valid: Tensor | None = None, max_order: int = 4) -> SetFunction:
+def self_bleu(
+    ids: Tensor, mask: Tensor, valid: Tensor | None = None, max_order: int = 4
+) -> SetFunction:
     """1 - self-BLEU (Zhu et al. 2018, arXiv 1802.01886): mean over the set of 1 - BLEU of a reply against the
     other replies, in [0, 1]. `ids, mask (B, K, T)`, `valid (B, K)`; 0 for a single reply.
 
@@ -156,20 +173,30 @@ def self_bleu(ids: Tensor, mask: Tensor, valid: Tensor | None = None, max_order:
     others, which can only cost them; `diversity.diversity_advantages` sees to it that it never gets a
     positive advantage.
     """
-    rows = [[reply[keep].tolist() for reply, keep in zip(group, kept, strict=True)]
-            for group, kept in zip(ids.cpu(), mask.bool().cpu(), strict=True)]
+    rows = [
+        [reply[keep].tolist() for reply, keep in zip(group, kept, strict=True)]
+        for group, kept in zip(ids.cpu(), mask.bool().cpu(), strict=True)
+    ]
     ok = [[bool(row) for row in group] for group in rows] if valid is None else valid.tolist()
 
     def one(group: list[list[int]], good: list[bool], members: list[int]) -> float:
         if len(members) < 2:
             return 0.0
-        return sum(1.0 - sentence_bleu(group[i], [group[j] for j in members if j != i], max_order)
-                   for i in members if good[i] and group[i]) / len(members)
+        return sum(
+            1.0 - sentence_bleu(group[i], [group[j] for j in members if j != i], max_order)
+            for i in members
+            if good[i] and group[i]
+        ) / len(members)
 
     def D(members: Tensor) -> Tensor:
         sets = members.tolist()
-        return torch.tensor([[one(group, good, chosen) for chosen in sets]
-                             for group, good in zip(rows, ok, strict=True)])
+        return torch.tensor(
+            [
+                [one(group, good, chosen) for chosen in sets]
+                for group, good in zip(rows, ok, strict=True)
+            ]
+        )
+
     return D
 
 
@@ -196,6 +223,8 @@ def mean_pairwise(distances: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 MEASURES = {"semantic": semantic, "logdet": log_det, "vendi": vendi}  # D as a function of distances
-TOKEN_MEASURES = {"distinct_1": lambda ids, mask, valid: distinct_n(ids, mask, 1),  # and of token ids
-                  "distinct_2": lambda ids, mask, valid: distinct_n(ids, mask, 2),
-                  "self_bleu": self_bleu}
+TOKEN_MEASURES = {
+    "distinct_1": lambda ids, mask, valid: distinct_n(ids, mask, 1),  # and of token ids
+    "distinct_2": lambda ids, mask, valid: distinct_n(ids, mask, 2),
+    "self_bleu": self_bleu,
+}

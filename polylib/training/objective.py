@@ -13,6 +13,7 @@ so both terms enter as detached `advantages` that multiply differentiable log-pr
 Shapes: B prompts, K samples a prompt, N = B * K rows, T completion tokens. Log-probs and KL are in nats.
 `mask` is True where a completion token counts (EOS included, padding excluded).
 """
+
 from __future__ import annotations
 
 import torch
@@ -39,7 +40,9 @@ def batch_denominator(mask: Tensor, normalizer: str, max_tokens: int | None = No
     rows, tokens = mask.shape[0], int(mask.sum())
     if normalizer == "dr_grpo":
         if not max_tokens:
-            raise ValueError("normalizer 'dr_grpo' divides by max_tokens: give the generation limit")
+            raise ValueError(
+                "normalizer 'dr_grpo' divides by max_tokens: give the generation limit"
+            )
         return float(rows * max_tokens)
     if normalizer in ("grpo", "sequence"):
         return float(rows)
@@ -47,11 +50,14 @@ def batch_denominator(mask: Tensor, normalizer: str, max_tokens: int | None = No
         if tokens == 0:
             raise ValueError("the mask selects no token, so a token mean does not exist")
         return float(tokens)
-    raise ValueError(f"unknown normalizer {normalizer!r}; use dr_grpo, grpo, dapo, token or sequence")
+    raise ValueError(
+        f"unknown normalizer {normalizer!r}; use dr_grpo, grpo, dapo, token or sequence"
+    )
 
 
-def _reduce(values: Tensor, mask: Tensor, normalizer: str, max_tokens: int | None,
-            denominator: float | None) -> Tensor:
+def _reduce(
+    values: Tensor, mask: Tensor, normalizer: str, max_tokens: int | None, denominator: float | None
+) -> Tensor:
     """Sum `values (N, T)` over the mask and divide as `batch_denominator` says."""
     rows = values.masked_fill(~mask, 0.0).sum(-1)
     if normalizer == "grpo":
@@ -62,8 +68,9 @@ def _reduce(values: Tensor, mask: Tensor, normalizer: str, max_tokens: int | Non
 
 
 # -------------------------------------------------------------------------------------- the four terms
-def cross_entropy(logprobs: Tensor, mask: Tensor, normalizer: str = "token",
-                  denominator: float | None = None) -> Tensor:
+def cross_entropy(
+    logprobs: Tensor, mask: Tensor, normalizer: str = "token", denominator: float | None = None
+) -> Tensor:
     """Negative log-likelihood of the gold replies, nats per token. `logprobs (N, T)`, `mask (N, T)` -> scalar."""
     return _reduce(-logprobs, mask.bool(), normalizer, None, denominator)
 
@@ -79,10 +86,17 @@ def token_entropy(logits: Tensor, targets: Tensor | None = None) -> Tensor:
     return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
 
 
-def policy_loss(logprobs: Tensor, old_logprobs: Tensor | None, advantages: Tensor, mask: Tensor,
-                clip_low: float = 0.2, clip_high: float = 0.2, normalizer: str = "dr_grpo",
-                max_tokens: int | None = None, denominator: float | None = None,
-                ) -> tuple[Tensor, dict[str, float]]:
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor | None,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    normalizer: str = "dr_grpo",
+    max_tokens: int | None = None,
+    denominator: float | None = None,
+) -> tuple[Tensor, dict[str, float]]:
     """Clipped policy-gradient loss, -E[min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)].
 
     `logprobs (N, T)` carry the gradient; `old_logprobs (N, T)` are those of the policy that sampled (None:
@@ -96,16 +110,22 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor | None, advantages: Tenso
     if advantages.requires_grad:
         raise ValueError("advantages are constants of the score-function identity: detach them")
     if not torch.isfinite(advantages).all():
-        raise ValueError("advantages hold NaN or infinity; find the reward or distance that produced it")
+        raise ValueError(
+            "advantages hold NaN or infinity; find the reward or distance that produced it"
+        )
     mask, a = mask.bool(), advantages[:, None]
     old = logprobs.detach() if old_logprobs is None else old_logprobs.detach()
     ratio = (logprobs - old).masked_fill(~mask, 0.0).exp()
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    loss = _reduce(-torch.minimum(ratio * a, clipped * a), mask, normalizer, max_tokens, denominator)
+    loss = _reduce(
+        -torch.minimum(ratio * a, clipped * a), mask, normalizer, max_tokens, denominator
+    )
     with torch.no_grad():
         binding = ((ratio > 1.0 + clip_high) & (a > 0)) | ((ratio < 1.0 - clip_low) & (a < 0))
-        stats = {"clip_fraction": binding[mask].float().mean().item(),
-                 "ratio_mean": ratio[mask].mean().item()}
+        stats = {
+            "clip_fraction": binding[mask].float().mean().item(),
+            "ratio_mean": ratio[mask].mean().item(),
+        }
     return loss, stats
 
 
@@ -119,14 +139,23 @@ def _kl_terms(log_ratio: Tensor, estimator: str) -> Tensor:
         return k2
     if estimator == "k3":
         return k3
-    if estimator == "k3+":  # straight-through: prints k3's unbiased value, moves the weights by k2's gradient
+    if (
+        estimator == "k3+"
+    ):  # straight-through: prints k3's unbiased value, moves the weights by k2's gradient
         return k2 + (k3 - k2).detach()
     raise ValueError(f"unknown KL estimator {estimator!r}; use k1, k2, k3 or k3+")
 
 
-def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: str = "k2",
-               normalizer: str = "dr_grpo", max_tokens: int | None = None, denominator: float | None = None,
-               level: str = "token") -> Tensor:
+def kl_penalty(
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    estimator: str = "k2",
+    normalizer: str = "dr_grpo",
+    max_tokens: int | None = None,
+    denominator: float | None = None,
+    level: str = "token",
+) -> Tensor:
     """KL of the policy to the reference as a loss term on sampled completions. `(N, T)` -> scalar.
 
     What moves the weights is not the value but the gradient, and on samples from the policy they differ:
@@ -151,13 +180,17 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: 
         values = _kl_terms(log_ratio, estimator)
     elif level == "sequence":
         if normalizer == "grpo":
-            raise ValueError("level 'sequence' has one term a reply; the token mean of 'grpo' does not apply")
+            raise ValueError(
+                "level 'sequence' has one term a reply; the token mean of 'grpo' does not apply"
+            )
         if denominator is None:
             denominator = batch_denominator(mask, normalizer, max_tokens)
         return _kl_terms(log_ratio.sum(-1), estimator).sum() / denominator
     elif level == "togo":
         if estimator != "k2":
-            raise ValueError(f"level 'togo' is a form of k2's gradient; it is not defined for {estimator!r}")
+            raise ValueError(
+                f"level 'togo' is a form of k2's gradient; it is not defined for {estimator!r}"
+            )
         to_go = log_ratio.detach().flip(-1).cumsum(-1).flip(-1)
         own = 0.5 * log_ratio**2
         values = own.detach() + to_go * (log_ratio - log_ratio.detach())
@@ -176,14 +209,25 @@ def kl_value(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: st
     if estimator not in ("k1", "k3"):
         raise ValueError(f"{estimator!r} is not an unbiased value of the KL; log k1 or k3")
     mask = mask.bool()
-    return _reduce(_kl_terms((logprobs - ref_logprobs).masked_fill(~mask, 0.0), estimator), mask, "sequence",
-                   None, None)
+    return _reduce(
+        _kl_terms((logprobs - ref_logprobs).masked_fill(~mask, 0.0), estimator),
+        mask,
+        "sequence",
+        None,
+        None,
+    )
 
 
 # --------------------------------------------------------------------------------- putting it together
-def combined_advantages(reward_advantages: Tensor | None, diversity_advantages: Tensor | None, beta: float,
-                        lam: float, reward_scale: float = 1.0, diversity_scale: float = 1.0,
-                        limit: float = 0.0) -> Tensor:
+def combined_advantages(
+    reward_advantages: Tensor | None,
+    diversity_advantages: Tensor | None,
+    beta: float,
+    lam: float,
+    reward_scale: float = 1.0,
+    diversity_scale: float = 1.0,
+    limit: float = 0.0,
+) -> Tensor:
     """beta * A_reward / reward_scale + lam * A_diversity / diversity_scale, all `(B, K)`, detached.
 
     With the scales of two `RunningScale`s both parts have unit size and `beta`, `lam` are dimensionless. A
@@ -192,12 +236,16 @@ def combined_advantages(reward_advantages: Tensor | None, diversity_advantages: 
     """
     if reward_scale <= 0 or diversity_scale <= 0:
         raise ValueError(f"scales must be positive, got {reward_scale} and {diversity_scale}")
-    parts = [(beta, reward_advantages, reward_scale, "reward"),
-             (lam, diversity_advantages, diversity_scale, "diversity")]
+    parts = [
+        (beta, reward_advantages, reward_scale, "reward"),
+        (lam, diversity_advantages, diversity_scale, "diversity"),
+    ]
     for weight, part, _, name in parts:
         if weight != 0 and part is None:
             raise ValueError(f"the weight of {name} is {weight} but its advantages are missing")
-    present = [weight * part.detach() / scale for weight, part, scale, _ in parts if part is not None]
+    present = [
+        weight * part.detach() / scale for weight, part, scale, _ in parts if part is not None
+    ]
     if not present:
         raise ValueError("neither reward nor diversity advantages were given")
     if limit:
@@ -208,10 +256,14 @@ def combined_advantages(reward_advantages: Tensor | None, diversity_advantages: 
 
 def clip_factors(advantages: Tensor, limit: float) -> Tensor:
     """What each advantage is multiplied by to lie within +- limit: 1 where it does already. Any shape."""
-    return torch.where(advantages.abs() > limit, clip_advantages(advantages, limit)[0] / advantages, 1.0)
+    return torch.where(
+        advantages.abs() > limit, clip_advantages(advantages, limit)[0] / advantages, 1.0
+    )
 
 
-def literal_lambda(lam: float, scale: float, k: int, tokens: float, normalizer: str = "dr_grpo") -> float:
+def literal_lambda(
+    lam: float, scale: float, k: int, tokens: float, normalizer: str = "dr_grpo"
+) -> float:
     """The lambda of the literal loss "CE - lambda * D" that a dimensionless `lam` amounts to.
 
     An estimator of this project satisfies E[sum_i A_i grad log pi(y_i)] = grad E[D], a *sum* over the K
@@ -228,16 +280,28 @@ def literal_lambda(lam: float, scale: float, k: int, tokens: float, normalizer: 
     return lam / (scale * k * (1.0 if normalizer == "sequence" else tokens))
 
 
-def total(*, alpha: float = 0.0, ce: Tensor | None = None, policy: Tensor | None = None, kappa: float = 0.0,
-          kl: Tensor | None = None, entropy_weight: float = 0.0, entropy: Tensor | None = None) -> Tensor:
+def total(
+    *,
+    alpha: float = 0.0,
+    ce: Tensor | None = None,
+    policy: Tensor | None = None,
+    kappa: float = 0.0,
+    kl: Tensor | None = None,
+    entropy_weight: float = 0.0,
+    entropy: Tensor | None = None,
+) -> Tensor:
     """L = alpha * CE + policy + kappa * KL - entropy_weight * entropy, a scalar.
 
     `policy` is `policy_loss` of `combined_advantages`: it *is* "- beta * reward - lambda * diversity". Its two
     weights are inside the advantages and not here, because what is clipped is the ratio times their sum.
     A term with weight 0 may be None; raises ValueError if a weighted term is missing.
     """
-    terms = [(alpha, ce, "ce"), (1.0, policy, "policy"), (-entropy_weight, entropy, "entropy"),
-             (kappa, kl, "kl")]
+    terms = [
+        (alpha, ce, "ce"),
+        (1.0, policy, "policy"),
+        (-entropy_weight, entropy, "entropy"),
+        (kappa, kl, "kl"),
+    ]
     for weight, term, name in terms:
         if weight != 0 and term is None and name != "policy":
             raise ValueError(f"the weight of {name} is {weight} but the term is missing")

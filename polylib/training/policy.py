@@ -36,14 +36,22 @@ class Policy:
         self.model = models.add_lora(plain, cfg_model, seed)
         self.head = plain.get_output_embeddings()
         self.params = lora_weights(self.model)
-        self.masters = {name: p.detach().float().clone().requires_grad_() for name, p in self.params.items()}
+        self.masters = {
+            name: p.detach().float().clone().requires_grad_() for name, p in self.params.items()
+        }
 
     @property
     def device(self) -> torch.device:
         return self.head.weight.device
 
-    def logprobs(self, packed: Packed, temperature, reference: bool = False, kept: torch.Tensor | None = None,
-                 value: Callable | None = None):
+    def logprobs(
+        self,
+        packed: Packed,
+        temperature,
+        reference: bool = False,
+        kept: torch.Tensor | None = None,
+        value: Callable | None = None,
+    ):
         """log π of every packed completion token, (B, N, T) float32; `reference=True` scores with adapters off.
 
         `kept` and `value` as in `completion_logprobs`. Give policy and reference the same `kept`: their KL is then
@@ -54,13 +62,19 @@ class Policy:
             out = self.model.get_base_model().base_model(
                 input_ids=packed.input_ids,
                 attention_mask=additive_mask(packed.attention_mask, self.head.weight.dtype),
-                position_ids=packed.position_ids, use_cache=False)
-            return completion_logprobs(out.last_hidden_state, self.head, packed, temperature, kept=kept, value=value)
+                position_ids=packed.position_ids,
+                use_cache=False,
+            )
+            return completion_logprobs(
+                out.last_hidden_state, self.head, packed, temperature, kept=kept, value=value
+            )
 
     def collect_gradients(self, accelerator) -> None:
         """Move gradients from the forward parameters to the masters, averaged over processes."""
         for name, param in self.params.items():
-            grad = torch.zeros_like(self.masters[name]) if param.grad is None else param.grad.float()
+            grad = (
+                torch.zeros_like(self.masters[name]) if param.grad is None else param.grad.float()
+            )
             self.masters[name].grad = accelerator.reduce(grad, "mean")
             param.grad = None
 
@@ -90,8 +104,11 @@ def save_state(folder: Path, policy: Policy, optimizer, scalars: dict) -> None:
     tensors["rng.torch"] = torch.get_rng_state()
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "state.partial"
-    save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial,
-              metadata={"scalars": json.dumps(scalars)})
+    save_file(
+        {k: v.cpu().contiguous() for k, v in tensors.items()},
+        partial,
+        metadata={"scalars": json.dumps(scalars)},
+    )
     partial.rename(folder / "state.safetensors")
 
 
@@ -114,7 +131,9 @@ def load_state(folder: Path, policy: Policy, optimizer, fingerprint: str) -> dic
             master.copy_(tensors[f"master.{name}"])
             # as Adam keeps them: moments on the device, the step count on the CPU
             optimizer.state[master] = {"step": tensors[f"adam.step.{name}"]} | {
-                key: tensors[f"adam.{key}.{name}"].to(master.device) for key in ("exp_avg", "exp_avg_sq")}
+                key: tensors[f"adam.{key}.{name}"].to(master.device)
+                for key in ("exp_avg", "exp_avg_sq")
+            }
     torch.set_rng_state(tensors["rng.torch"])
     policy.sync_weights()
     return scalars

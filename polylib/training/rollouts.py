@@ -25,7 +25,9 @@ def curriculum(posts: list, quantile: float) -> list:
     levels = np.array([post.engagement for post in posts])
     chosen = [post for post, above in zip(posts, levels > np.quantile(levels, quantile)) if above]
     if not chosen:
-        raise UserError(f"curriculum {quantile}: no post lies above this quantile of engagement; lower it")
+        raise UserError(
+            f"curriculum {quantile}: no post lies above this quantile of engagement; lower it"
+        )
     return chosen
 
 
@@ -40,32 +42,46 @@ def batch_of(posts: list, position: int, size: int, seed: int) -> list:
     return [posts[_order(len(posts), seed, epoch)[index]] for epoch, index in places]
 
 
-def gold_ids(policy: Policy, posts: list, n: int, limit: int, key: list[int]) -> list[list[list[int]]]:
+def gold_ids(
+    policy: Policy, posts: list, n: int, limit: int, key: list[int]
+) -> list[list[list[int]]]:
     """`n` human replies of each post as token ids with EOS, drawn without replacement; fewer leave empty slots.
 
     The draw depends on `key` and on the text alone, so it is the same however a batch is cut over processes.
     """
     groups = []
     for post in posts:
-        order = np.random.default_rng([*key, crc32(post.text.encode())]).permutation(len(post.gold))[:n]
+        order = np.random.default_rng([*key, crc32(post.text.encode())]).permutation(
+            len(post.gold)
+        )[:n]
         group = [models.encode_reply(policy.tokenizer, post.gold[i], limit) for i in order]
         groups.append(group + [[]] * (n - len(group)))
     return groups
 
 
 # ----------------------------------------------------------------------------------------- sampled replies
-def sampled_ids(rollouts: sampling.Rollouts, keep: torch.Tensor | None = None) -> list[list[list[int]]]:
+def sampled_ids(
+    rollouts: sampling.Rollouts, keep: torch.Tensor | None = None
+) -> list[list[list[int]]]:
     """Sampled ids up to EOS; a completion that is not kept becomes an empty slot, which costs nothing."""
     lengths = (rollouts.lengths if keep is None else rollouts.lengths * keep).tolist()
-    return [[ids[:n] for ids, n in zip(row, row_lengths)]
-            for row, row_lengths in zip(rollouts.completion_ids.tolist(), lengths)]
+    return [
+        [ids[:n] for ids, n in zip(row, row_lengths)]
+        for row, row_lengths in zip(rollouts.completion_ids.tolist(), lengths)
+    ]
 
 
 def _cut(item, part: slice):
     """Every tensor and list of a dataclass, cut along the posts."""
     values = {field.name: getattr(item, field.name) for field in fields(item)}
-    return replace(item, **{name: _cut(value, part) if isinstance(value, sampling.Rollouts) else value[part]
-                            for name, value in values.items() if value is not None and not isinstance(value, float)})
+    return replace(
+        item,
+        **{
+            name: _cut(value, part) if isinstance(value, sampling.Rollouts) else value[part]
+            for name, value in values.items()
+            if value is not None and not isinstance(value, float)
+        },
+    )
 
 
 def split(scored: Scored, size: int) -> list[Scored]:
@@ -74,8 +90,9 @@ def split(scored: Scored, size: int) -> list[Scored]:
 
 
 @torch.no_grad()
-def behaviour_logprobs(policy: Policy, cfg, rollouts: sampling.Rollouts, size: int,
-                       reference: bool = False) -> torch.Tensor:
+def behaviour_logprobs(
+    policy: Policy, cfg, rollouts: sampling.Rollouts, size: int, reference: bool = False
+) -> torch.Tensor:
     """Log-probs of the sampled tokens under the policy as it is now (or the reference), by the training forward
     pass in slices of `size` posts: (B, K, T), 0 where masked.
 
@@ -84,28 +101,68 @@ def behaviour_logprobs(policy: Policy, cfg, rollouts: sampling.Rollouts, size: i
     out = torch.zeros(rollouts.completion_ids.shape, device=policy.device)
     for start in range(0, len(rollouts.prompt_ids), size):
         part = _cut(rollouts, slice(start, start + size))
-        packed = pack(part.prompt_ids, sampled_ids(part), policy.tokenizer.pad_token_id, policy.device)
-        found = policy.logprobs(packed, cfg.sampling.temperature, reference=reference,
-                                kept=replayed(part.kept, packed, 0))
-        out[start:start + size, :, :found.shape[-1]] = found
+        packed = pack(
+            part.prompt_ids, sampled_ids(part), policy.tokenizer.pad_token_id, policy.device
+        )
+        found = policy.logprobs(
+            packed,
+            cfg.sampling.temperature,
+            reference=reference,
+            kept=replayed(part.kept, packed, 0),
+        )
+        out[start : start + size, :, : found.shape[-1]] = found
     return out
 
 
-def collect(policy: Policy, cfg, section, posts: list, size: int, seed: int, reward, encode, scales: dict,
-            gather: Callable, people: torch.Tensor | None, kappa: float = 0.0) -> list[Scored]:
+def collect(
+    policy: Policy,
+    cfg,
+    section,
+    posts: list,
+    size: int,
+    seed: int,
+    reward,
+    encode,
+    scales: dict,
+    gather: Callable,
+    people: torch.Tensor | None,
+    kappa: float = 0.0,
+) -> list[Scored]:
     """Sample and score `posts` at once, cut into batches of `size`; arguments as of `score`.
     Log-probs of the policy that sampled are kept for every update that a moved policy will make: later batches, and
     all updates but the first where there are several."""
-    rollouts = sampling.sample(policy.sampler, policy.tokenizer, [post.text for post in posts],
-                               section.samples_per_prompt, cfg.sampling, seed)
+    rollouts = sampling.sample(
+        policy.sampler,
+        policy.tokenizer,
+        [post.text for post in posts],
+        section.samples_per_prompt,
+        cfg.sampling,
+        seed,
+    )
     in_reward = kappa and section.kl_estimator == "k1_in_reward"
     off_policy = len(posts) > size or section.updates_per_rollout > 1
     rows = section.micro_prompts or size
     old = behaviour_logprobs(policy, cfg, rollouts, rows) if off_policy or in_reward else None
-    logprobs = (old, behaviour_logprobs(policy, cfg, rollouts, rows, reference=True)) if in_reward else None
-    whole = score(section, posts, rollouts, reward if section.beta or uses_ranks(section) else None, encode, scales,
-                  gather, people, logprobs, kappa)
+    logprobs = (
+        (old, behaviour_logprobs(policy, cfg, rollouts, rows, reference=True))
+        if in_reward
+        else None
+    )
+    whole = score(
+        section,
+        posts,
+        rollouts,
+        reward if section.beta or uses_ranks(section) else None,
+        encode,
+        scales,
+        gather,
+        people,
+        logprobs,
+        kappa,
+    )
     parts = split(replace(whole, old_logprobs=old if off_policy else None), size)
     if section.updates_per_rollout == 1:
-        parts[0].old_logprobs = None  # it learns before the policy has moved: the ratio is 1 by definition
+        parts[
+            0
+        ].old_logprobs = None  # it learns before the policy has moved: the ratio is 1 by definition
     return parts

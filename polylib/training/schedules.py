@@ -1,4 +1,5 @@
 """The weight that changes during training: kappa, moved by the measured KL."""
+
 from __future__ import annotations
 
 import math
@@ -13,12 +14,20 @@ class AdaptiveKL:
     1.5 above the target, *= .8 below half of it. Always kept inside `bounds`.
     """
 
-    def __init__(self, coef: float, target: float, rule: str = "proportional", rate: float = 0.1,
-                 bounds: tuple[float, float] = (1e-4, 10.0)):
+    def __init__(
+        self,
+        coef: float,
+        target: float,
+        rule: str = "proportional",
+        rate: float = 0.1,
+        bounds: tuple[float, float] = (1e-4, 10.0),
+    ):
         if rule not in ("proportional", "steps"):
             raise ValueError(f"unknown KL rule {rule!r}; use proportional or steps")
         if target <= 0 or not 0 < bounds[0] <= coef <= bounds[1]:
-            raise ValueError(f"need target > 0 and 0 < low <= coef <= high, got {target}, {coef}, {bounds}")
+            raise ValueError(
+                f"need target > 0 and 0 < low <= coef <= high, got {target}, {coef}, {bounds}"
+            )
         self.coef, self.target, self.rule, self.rate, self.bounds = coef, target, rule, rate, bounds
 
     def update(self, kl: float) -> float:

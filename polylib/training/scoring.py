@@ -21,14 +21,18 @@ class Scored:
 
     posts: list
     rollouts: sampling.Rollouts
-    rewards: torch.Tensor | None           # (B, K) as the reward gave them
-    diversity: torch.Tensor | None         # (B,) semantic D of each set, ungated: what a reader sees
-    reward_advantages: torch.Tensor        # (B, K) A_reward, without beta; 0 where beta is
-    diversity_advantages: torch.Tensor     # (B, K) A_diversity, without lambda; 0 where lambda is
-    valid: torch.Tensor                    # (B, K) replies that may buy diversity
-    old_logprobs: torch.Tensor | None = None  # (B, K, T) of the policy that sampled; None = the current policy
-    kl: torch.Tensor | None = None            # (B,) KL of that policy to the reference, where it is in the reward
-    reward_scale: float = 1.0                 # what the advantages are divided by: section.scale_advantages
+    rewards: torch.Tensor | None  # (B, K) as the reward gave them
+    diversity: torch.Tensor | None  # (B,) semantic D of each set, ungated: what a reader sees
+    reward_advantages: torch.Tensor  # (B, K) A_reward, without beta; 0 where beta is
+    diversity_advantages: torch.Tensor  # (B, K) A_diversity, without lambda; 0 where lambda is
+    valid: torch.Tensor  # (B, K) replies that may buy diversity
+    old_logprobs: torch.Tensor | None = (
+        None  # (B, K, T) of the policy that sampled; None = the current policy
+    )
+    kl: torch.Tensor | None = (
+        None  # (B,) KL of that policy to the reference, where it is in the reward
+    )
+    reward_scale: float = 1.0  # what the advantages are divided by: section.scale_advantages
     diversity_scale: float = 1.0
 
 
@@ -39,8 +43,12 @@ def uses_samples(section) -> bool:
 
 def uses_ranks(section) -> bool:
     """Does any term need rewards in [0, 1] (`percentile`) instead of the reward's own units?"""
-    return bool(section.beta and section.reward_gradient.startswith("pass_at_k")
-                or section.lam and section.diversity_gradient in ("f_poly", "darling"))
+    return bool(
+        section.beta
+        and section.reward_gradient.startswith("pass_at_k")
+        or section.lam
+        and section.diversity_gradient in ("f_poly", "darling")
+    )
 
 
 def human_rewards(reward: Callable, posts: list) -> torch.Tensor:
@@ -66,28 +74,50 @@ def reward_advantages(section, rewards: torch.Tensor, ranks: torch.Tensor | None
     k = rewards.shape[1]
     n = section.subset_size or min(k - 1, max(2, k // 2))
     if section.reward_gradient == "mean":
-        return obj.group_advantages(rewards, "group" if section.scale_advantages == "group" else "none")
+        return obj.group_advantages(
+            rewards, "group" if section.scale_advantages == "group" else "none"
+        )
     if section.reward_gradient == "max_at_k":
         return div.max_at_k(rewards, n)
     passes = (ranks > 0.5).float()
-    return div.max_at_k(passes, n) if section.reward_gradient == "pass_at_k" else div.pass_at_k_training(passes, n)
+    return (
+        div.max_at_k(passes, n)
+        if section.reward_gradient == "pass_at_k"
+        else div.pass_at_k_training(passes, n)
+    )
 
 
-def diversity_advantages(section, rollouts, distances: torch.Tensor, valid: torch.Tensor,
-                         ranks: torch.Tensor | None) -> torch.Tensor:
+def diversity_advantages(
+    section, rollouts, distances: torch.Tensor, valid: torch.Tensor, ranks: torch.Tensor | None
+) -> torch.Tensor:
     """Unweighted advantages `(B, K)` of `section.diversity`. Token measures count the reply without its EOS."""
     measure = section.diversity
     if measure in TOKEN_MEASURES:
         content = rollouts.lengths - (~rollouts.truncated).long()
         mask = torch.arange(rollouts.completion_ids.shape[-1]) < content.cpu()[..., None]
         measure = TOKEN_MEASURES[measure](rollouts.completion_ids.cpu(), mask, valid)
-    return div.diversity_advantages(distances, valid, section.diversity_gradient, measure, rewards=ranks,
-                                    size=section.subset_size or None)
+    return div.diversity_advantages(
+        distances,
+        valid,
+        section.diversity_gradient,
+        measure,
+        rewards=ranks,
+        size=section.subset_size or None,
+    )
 
 
-def score(section, posts: list, rollouts, reward, encode, scales: dict,
-          gather: Callable[[torch.Tensor], torch.Tensor] = lambda x: x, people: torch.Tensor | None = None,
-          logprobs: tuple[torch.Tensor, torch.Tensor] | None = None, kappa: float = 0.0) -> Scored:
+def score(
+    section,
+    posts: list,
+    rollouts,
+    reward,
+    encode,
+    scales: dict,
+    gather: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+    people: torch.Tensor | None = None,
+    logprobs: tuple[torch.Tensor, torch.Tensor] | None = None,
+    kappa: float = 0.0,
+) -> Scored:
     """Rewards, diversity and their advantages for rollouts of `posts`. Calls the reward and the encoder once each.
 
     `gather` collects numbers of all processes, so that the scales are the same everywhere; `people`, their sorted
@@ -123,23 +153,43 @@ def score(section, posts: list, rollouts, reward, encode, scales: dict,
     for name, advantages in found.items():
         if section.scale_advantages == "running":
             divisors[name] = scales[name].update(gather(advantages))
-        elif section.scale_advantages == "batch":  # as TRL: the std of all rewards; of advantages where there is none
+        elif (
+            section.scale_advantages == "batch"
+        ):  # as TRL: the std of all rewards; of advantages where there is none
             plain = name == "reward" and section.reward_gradient == "mean"
             divisors[name] = gather(shaped if plain else advantages).std(correction=1).item() or 1.0
     nothing = torch.zeros(b, k)
-    return Scored(posts, rollouts, rewards, d, found.get("reward", nothing), found.get("diversity", nothing), valid,
-                  kl=kl, reward_scale=divisors["reward"], diversity_scale=divisors["diversity"])
+    return Scored(
+        posts,
+        rollouts,
+        rewards,
+        d,
+        found.get("reward", nothing),
+        found.get("diversity", nothing),
+        valid,
+        kl=kl,
+        reward_scale=divisors["reward"],
+        diversity_scale=divisors["diversity"],
+    )
 
 
 def describe(scored: Scored | None) -> dict[str, float]:
     """What the history says of one step's rollouts; empty without any."""
     if scored is None:
         return {}
-    row = {"length": scored.rollouts.lengths.float().mean().item(),
-           "truncated": scored.rollouts.truncated.float().mean().item()}
+    row = {
+        "length": scored.rollouts.lengths.float().mean().item(),
+        "truncated": scored.rollouts.truncated.float().mean().item(),
+    }
     if scored.rewards is not None:
-        row |= {"reward": scored.rewards.mean().item(), "reward_std": scored.rewards.std(1).mean().item(),
-                "zero_variance": zero_variance(scored.rewards)}
+        row |= {
+            "reward": scored.rewards.mean().item(),
+            "reward_std": scored.rewards.std(1).mean().item(),
+            "zero_variance": zero_variance(scored.rewards),
+        }
     if scored.diversity is not None:
-        row |= {"diversity": scored.diversity.mean().item(), "invalid": 1 - scored.valid.float().mean().item()}
+        row |= {
+            "diversity": scored.diversity.mean().item(),
+            "invalid": 1 - scored.valid.float().mean().item(),
+        }
     return row

@@ -7,6 +7,7 @@ and its covariance, all in float64 (`snr`). Estimators are taken from `diversity
 
 The policy is a table `theta (12,)`: three logits of the first token, nine of the second given the first.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -26,7 +27,15 @@ REWARD = torch.tensor([0.1, 0.9, 0.4, 0.0, 1.0, 0.3, 0.7, 0.2, 0.6], dtype=torch
 SUCCESS = (REWARD >= 0.7).double()  # three of nine replies pass
 
 SET_MEASURES = ("semantic", "logdet", "vendi", "distinct_1", "distinct_2", "self_bleu")
-DIVERSITY_KINDS = ("jackknife", "leave_one_out", "set_level", "shared", "bare", "detached", "f_poly")
+DIVERSITY_KINDS = (
+    "jackknife",
+    "leave_one_out",
+    "set_level",
+    "shared",
+    "bare",
+    "detached",
+    "f_poly",
+)
 OTHER_KINDS = (("darling", "semantic"), ("max_at_k", "reward"), ("pass_at_k", "success"))
 
 
@@ -34,7 +43,10 @@ OTHER_KINDS = (("darling", "semantic"), ("max_at_k", "reward"), ("pass_at_k", "s
 def policy(seed: int = 0) -> Tensor:
     """Logits of a policy that is neither uniform nor certain, `(12,)` float64. Another seed, another
     prompt."""
-    return torch.randn(V + V * V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 0.8
+    return (
+        torch.randn(V + V * V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        * 0.8
+    )
 
 
 def token_logprobs(theta: Tensor) -> Tensor:
@@ -109,15 +121,22 @@ def values(measure: str, n: int) -> Tensor:
         return measures.MEASURES[measure](distances)(whole)[:, 0]
     if measure in ("distinct_1", "distinct_2"):
         ids = REPLIES[sets]
-        return measures.distinct_n(ids, torch.ones_like(ids), int(measure[-1]))(whole)[:, 0].double()
+        return measures.distinct_n(ids, torch.ones_like(ids), int(measure[-1]))(whole)[
+            :, 0
+        ].double()
     if measure == "self_bleu":
-        found = [sum(1.0 - _bleu(s[i], frozenset(s[:i] + s[i + 1:])) for i in range(n)) / n for s in sets.tolist()]
+        found = [
+            sum(1.0 - _bleu(s[i], frozenset(s[:i] + s[i + 1 :])) for i in range(n)) / n
+            for s in sets.tolist()
+        ]
         return torch.tensor(found, dtype=torch.float64)
     if measure == "reward":
         return REWARD[sets].amax(-1)
     if measure == "success":
         return SUCCESS[sets].amax(-1)
-    raise ValueError(f"unknown set function {measure!r}; use {', '.join(SET_MEASURES)}, reward or success")
+    raise ValueError(
+        f"unknown set function {measure!r}; use {', '.join(SET_MEASURES)}, reward or success"
+    )
 
 
 def set_function(measure: str, k: int) -> measures.SetFunction:
@@ -128,9 +147,12 @@ def set_function(measure: str, k: int) -> measures.SetFunction:
 
     def D(members: Tensor) -> Tensor:
         n = members.shape[1]
-        place = N ** torch.arange(n - 1, -1, -1)  # a sorted multiset as a number in base 9: ascending order
+        place = N ** torch.arange(
+            n - 1, -1, -1
+        )  # a sorted multiset as a number in base 9: ascending order
         code = (sets[:, members].sort(-1).values * place).sum(-1)
         return values(measure, n)[torch.searchsorted((multisets(n) * place).sum(-1), code)]
+
     return D
 
 
@@ -152,8 +174,15 @@ def _advantages(kind: str, measure: str, k: int, baseline: float) -> Tensor:
     sets, n = multisets(k), max(2, k // 2)
     if kind in ("max_at_k", "pass_at_k"):
         return diversity.max_at_k((REWARD if kind == "max_at_k" else SUCCESS)[sets], n)
-    return diversity.diversity_advantages(measures.pairwise_distances(MEANING[sets]), None, kind,
-                                          set_function(measure, k), REWARD[sets], n, baseline)
+    return diversity.diversity_advantages(
+        measures.pairwise_distances(MEANING[sets]),
+        None,
+        kind,
+        set_function(measure, k),
+        REWARD[sets],
+        n,
+        baseline,
+    )
 
 
 def snr(kind: str, measure: str, k: int, seed: int = 0) -> dict[str, str | float]:
@@ -169,19 +198,37 @@ def snr(kind: str, measure: str, k: int, seed: int = 0) -> dict[str, str | float
     theta, chance = policy(seed), chances(policy(seed), k)
     baseline = (chance @ values(measure, k)).item() if kind == "shared" else 0.0
     update = updates(_advantages("shared" if kind == "bare" else kind, measure, k, baseline), theta)
-    n = {"jackknife": k - 1} | dict.fromkeys(("set_level", "f_poly", "max_at_k", "pass_at_k"), max(2, k // 2))
+    n = {"jackknife": k - 1} | dict.fromkeys(
+        ("set_level", "f_poly", "max_at_k", "pass_at_k"), max(2, k // 2)
+    )
     target = n.get(kind, k)
     mean = chance @ update
     signal, noise = mean.norm().item(), (chance @ (update - mean).square().sum(-1)).sqrt().item()
-    truth, reference = (exact_gradient(lambda _, m=m: _objective(kind, measure, m), m, theta) for m in (target, k))
+    truth, reference = (
+        exact_gradient(lambda _, m=m: _objective(kind, measure, m), m, theta) for m in (target, k)
+    )
     ratio, angle = signal / noise if noise > 0 else 0.0, cosine(mean, reference)
-    return {"estimator": kind, "measure": measure, "K": k, "policy": seed, "target": target, "signal": signal,
-            "noise": noise, "snr": ratio, "relative_error": relative_error(mean, truth), "cosine": angle,
-            "aligned_snr": ratio * angle}
+    return {
+        "estimator": kind,
+        "measure": measure,
+        "K": k,
+        "policy": seed,
+        "target": target,
+        "signal": signal,
+        "noise": noise,
+        "snr": ratio,
+        "relative_error": relative_error(mean, truth),
+        "cosine": angle,
+        "aligned_snr": ratio * angle,
+    }
 
 
-def snr_table(ks: Iterable[int] = (4, 8), seeds: Iterable[int] = (0, 1, 2, 3, 4)) -> list[dict[str, str | float]]:
+def snr_table(
+    ks: Iterable[int] = (4, 8), seeds: Iterable[int] = (0, 1, 2, 3, 4)
+) -> list[dict[str, str | float]]:
     """`snr` of every estimator with every measure it takes, a row for each K and policy."""
-    pairs = [(kind, measure) for measure in SET_MEASURES for kind in DIVERSITY_KINDS] + list(OTHER_KINDS)
+    pairs = [(kind, measure) for measure in SET_MEASURES for kind in DIVERSITY_KINDS] + list(
+        OTHER_KINDS
+    )
     seeds = list(seeds)
     return [snr(kind, measure, k, seed) for k in ks for kind, measure in pairs for seed in seeds]

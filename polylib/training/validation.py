@@ -15,8 +15,12 @@ from polylib.training import objective as obj
 from polylib.training.policy import Policy
 from polylib.training.rollouts import behaviour_logprobs, gold_ids
 
-WATCHED = ("val_judge", "val_shift", "val_level")  # what a watch may add: a judge's mean, a shift score, a level
-HACKED = 3.0                                       # the level from which the reward counts as gamed
+WATCHED = (
+    "val_judge",
+    "val_shift",
+    "val_level",
+)  # what a watch may add: a judge's mean, a shift score, a level
+HACKED = 3.0  # the level from which the reward counts as gamed
 
 
 def rewards_of(reward: Callable | None, posts: list, replies: list[list[str]]) -> np.ndarray | None:
@@ -24,12 +28,22 @@ def rewards_of(reward: Callable | None, posts: list, replies: list[list[str]]) -
     if reward is None:
         return None
     flat_posts = [post.text for post, group in zip(posts, replies) for _ in group]
-    return np.asarray(reward(flat_posts, [text for group in replies for text in group])).reshape(len(posts), -1)
+    return np.asarray(reward(flat_posts, [text for group in replies for text in group])).reshape(
+        len(posts), -1
+    )
 
 
 @torch.no_grad()
-def validate(policy: Policy, cfg, section, posts: list, reward, encode, seed: int,
-             watch: Callable | None = None) -> tuple[dict, list[list[str]]]:
+def validate(
+    policy: Policy,
+    cfg,
+    section,
+    posts: list,
+    reward,
+    encode,
+    seed: int,
+    watch: Callable | None = None,
+) -> tuple[dict, list[list[str]]]:
     """CE on all gold replies, and reward, diversity, KL, length of fresh samples. Same seed every time.
 
     `watch(posts: list[str], replies: list[list[str]], rewards (B, K) | None) -> dict` sees the same samples; its
@@ -38,9 +52,12 @@ def validate(policy: Policy, cfg, section, posts: list, reward, encode, seed: in
     most = max(len(post.gold) for post in posts)
     ce = tokens = 0.0
     for start in range(0, len(posts), 8):
-        part = posts[start:start + 8]
+        part = posts[start : start + 8]
         gold = gold_ids(policy, part, most, cfg.sampling.max_new_tokens, [0])
-        prompts = [models.format_prompt(policy.tokenizer, p.text, cfg.sampling.max_prompt_tokens) for p in part]
+        prompts = [
+            models.format_prompt(policy.tokenizer, p.text, cfg.sampling.max_prompt_tokens)
+            for p in part
+        ]
         packed = pack(prompts, gold, policy.tokenizer.pad_token_id, policy.device)
         ce -= policy.logprobs(packed, 1.0).sum().item()
         tokens += packed.completion_mask.sum().item()
@@ -48,21 +65,31 @@ def validate(policy: Policy, cfg, section, posts: list, reward, encode, seed: in
     if section.eval_samples == 0:
         return row, []
     shape = (len(posts), section.eval_samples)
-    rollouts = sampling.sample(policy.sampler, policy.tokenizer, [p.text for p in posts], section.eval_samples,
-                               cfg.sampling, seed)
+    rollouts = sampling.sample(
+        policy.sampler,
+        policy.tokenizer,
+        [p.text for p in posts],
+        section.eval_samples,
+        cfg.sampling,
+        seed,
+    )
     rewards = rewards_of(reward, posts, rollouts.texts)
     if rewards is not None:
         row["val_reward"] = float(rewards.mean())
     if encode is not None:
         embeddings = torch.from_numpy(encode([text for group in rollouts.texts for text in group]))
-        row["val_diversity"] = div.mean_pairwise(div.pairwise_distances(embeddings.view(*shape, -1))).mean().item()
+        row["val_diversity"] = (
+            div.mean_pairwise(div.pairwise_distances(embeddings.view(*shape, -1))).mean().item()
+        )
     row["val_kl"] = kl_to_reference(policy, cfg, rollouts)
     row["val_length"] = rollouts.lengths.float().mean().item()
     row["val_truncated"] = rollouts.truncated.float().mean().item()
     if watch is not None:
         seen = watch([p.text for p in posts], rollouts.texts, rewards)
         if other := sorted(set(seen) - set(WATCHED)):
-            raise ValueError(f"watch returned {', '.join(other)}; validation records {', '.join(WATCHED)}")
+            raise ValueError(
+                f"watch returned {', '.join(other)}; validation records {', '.join(WATCHED)}"
+            )
         row |= seen
     return row, rollouts.texts
 
@@ -75,6 +102,8 @@ def kl_to_reference(policy: Policy, cfg, rollouts: sampling.Rollouts) -> float:
     """
     if not any(master.any() for name, master in policy.masters.items() if name.endswith("lora_B")):
         return 0.0
-    now, reference = (behaviour_logprobs(policy, cfg, rollouts, 8, reference).flatten(0, 1)
-                      for reference in (False, True))
+    now, reference = (
+        behaviour_logprobs(policy, cfg, rollouts, 8, reference).flatten(0, 1)
+        for reference in (False, True)
+    )
     return obj.kl_value(now, reference, rollouts.completion_mask.flatten(0, 1)).item()
