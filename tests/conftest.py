@@ -36,8 +36,12 @@ def shell(*command: str, cwd: Path, fail: bool = True, env: dict[str, str] | Non
         stderr=subprocess.STDOUT,
     )
     if fail:
+        said = done.stdout
+        first = "\n".join(
+            [line for line in said.splitlines() if "rror" in line][:20]
+        )  # of jobs side by side
         assert done.returncode == 0, (
-            f"{' '.join(command)} -> {done.returncode}\n{done.stdout[-6000:]}"
+            f"{' '.join(command)} -> {done.returncode}\n{first}\n...\n{said[-6000:]}"
         )
     return done.stdout
 

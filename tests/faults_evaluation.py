@@ -59,8 +59,8 @@ FAULTS = [
     (
         "adjusted p: tests that were not done count",
         "stats",
-        "done = np.isfinite(adjusted)",
-        "done = np.isfinite(np.nan_to_num(adjusted, copy=False))",
+        "done = np.flatnonzero(np.isfinite(adjusted))",
+        "done = np.arange(len(np.nan_to_num(adjusted, copy=False)))",
     ),
     (
         "exploratory: no adjustment for their number",

@@ -144,8 +144,8 @@ FAULTS = [
     (
         "registered questions: no adjustment",
         "stats",
-        "if done.any():",
-        'if done.any() and method != "holm":',
+        "np.arange(len(done), 0, -1) * adjusted[order]",
+        "adjusted[order]",
     ),
     ("judge without negatives", "rewards/judge", "NEGATIVES = 1 ", "NEGATIVES = 0 "),
     (

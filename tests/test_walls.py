@@ -45,7 +45,7 @@ PURE = {  # module: what it may import besides mathematics and the other pure mo
     "polylib.training.anatomy": {"torch"},
     "polylib.training.toy": {"torch"},
     "polylib.metrics": {"numpy", "scipy"},
-    "polylib.stats": {"numpy", "scipy", "statsmodels"},
+    "polylib.stats": {"numpy", "scipy"},
 }
 MATHEMATICS = {
     "__future__",

@@ -18,11 +18,7 @@ from polylib.analysis import equivalence, exact
 from polylib.analysis.preregistration import Question, Registration
 from polylib.analysis.results import UNSEEDED, Results
 
-ADJUST = {
-    "primary": "holm",
-    "equivalence": "holm",
-    "exploratory": "fdr_bh",
-}  # as statsmodels calls them
+ADJUST = {"primary": "holm", "equivalence": "holm", "exploratory": "fdr_bh"}
 RULES = {"holm": "Holm", "fdr_bh": "Benjamini-Hochberg"}
 # columns of per_prompt.csv that are means over single replies: their columns in generations.jsonl
 PER_REPLY = {"judge_mean": "judge", "reward_mean": "reward", "relevance": "relevance"}

