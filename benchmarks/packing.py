@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     prompts = [models.format_prompt(exact.tokenizer, text) for text in common.posts(PROMPTS)]
     length = cfg.sampling.max_new_tokens
     ids = torch.randint(
-        100, 40000, (PROMPTS, K, length), generator=torch.Generator().manual_seed(0)
+        100, len(exact.tokenizer), (PROMPTS, K, length), generator=torch.Generator().manual_seed(0)
     ).tolist()
     layouts = {
         "one row a post": pack(prompts, ids, pad),

@@ -553,7 +553,7 @@ def test_each_side_of_the_ratio_clip_stops_tokens_once_the_policy_has_moved(
         "both": dict(clip_low=1e-6, clip_high=1e-6),
     }
     for steps in (1, 2):
-        section = change(beta=1.0, lr=0.05, steps=steps, **off_policy)
+        section = change(beta=1.0, lr=0.01, steps=steps, samples_per_prompt=8, **off_policy)
         found = {
             name: train(tmp_path / f"{name}{steps}", dataclasses.replace(section, **clip))
             for name, clip in sides.items()
@@ -582,8 +582,11 @@ def test_the_advantage_clip_bounds_what_is_trained_on(tmp_path, descent, weights
 
 
 def test_replies_below_the_relevance_bar_gain_no_diversity_at_any_step(tmp_path):
-    def encode(texts):  # replies with one of these initials stand at right angles to every post
-        off = [text[:1] in tuple("pc") for text in texts]
+    def encode(texts):  # every second reply, by its letters, stands at right angles to every post
+        off = [
+            text.strip()[:1].islower() and sum(map(ord, text.strip()[:5])) % 2 == 1
+            for text in texts
+        ]
         return np.where(
             np.array(off)[:, None], np.eye(1, 26, 1), letters(texts) * (np.arange(26) != 1)
         ).astype("f4")

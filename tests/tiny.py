@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,10 +42,18 @@ def talkative(model, eos_id: int, eos_bias: float = 2.0):
     biased = torch.nn.Linear(head.in_features, head.out_features, bias=True)
     biased.weight = torch.nn.Parameter(head.weight.detach() * 10, requires_grad=False)
     biased.bias = torch.nn.Parameter(torch.full((head.out_features,), -20.0), requires_grad=False)
-    biased.bias[1000 : 1000 + LETTERS] = 0.0
+    biased.bias[words()] = 0.0
     biased.bias[eos_id] = eos_bias
     model.set_output_embeddings(biased)
     return model
+
+
+@cache
+def words() -> list[int]:
+    """Ids of whole words, each with its space: two tokens are two words, as a valid reply needs."""
+    vocabulary = tokenizer().get_vocab()
+    whole = [at for token, at in vocabulary.items() if re.fullmatch("Ġ[a-z]{4,}", token)]
+    return sorted(whole)[:LETTERS]
 
 
 def letters(texts: list[str]) -> np.ndarray:

