@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -152,10 +153,12 @@ def test_what_a_real_notebook_stores_is_compared_digit_by_digit(one_cell, tmp_pa
 # ---- the notebooks run by hand, in a clone of its own
 
 
-LATER = (
-    "08_paper_figures",
-    "11_diagnostics",
-)  # read every run of the study, not only those of the notebooks' defaults
+WAVES = (  # what may run side by side; the last two read every run of the study, not only those of the defaults
+    ("01_data",),
+    ("02_reward_model", "03_sft"),
+    ("05_grpo", "06_hybrid", "10_ablation", "04_polychromic", "07_evaluation", "09_rivals"),
+    ("08_paper_figures", "11_diagnostics"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -170,14 +173,22 @@ def desk(smoke, tmp_path_factory) -> tuple[Path, dict[str, str]]:
     )  # the converted base model alone
     env = {"PYTHONPATH": str(clone), "POLYLIB_CACHE": str(cache)}
     assert int(shell(sys.executable, "-c", FOREIGN, cwd=clone, env=env).split()[-1]) > 50
-    said = {}
-    for path in sorted(NOTEBOOKS, key=lambda path: path.stem in LATER):
-        if path.stem == LATER[0]:
+    said, done = {}, {}
+    for names in WAVES:
+        if names == WAVES[-1]:
             done = numbers(clone)
             shutil.copytree(
                 smoke / "results" / "smoke", clone / "results" / "smoke", dirs_exist_ok=True
             )
-        said[path.stem] = nbval(clone / "notebooks" / path.name, cwd=clone, fail=False, env=env)
+        with ThreadPoolExecutor(2) as pool:
+            outputs = pool.map(
+                lambda name: nbval(
+                    clone / "notebooks" / f"{name}.ipynb", cwd=clone, fail=False, env=env
+                ),
+                names,
+            )
+            said |= dict(zip(names, outputs))
+    assert set(said) == {path.stem for path in NOTEBOOKS}
     said["numbers"] = done
     return clone, said
 
