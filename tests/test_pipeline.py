@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import sys
 
 import nbformat
 import pytest
@@ -181,7 +180,7 @@ def test_a_second_run_does_nothing(smoke):
 def stale(folder) -> set[str]:
     """Stages that `dvc status` names, asked in this process: a command spends seconds on its own imports."""
     with Repo(str(folder)) as repo:
-        return set(repo.status())
+        return {name.rpartition(":")[2] for name in repo.status()}  # without the path of dvc.yaml
 
 
 @pytest.mark.pipeline
@@ -249,25 +248,3 @@ def test_saving_a_notebook_with_outputs_runs_nothing_but_strip(smoke):
     finally:
         path.write_text(before)
         shell("dvc", "repro", cwd=smoke)
-
-
-@pytest.mark.pipeline
-def test_another_study_leaves_this_ones_lock_entries_alone(smoke):
-    def entries(study):
-        return {
-            k: v
-            for k, v in yaml.safe_load((smoke / "dvc.lock").read_text())["stages"].items()
-            if f"@{study}" in k
-        }
-
-    mine = entries("smoke")
-    rows = smoke.parent / "other rows.jsonl"  # outside the project, with a space
-    rows.write_bytes((smoke / "polylib" / "data" / "corpus.jsonl").read_bytes())
-    try:
-        shell(sys.executable, "-m", "polylib.study", "smoke", "--data", str(rows), cwd=smoke)
-        shell("dvc", "repro", "data@smoke-other_rows", cwd=smoke)
-        assert "data@smoke-other_rows" in entries("smoke-other_rows")
-        assert {k: v for k, v in entries("smoke").items() if "@smoke-other" not in k} == mine
-    finally:
-        shell(sys.executable, "-m", "polylib.study", "smoke", cwd=smoke)
-    assert stale(smoke) == set()
