@@ -16,30 +16,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from tiny import CFG, POSTS, letters, talkative, tokenizer
+from tiny import CFG, POSTS, length_reward, letters, talkative, tokenizer
 
 from polylib import models, run
 from polylib.models import sampling
 from polylib.training import loop
 
 SECTION = dataclasses.replace(
-    CFG.sft,
-    init="base",
+    tiny.SECTION,
     steps=1,
-    prompts_per_step=2,
-    samples_per_prompt=4,
     gold_per_prompt=1,
     lr=1.0,
     warmup_steps=0,
-    rollout_every=1,
-    micro_prompts=0,
-    eval_every=100,
-    eval_samples=0,
-    save_every=100,
-    min_relevance=-1.0,
     scale_advantages="none",
     max_grad_norm=1e9,
     alpha=0.0,
@@ -106,10 +98,6 @@ def moved(monkeypatch):
         return made
 
     monkeypatch.setattr(models, "add_lora", add)
-
-
-def length_reward(posts, replies):
-    return np.array([float(len(reply)) for reply in replies])
 
 
 def constant_reward(posts, replies):

@@ -11,35 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
-from tiny import CFG, POSTS, letters, talkative, weighted, weights
+from tiny import CFG, POSTS, length_reward, letters, talkative, weighted, weights
 
 from polylib import models, run
 from polylib.models import sampling
 from polylib.training import loop, policy, rollouts, scoring, step
 
-SECTION = dataclasses.replace(
-    CFG.sft,
-    init="base",
-    steps=3,
-    prompts_per_step=2,
-    samples_per_prompt=4,
-    gold_per_prompt=2,
-    lr=1e-2,
-    warmup_steps=1,
-    rollout_every=1,
-    micro_prompts=0,
-    eval_every=3,
-    eval_samples=2,
-    save_every=100,
-    min_relevance=-1.0,
+SECTION, HYBRID = (
+    dataclasses.replace(section, eval_every=3, eval_samples=2)
+    for section in (tiny.SECTION, tiny.HYBRID)
 )
-HYBRID = dataclasses.replace(SECTION, alpha=0.1, beta=1.0, lam=1.0, kappa=0.05)
-
-
-def length_reward(posts, replies):
-    return np.array([float(len(reply)) for reply in replies])
 
 
 @pytest.fixture(autouse=True)

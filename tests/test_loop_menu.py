@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy.stats import percentileofscore
-from tiny import CFG, POSTS, letters, talkative, weighted, weights
+from tiny import CFG, HYBRID, POSTS, SECTION, length_reward, letters, talkative, weighted, weights
 
 from polylib import config, models, run
 from polylib.models import sampling
@@ -24,32 +24,11 @@ from polylib.training.advantages import RunningScale
 from polylib.training.anatomy import Anatomy
 from polylib.training.policy import Policy
 
-SECTION = dataclasses.replace(
-    CFG.sft,
-    init="base",
-    steps=3,
-    prompts_per_step=2,
-    samples_per_prompt=4,
-    gold_per_prompt=2,
-    lr=1e-2,
-    warmup_steps=1,
-    rollout_every=1,
-    micro_prompts=0,
-    eval_every=100,
-    eval_samples=0,
-    save_every=100,
-    min_relevance=-1.0,
-)
-HYBRID = dataclasses.replace(SECTION, alpha=0.1, beta=1.0, lam=1.0, kappa=0.05)
 GRPO = dataclasses.replace(HYBRID, alpha=0.0, lam=0.0, kappa=0.0)
 
 
 def change(section=SECTION, **settings):
     return dataclasses.replace(section, **settings)
-
-
-def length_reward(posts, replies):
-    return np.array([float(len(reply)) for reply in replies])
 
 
 @pytest.fixture(autouse=True)

@@ -33,6 +33,23 @@ POSTS = [
         gold=("It chose you.", "Cats read contracts."),
     ),
 ]
+SECTION = dataclasses.replace(
+    CFG.sft,
+    init="base",
+    steps=3,
+    prompts_per_step=2,
+    samples_per_prompt=4,
+    gold_per_prompt=2,
+    lr=1e-2,
+    warmup_steps=1,
+    rollout_every=1,
+    micro_prompts=0,
+    eval_every=100,
+    eval_samples=0,
+    save_every=100,
+    min_relevance=-1.0,
+)
+HYBRID = dataclasses.replace(SECTION, alpha=0.1, beta=1.0, lam=1.0, kappa=0.05)
 LETTERS = 24  # size of the vocabulary that `talkative` leaves possible
 
 
@@ -84,3 +101,7 @@ def weights(section):
 
 def tokenizer():
     return models.load_tokenizer(CFG.model)
+
+
+def length_reward(posts, replies):
+    return np.array([float(len(reply)) for reply in replies])
