@@ -1,11 +1,11 @@
 """The trained reward taken apart: what each of its parts pays for replies, and what is left without one.
 
-    table = components.measure(reward, own)              # a row a post: the parts of the mean reward
+    table = components.measure(reward, rated)            # a row a post and temperature: parts of the mean reward
     components.save(table, folder)                       # components.csv
 
 The parts are those of the reward's own definition, not of a fit: weight times value of the learned score, of every
 heuristic rule and of coherence, and what the floor under relevance takes away. They add up to the reward but for one
-constant, which no gain sees. `claims.reward_parts` reads the file.
+constant, which no gain sees. `analysis.reward_parts` reads the file.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from polylib.run import write_csv
 FILE = "components.csv"
 KEYS = ["prompt_id", "temperature"]
 WITHOUT = "without_"
-CLOSE = 1e-4  # by which the parts may miss the reward: float32 likelihoods, packed in other company
+CLOSE = 1e-6  # by which the parts may miss the reward: rounding
 
 
 def measure(reward, replies: pd.DataFrame) -> pd.DataFrame:
     """A row a post and temperature: prompt_id, temperature, reward and the means of its `contributions`.
 
-    replies: post_id, post, reply, temperature, reward, as `score.rate` returns them. Raises ValueError where the parts
-    do not add up to the reward."""
+    replies: post_id, post, reply, temperature, reward: all that `score.rate` returned in one call, since a likelihood
+    depends in its last digits on what else is in the call. Raises ValueError where the parts do not add up."""
     total = replies["reward"].to_numpy(dtype=float)
     parts = contributions(reward, list(replies["post"]), list(replies["reply"]))
     named = [name for name in parts if not name.startswith(WITHOUT)]
