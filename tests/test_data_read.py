@@ -9,6 +9,7 @@ import unicodedata
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 from data_rows import jsonl, record
 
 from polylib.data import read
@@ -50,7 +51,7 @@ def test_all_formats_give_one_table(tmp_path):
         (record(9, 9, reply_likes="many"), "reply_likes", "not a number"),
         (record(9, 9, reply_likes=True), "reply_likes", "not a number"),
         (record(9, 9, reply_likes=2.5), "reply_likes", "whole number"),
-        (record(9, 9, reply_likes=-1), "reply_likes", "negative"),
+        (record(9, 9, reply_retweets=-1), "reply_retweets", "negative"),
         (record(9, 9, reply_likes=10**30), "reply_likes", "not a number"),
         (record(9, 9, reply_time_diff_seconds=-5), "reply_time_diff_seconds", "negative"),
         (record(9, 9, reply=["a"]), "reply", "list"),
@@ -132,19 +133,69 @@ def test_unreachable_hub_is_one_line_with_alternatives(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_hub_rows_pass_the_column_map(monkeypatch):
-    asked = {}
-
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("hub:a/b@v1.0:dev", ("a/b", None, None, "dev", "v1.0")),
+        ("hub:a/b@main", ("a/b", None, None, "train", "main")),
+        (
+            "hub:a/b@main,config=posts,split=test,data_dir=data/x,rows=2",
+            ("a/b", "posts", "data/x", "test", "main"),
+        ),
+    ],
+)
+def test_hub_rows_pass_options_and_the_column_map(monkeypatch, source, asked):
     class Hub:
         @staticmethod
-        def load_dataset(name, revision, split):
-            asked.update(name=name, revision=revision, split=split)
-            return type("Loaded", (), {"to_list": lambda self: [r | {"fav": 3} for r in ROWS]})()
+        def load_dataset(name, config, data_dir, split, revision, streaming):
+            assert streaming and (name, config, data_dir, split, revision) == asked
+            yield from (r | {"fav": 3, "raw": b"caf\xc3\xa9", "image": b"\xff"} for r in ROWS)
 
     monkeypatch.setitem(sys.modules, "datasets", Hub)
-    rows = read.read_rows("hub:someone/replies@v1.0:dev", {"fav": "reply_likes"})
-    assert asked == {"name": "someone/replies", "revision": "v1.0", "split": "dev"}
-    assert (rows["reply_likes"] == 3).all()
+    rows = read.read_rows(source, {"fav": "reply_likes", "raw": "source", "image": "lang"})
+    assert len(rows) == (2 if "rows=2" in source else len(ROWS))
+    assert (rows["reply_likes"] == 3).all() and (rows["source"] == "caf\u00e9").all()
+    assert rows["lang"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "options", [",rows=0", ",rows=x", ",rows", ",conf=x", ",rows=1,rows=2", ",", ":a:b", ",split="]
+)
+def test_a_misspelled_hub_option_is_one_line(options):
+    with pytest.raises(UserError, match="hub:a/b@main.*rows") as caught:
+        read.read(f"hub:a/b@main{options}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_on_disk_is_read_as_a_hub_would_serve_it(tmp_path, monkeypatch):
+    """Written by `datasets`; two configurations named in the README, one of them in a folder of its own."""
+    import datasets
+
+    lines = (ROOT / "tests/cases/sources/explode_object_of_lists.jsonl").read_text().splitlines()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "owner" / "asks"
+    for name, rows in (("posts", ROWS), ("asks", [json.loads(line) for line in lines])):
+        (folder / name).mkdir(parents=True)
+        table = datasets.Dataset.from_list(rows)
+        table.to_parquet(folder / name / "dev-00000-of-00001.parquet")
+    configs = [
+        {"config_name": name, "data_files": [{"split": "dev", "path": f"{name}/dev-*"}]}
+        for name in ("posts", "asks")
+    ]
+    (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+    monkeypatch.chdir(tmp_path)
+    rows = read.read_rows("hub:owner/asks@main,config=posts,split=dev,rows=7")
+    assert rows["reply_id"].tolist() == [r["reply_id"] for r in ROWS[:7]]
+    nested = {"q_id": "tweet_id", "title": "tweet", "answers.a_id": "reply_id"}
+    nested |= {"answers.text": "reply", "answers.score": "reply_likes"}
+    aside = []
+    rows, bad = read.read(
+        "hub:owner/asks@main,config=asks,split=dev", nested, {"explode": "answers"}, aside
+    )
+    assert rows["reply_likes"].tolist() == [44, -3, 9] and bad.empty and len(aside) == 1
+    with pytest.raises(UserError, match="not reachable .*config") as caught:
+        read.read("hub:owner/asks@main,config=nowhere")
+    assert "\n" not in str(caught.value)
 
 
 def test_column_map(tmp_path):

@@ -28,7 +28,7 @@ TRUTH = ("reply_id", "style", "latent")
 @dataclass(frozen=True)
 class Post:
     """One parent post. gold: its best human replies, all: replies; both by falling controlled engagement.
-    engagement: mean log1p(likes) of its replies, raw (the controlled kind is 0 on average within every post)."""
+    engagement: mean signed_log(likes) of its replies, raw (the controlled kind is 0 on average within every post)."""
 
     id: str
     text: str
@@ -56,14 +56,17 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     simulator; anything else holds observed engagement and its truth.parquet is empty. Nothing is written
     before all is checked. Raises UserError for every fault of the input, with the file, the row and the
     remedy."""
-    simulated = "replies" in read.first_record(source)
+    simulated, aside = not cfg.data.adapter and "replies" in read.first_record(source), []
     if simulated:
         raw, truth = simulate.simulate(source, cfg.data.simulator_seed)
         malformed = pd.DataFrame(columns=list(read.MALFORMED))
     else:
-        (raw, malformed), truth = read.read(source, cfg.data.columns), None
+        (raw, malformed), truth = (
+            read.read(source, cfg.data.columns, cfg.data.adapter, aside),
+            None,
+        )
     rows, rejects = clean.clean(raw, cfg.data)
-    rejects = _with_malformed(rejects, malformed)
+    rejects = _with_malformed(_with_aside(rejects, aside), malformed)
     rows = split.assign(rows, cfg.data)
     split.assert_disjoint(rows, cfg.data.near_duplicate)
     preferences = pairs.preference_pairs(rows, cfg.data)
@@ -78,10 +81,11 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     manifest = {
         "engagement": "simulated" if simulated else "observed",
         "source": _name(source, paths.root),
-        "read": len(raw) + len(malformed),
+        "read": len(raw) + len(malformed) + len(aside),
         "kept": len(rows),
         "addressing_cut": int((raw["reply"].map(clean.strip_addressing) != raw["reply"]).sum()),
         "counts": _counts(rows, preferences),
+        "cut_to_zero": int((rows["reply_likes"] < 0).sum()),  # scores below 0, in shares of likes
         "rejects": dict(zip(rejects["reason"], rejects["count"].tolist(), strict=True)),
         "sha256": {"source": _source_hash(source)}
         | {f"{n}.parquet": _sha(c) for n, c in content.items()},
@@ -141,7 +145,7 @@ def posts(
                 post["tweet"].iloc[0],
                 replies[:gold_per_post],
                 replies,
-                float(np.log1p(post["reply_likes"].to_numpy(dtype=float)).mean()),
+                float(pairs.signed_log(post["reply_likes"]).mean()),
             )
         )
     order = np.argsort(texts.seeded_hash([p.id for p in found], 0), kind="stable")
@@ -152,6 +156,17 @@ def _load(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: not there yet; run notebook 01_data or `dvc repro` first")
     return pd.read_parquet(path)
+
+
+def _with_aside(rejects: pd.DataFrame, aside: list) -> pd.DataFrame:
+    """What an adapter found to be no reply, above what cleaning rejected."""
+    table = pd.DataFrame(aside, columns=["row", "reason", "example"])
+    counted = [
+        (reason, len(part), list(part["example"][: clean.EXAMPLES]))
+        for reason, part in table.groupby("reason", sort=True)
+    ]
+    first = pd.DataFrame(counted, columns=["reason", "count", "examples"])
+    return pd.concat([first, rejects], ignore_index=True) if counted else rejects
 
 
 def _with_malformed(rejects: pd.DataFrame, malformed: pd.DataFrame) -> pd.DataFrame:
@@ -188,7 +203,13 @@ def _metrics(manifest: dict) -> dict:
         what: sum(counts[name][what] for name in split.SPLITS)
         for what in ("posts", "replies", "pairs")
     }
-    return {"read": manifest["read"], "rejected": manifest["rejects"], **total, **counts}
+    return {
+        "read": manifest["read"],
+        "rejected": manifest["rejects"],
+        "cut_to_zero": manifest["cut_to_zero"],
+        **total,
+        **counts,
+    }
 
 
 def _no_truth() -> pd.DataFrame:

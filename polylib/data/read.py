@@ -12,15 +12,15 @@ import gzip
 import io
 import json
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import pyarrow.parquet as pq
 
 from polylib.data import text as texts
+from polylib.data.adapters import Broken, adapt
+from polylib.data.hub import hub_rows
 from polylib.run import UserError
 
 SCHEMA = (
@@ -52,16 +52,9 @@ COUNTS = (
     "reply_author_followers",
 )
 NUMBERS = (*COUNTS, "reply_time_diff_seconds")
+SIGNED = ("tweet_likes", "reply_likes")  # scores of up- and downvotes go below 0
 MAX_MALFORMED = 0.05
 MALFORMED = ("row", "field", "problem", "example")
-_HUB = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+?)(?::(?P<split>[\w.-]+))?")
-
-
-class Broken(NamedTuple):
-    """A record that does not parse."""
-
-    problem: str
-    example: str
 
 
 def read_rows(path: str | Path, columns: dict[str, str] | None = None) -> pd.DataFrame:
@@ -70,9 +63,13 @@ def read_rows(path: str | Path, columns: dict[str, str] | None = None) -> pd.Dat
 
 
 def read(
-    path: str | Path, columns: dict[str, str] | None = None
+    path: str | Path,
+    columns: dict[str, str] | None = None,
+    adapter: dict | None = None,
+    aside: list | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a file or `hub:owner/name@revision[:split]`. `columns` maps the user's names to the schema's.
+    """Read a file or a hub data set (`hub.hub_rows`). `columns` maps the user's names to the schema's, `adapter`
+    makes one record a reply of rows of another shape, and what is no reply is added to `aside` (`adapters.adapt`).
 
     Returns (rows, malformed). rows: one line a reply, columns COLUMNS; text and ids are strings (NaN where
     unknown), reply_likes int64, the other numbers float64 with NaN where unknown, reply_time_diff_seconds in
@@ -88,7 +85,7 @@ def read(
                 f"data.columns maps to {name!r}, no field of the schema; did you mean {near!r}?"
             )
     good, bad, seen, total = [], [], set(), 0
-    for number, record in records(path):
+    for number, record in adapt(records(path), columns, adapter, aside):
         total += 1
         if isinstance(record, Broken):
             bad.append((number, "", record.problem, record.example))
@@ -176,27 +173,6 @@ def _csv(lines) -> Iterator[tuple[int, dict | Broken]]:
         )
 
 
-def hub_rows(source: str) -> list[dict]:
-    match = _HUB.fullmatch(source)
-    if not match:
-        raise UserError(f"{source}: write hub:owner/name@revision or hub:owner/name@revision:split")
-    import datasets  # only here: it is slow to import and no other source needs it
-
-    try:
-        loaded = datasets.load_dataset(
-            match["name"], revision=match["revision"], split=match["split"] or "train"
-        )
-    except (
-        Exception
-    ) as error:  # the library raises a dozen unrelated types; all mean that there is no data
-        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(
-            f"{source}: not reachable ({why}); check name, revision, split and network, or "
-            "download it yourself and pass DATA=path/to/file.jsonl, .csv or .parquet"
-        ) from error
-    return loaded.to_list()
-
-
 def _example(record: object) -> str:
     plain = (
         record if isinstance(record, str) else json.dumps(record, ensure_ascii=False, default=str)
@@ -217,7 +193,7 @@ def _check(record: dict) -> tuple[dict, str, str]:
         if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
             value = None
         elif name in NUMBERS:
-            value, problem = _number(value, whole=name in COUNTS)
+            value, problem = _number(value, whole=name in COUNTS, signed=name in SIGNED)
             if problem:
                 return {}, name, problem
         else:
@@ -240,14 +216,14 @@ def _check(record: dict) -> tuple[dict, str, str]:
     return row, "", ""
 
 
-def _number(value: object, whole: bool) -> tuple[float | None, str]:
+def _number(value: object, whole: bool, signed: bool) -> tuple[float | None, str]:
     try:
         number = float(value) if not isinstance(value, bool) else None
     except (TypeError, ValueError, OverflowError):
         number = None
     if number is None or not math.isfinite(number) or abs(number) > 2**53:
         return None, f"is {str(value)[:40]!r}, not a number"
-    if number < 0:
+    if number < 0 and not signed:
         return None, f"is {str(value)[:40]}, but cannot be negative"
     if whole and number != int(number):
         return None, f"is {str(value)[:40]}, but must be a whole number"
