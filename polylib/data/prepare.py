@@ -13,12 +13,13 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from polylib.config import Config
-from polylib.data import clean, pairs, read, simulate, split
+from polylib.config import Config, DataConfig
+from polylib.data import clean, pairs, profile, read, simulate, split
 from polylib.data import text as texts
 from polylib.run import Paths, UserError, atomic_write, write_json
 
@@ -48,6 +49,60 @@ class Prepared:
     manifest: dict
 
 
+class Made(NamedTuple):
+    """Everything of a study's data before it is written. raw: the well-formed rows as read; read: all rows."""
+
+    raw: pd.DataFrame
+    rows: pd.DataFrame
+    truth: pd.DataFrame | None
+    preferences: pd.DataFrame
+    rejects: pd.DataFrame
+    read: int
+
+
+def make(data: DataConfig, source: str | Path) -> Made:
+    """Read or simulate, clean, split and pair; nothing is written. UserError for every fault of the input."""
+    simulated, aside = not data.adapter and "replies" in read.first_record(source), []
+    if simulated:
+        raw, truth = simulate.simulate(source, data.simulator_seed)
+        malformed = pd.DataFrame(columns=list(read.MALFORMED))
+    else:
+        (raw, malformed), truth = (
+            read.read(source, data.columns, data.adapter, aside),
+            None,
+        )
+    rows, rejects = clean.clean(raw, data)
+    rejects = _with_malformed(_with_aside(rejects, aside), malformed)
+    rows = split.assign(rows, data)
+    split.assert_disjoint(rows, data.near_duplicate)
+    preferences = pairs.preference_pairs(rows, data)
+    _learnable(source, rows)
+    if simulated:
+        truth = truth[truth["reply_id"].isin(rows["reply_id"])].reset_index(drop=True)
+    read_in = len(raw) + len(malformed) + len(aside)
+    return Made(raw, rows, truth, preferences, rejects, read_in)
+
+
+def look(data: DataConfig, source: str | Path) -> str:
+    """A profile of `source` for people to read (`profile.describe`); UserError for what `prepare` would refuse."""
+    made = make(data, source)
+    kind = "observed" if made.truth is None else "simulated"
+    lines = profile.describe(made.raw, made.rows, made.rejects, made.preferences, kind)
+    return "\n".join(lines)
+
+
+def _learnable(source: str | Path, rows: pd.DataFrame) -> None:
+    """The reward, its stopping and the judge each need posts whose replies differ in likes."""
+    differ = rows.groupby("tweet_id")["reply_likes"].transform("nunique").gt(1)
+    needed = ("train", "validation", "judge")
+    without = [name for name in needed if not differ[rows["split"] == name].any()]
+    if without:
+        raise UserError(
+            f"{source}: in split {', '.join(without)} no post has replies that differ in likes, so nothing can be "
+            "learned there of what people like; use more data, or loosen the thresholds under data: in params"
+        )
+
+
 def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     """Make a study's data from `source` (a file or hub:owner/name@revision) and write it.
 
@@ -56,22 +111,8 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     simulator; anything else holds observed engagement and its truth.parquet is empty. Nothing is written
     before all is checked. Raises UserError for every fault of the input, with the file, the row and the
     remedy."""
-    simulated, aside = not cfg.data.adapter and "replies" in read.first_record(source), []
-    if simulated:
-        raw, truth = simulate.simulate(source, cfg.data.simulator_seed)
-        malformed = pd.DataFrame(columns=list(read.MALFORMED))
-    else:
-        (raw, malformed), truth = (
-            read.read(source, cfg.data.columns, cfg.data.adapter, aside),
-            None,
-        )
-    rows, rejects = clean.clean(raw, cfg.data)
-    rejects = _with_malformed(_with_aside(rejects, aside), malformed)
-    rows = split.assign(rows, cfg.data)
-    split.assert_disjoint(rows, cfg.data.near_duplicate)
-    preferences = pairs.preference_pairs(rows, cfg.data)
-    if simulated:
-        truth = truth[truth["reply_id"].isin(rows["reply_id"])].reset_index(drop=True)
+    raw, rows, truth, preferences, rejects, total = make(cfg.data, source)
+    simulated = truth is not None
     tables = {
         "rows": rows,
         "preferences": preferences,
@@ -81,10 +122,11 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     manifest = {
         "engagement": "simulated" if simulated else "observed",
         "source": _name(source, paths.root),
-        "read": len(raw) + len(malformed) + len(aside),
+        "read": total,
         "kept": len(rows),
         "addressing_cut": int((raw["reply"].map(clean.strip_addressing) != raw["reply"]).sum()),
         "counts": _counts(rows, preferences),
+        "limits": profile.limits(rows, preferences),
         "cut_to_zero": int((rows["reply_likes"] < 0).sum()),  # scores below 0, in shares of likes
         "rejects": dict(zip(rejects["reason"], rejects["count"].tolist(), strict=True)),
         "sha256": {"source": _source_hash(source)}
