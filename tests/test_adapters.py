@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import types
 
 import pandas as pd
 import pytest
 from conftest import ROOT
-from data_rows import jsonl
+from data_rows import data, jsonl, threads
 
-from polylib.data import adapters, read
-from polylib.run import UserError
+from polylib.data import adapters, prepare, read
+from polylib.run import Paths, UserError
 
 CASES = ROOT / "tests" / "cases" / "sources"
 ELI5 = {
@@ -163,6 +164,27 @@ def test_self_join_reaches_into_nested_exports():
     assert rows["tweet_likes"].tolist() == [40] and aside == [(3, "no_replies")]
 
 
+def test_self_join_where_the_link_itself_is_called_parent(tmp_path):
+    rows = [json.loads(line) for line in (CASES / "self_join_flat.jsonl").open()]
+    path = jsonl(tmp_path / "a.jsonl", [r | {"parent": r.pop("reply_to")} for r in rows])
+    columns = {k: v for k, v in FLAT.items() if k != "reply_to"}
+    found, _, made, _ = load(path, columns, {"self_join": "parent"})
+    assert found["at://r4"] == ("at://r2", 1) and made["tweet"].tolist()[2].startswith("Before")
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"tweet": "reply"}, "parent.text: tweet"),
+        ({"parent.text": "tweet", "tweet_id": "reply_id"}, "map reply_to to tweet_id"),
+        ({"parent.text": "tweet", "parent": "tweet_id"}, "leave `parent` out"),
+    ],
+)
+def test_a_self_join_never_takes_a_row_for_its_own_parent(columns, says):
+    with pytest.raises(UserError, match=says):
+        adapters.adapt(iter([]), columns, {"self_join": "reply_to"})
+
+
 def test_self_join_names_twice_used_and_missing_ids_and_survives_circles(tmp_path):
     row = {"did": "x", "like_count": 1}
     lines = [row | {"uri": "a", "text": "first words", "reply_to": None}]
@@ -269,3 +291,24 @@ def test_parquet_of_nested_rows_reads_like_jsonl(tmp_path):
     expected = load("explode_object_of_lists.jsonl", ELI5, {"explode": "answers"})
     found = load(tmp_path / "a.parquet", ELI5, {"explode": "answers"})
     assert found[:2] == expected[:2]
+
+
+def test_what_goes_aside_is_counted_among_the_rejects(tmp_path):
+    lines = [
+        {"id": r["tweet_id"], "post": r["tweet"], "all": [], "lang": "en"}
+        for r in threads(30, replies=1)
+    ]
+    for r in threads(29):
+        lines[int(r["tweet_id"][1:])]["all"].append({"t": r["reply"], "n": r["reply_likes"]})
+    columns = {"id": "tweet_id", "post": "tweet", "all.t": "reply", "all.n": "reply_likes"}
+    settings = types.SimpleNamespace(data=data(columns=columns, adapter={"explode": "all"}))
+    paths = Paths("study", tmp_path)
+    made = prepare.prepare(settings, jsonl(tmp_path / "a.jsonl", lines), paths)
+    assert made.manifest["rejects"] == {"no_replies": 1}
+    assert made.manifest["read"] == 29 * 4 + 1 == made.manifest["kept"] + 1
+    assert "p29" in (paths.results("data") / "rejects.csv").read_text()
+    nested = [{"replies" if k == "all" else k: v for k, v in r.items()} for r in lines]
+    renamed = {k.replace("all.", "replies."): v for k, v in columns.items()}
+    settings.data = data(columns=renamed, adapter={"explode": "replies"})
+    again = prepare.prepare(settings, jsonl(tmp_path / "b.jsonl", nested), paths)
+    assert again.manifest["engagement"] == "observed"  # a list named replies is not the corpus

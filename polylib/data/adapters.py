@@ -7,7 +7,7 @@ explode: answers      a row is a post with a list of replies (objects, texts, or
 unpivot: [A, B]       a row holds replies side by side: one record for A and one for B; in `columns`, * stands
                       for either (score_*: reply_likes), and chosen/rejected is "*": reply
 self_join: reply_to   a flat table of posts and replies: one record a reply, with the row that reply_to names as
-                      `parent` (parent.text: tweet), and the thread's first post as thread_id
+                      `parent` (parent.text: tweet), its id as tweet_id, and the thread's first post as thread_id
 
 With or without one, names in `data.columns` reach into objects and lists: public_metrics.like_count,
 chosen.-1.content, referenced_tweets.type=replied_to.id.
@@ -74,6 +74,8 @@ def _chosen(columns: dict[str, str], adapter: dict) -> tuple:
                 f"data.adapter unpivot: {names} needs two names or more, and names in data.columns with "
                 '* in their place, e.g. {score_*: reply_likes, "*": reply}'
             )
+        if kind == "self_join":
+            _joinable(columns, given)
         return _MAKE[kind], given
     if adapter:
         raise UserError(
@@ -81,6 +83,20 @@ def _chosen(columns: dict[str, str], adapter: dict) -> tuple:
             f"{{self_join: the column with the parent's id}}, found {adapter}"
         )
     return None, None
+
+
+def _joinable(columns: dict[str, str], name: str) -> None:
+    """What would quietly take a row's own text or id for its parent's."""
+    targets = columns.values()
+    wrong = {
+        "map the text of the row above to tweet, e.g. {parent.text: tweet}": "tweet" not in targets,
+        f"map {name} to tweet_id, for tweet_id itself is mapped elsewhere": "tweet_id" in columns
+        and "tweet_id" not in targets,
+        "leave `parent` out: it becomes the row above, and tweet_id its id": "parent" in columns,
+    }
+    for what, holds in wrong.items():
+        if holds:
+            raise UserError(f"data.columns for self_join: {what}")
 
 
 def value(record: dict, path: str) -> object:
@@ -215,6 +231,8 @@ def _self_join(records, columns, name, aside) -> Iterator[tuple[int, dict | Brok
             aside.append((number, "no_parent", _example(record)))
         else:
             made = record | {"parent": rows[above[str(key)]][1]}
+            if "tweet_id" not in columns.values():
+                made["tweet_id"] = above[str(key)]
             if _missing(made, columns, "thread_id"):
                 made["thread_id"] = _top(above[str(key)], above)
             yield number, made

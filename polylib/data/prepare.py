@@ -249,6 +249,7 @@ def _metrics(manifest: dict) -> dict:
         "read": manifest["read"],
         "rejected": manifest["rejects"],
         "cut_to_zero": manifest["cut_to_zero"],
+        "limits": len(manifest["limits"]),
         **total,
         **counts,
     }
