@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import types
 
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 from conftest import ROOT
 from data_rows import data, jsonl, threads
 
+from polylib import config
 from polylib.data import adapters, prepare, read
 from polylib.run import Paths, UserError
 
@@ -312,3 +314,20 @@ def test_what_goes_aside_is_counted_among_the_rejects(tmp_path):
     settings.data = data(columns=renamed, adapter={"explode": "replies"})
     again = prepare.prepare(settings, jsonl(tmp_path / "b.jsonl", nested), paths)
     assert again.manifest["engagement"] == "observed"  # a list named replies is not the corpus
+
+
+def test_every_preset_in_the_guide_loads_and_fits_its_case(tmp_path):
+    """The guide's blocks are presets as they stand; read with the case of their shape, each finds replies."""
+    cases = (
+        "explode_object_of_lists",
+        "unpivot_two_scores",
+        "unpivot_chosen_rejected",
+        "self_join_flat",
+        "self_join_nested",
+    )
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "own_data.md").read_text(), re.S)
+    for block, case in zip(blocks, cases, strict=True):
+        (tmp_path / "mine.yaml").write_text(block)
+        cfg = config.load(str(tmp_path / "mine.yaml"), ROOT).data
+        rows, bad = read.read(CASES / f"{case}.jsonl", cfg.columns, cfg.adapter)
+        assert len(rows) and bad.empty, case

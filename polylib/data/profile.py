@@ -42,7 +42,8 @@ def describe(
 
 
 def limits(rows: pd.DataFrame, preferences: pd.DataFrame) -> list[str]:
-    """What these clean, split rows are too few or too little liked to show, a clause each."""
+    """What these clean, split rows are too few or too little liked to show, a clause each. (What an unknown field
+    switches off is another matter: it can be repaired.)"""
     posts = rows.groupby("tweet_id")
     of = posts["split"].first()
     differ = posts["reply_likes"].nunique().gt(1)
@@ -61,7 +62,4 @@ def limits(rows: pd.DataFrame, preferences: pd.DataFrame) -> list[str]:
     none = rows["reply_likes"].eq(0).mean()
     if none > 0.5:
         found.append(f"{none:.0%} of the replies have no like: few posts say what is liked")
-    for name, what in (("reply_author_followers", "reach"), ("reply_time_diff_seconds", "time")):
-        if (share := rows[name].isna().mean()) > 0.5:
-            found.append(f"{name} unknown for {share:.0%}: likes are not corrected for {what}")
     return found
