@@ -26,9 +26,8 @@ FORMATS = ".jsonl, .ndjson, .json, .csv, .tsv (each also as .gz) or .parquet"
 MAX_MALFORMED = 0.05
 MAX_SPAN = 1000  # lines of one CSV record: a quote still open after so many is a stray one
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-_BAD_BYTE = re.compile(
-    "[\udc80-\udcff]"
-)  # what `surrogateescape` makes of a byte that is not UTF-8
+# what `surrogateescape` makes of a byte that is not UTF-8
+_BAD_BYTE = re.compile("[\udc80-\udcff]")
 
 
 class Broken(NamedTuple):
@@ -90,8 +89,8 @@ def _decoded(raw: bytes, notes: list[str]) -> str:
         encoding = "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
     else:
         text = raw.decode("utf-8-sig", "surrogateescape")
-        bad = len(re.findall("[^\n\r]*[\udc80-\udcff]", text))
-        if bad <= MAX_MALFORMED * len(text.splitlines()):
+        lines = text.splitlines()
+        if sum(_BAD_BYTE.search(line) is not None for line in lines) <= MAX_MALFORMED * len(lines):
             return text
         # cp1252 knows 128 signs besides ASCII, in western texts every tenth letter at most
         if re.search("[^\\x00-\\x7f\udc80-\udcff]", text) or 10 * len(

@@ -56,12 +56,13 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     simulator; anything else holds observed engagement and its truth.parquet is empty. Nothing is written
     before all is checked. Raises UserError for every fault of the input, with the file, the row and the
     remedy."""
-    simulated = "replies" in read.first_record(source)
+    simulated = read.is_corpus(source)
     if simulated:
         raw, truth = simulate.simulate(source, cfg.data.simulator_seed)
-        malformed = pd.DataFrame(columns=list(read.MALFORMED))
+        malformed, notes, counts = pd.DataFrame(columns=list(read.MALFORMED)), [], {}
     else:
-        (raw, malformed), truth = read.read(source, cfg.data.columns), None
+        raw, malformed, notes, counts = read.load(source, cfg.data.columns)
+        truth, notes = None, notes + _unknown(raw)
     rows, rejects = clean.clean(raw, cfg.data)
     rejects = _with_malformed(rejects, malformed)
     rows = split.assign(rows, cfg.data)
@@ -81,6 +82,8 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
         "read": len(raw) + len(malformed),
         "kept": len(rows),
         "addressing_cut": int((raw["reply"].map(clean.strip_addressing) != raw["reply"]).sum()),
+        "input": counts,  # what reading changed or could not read; notes: the same in sentences
+        "notes": notes,
         "counts": _counts(rows, preferences),
         "rejects": dict(zip(rejects["reason"], rejects["count"].tolist(), strict=True)),
         "sha256": {"source": _source_hash(source)}
@@ -152,6 +155,25 @@ def _load(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: not there yet; run notebook 01_data or `dvc repro` first")
     return pd.read_parquet(path)
+
+
+UNKNOWN = {  # field: what goes without it
+    "reply_author_followers": "engagement is not controlled for the reach of its author",
+    "reply_time_diff_seconds": "engagement is not controlled for how early it came, and its pairs have timing unknown",
+    "reply_author": "the rules self_reply and repeating_author (bots) cannot see it",
+    "tweet_author": "the rule self_reply cannot see it",
+    "lang": "its language is guessed from script and stop words",
+}
+
+
+def _unknown(rows: pd.DataFrame) -> list[str]:
+    """What unknown fields switch off, a sentence each."""
+    missing = {name: int(rows[name].isna().sum()) for name in UNKNOWN}
+    return [
+        f"{name} is unknown for {n if n < len(rows) else 'all'} of {len(rows)} replies: {UNKNOWN[name]}"
+        for name, n in missing.items()
+        if n
+    ]
 
 
 def _with_malformed(rejects: pd.DataFrame, malformed: pd.DataFrame) -> pd.DataFrame:

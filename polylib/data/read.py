@@ -55,6 +55,7 @@ NUMBERS = (*COUNTS, "reply_time_diff_seconds")
 REFUSING = (*REQUIRED, "thread_id")  # without its thread a post could stand in two splits
 IDS = ("tweet_id", "reply_id", "thread_id", "tweet_author", "reply_author")
 AUTHORS = ("tweet_author", "reply_author")
+TIMES = ("tweet_created_at", "reply_created_at", "collected_at")
 MAX_TEXT = 2**17  # characters of one field; the csv module's own limit
 MALFORMED = ("row", "field", "problem", "example")
 _HUB = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+?)(?::(?P<split>[\w.-]+))?")
@@ -62,6 +63,7 @@ _HUB = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+?)(?::(?P
 
 # what spreadsheets and floats make of a long id: 1.70000E+18, 1.7000000000000003e+18, 1700000000000000000.0
 _FLOAT_ID = re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?[eE]\+\d+|\d{16,}\.0*)")
+_ZONE = re.compile(r"^\d{9,}|(?:Z|UTC|GMT|[+-]\d\d:?\d\d(?: \d{4})?)$")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
 _PLACEHOLDERS = frozenset(
     "anonymous deleted n/a na nan nil none null removed suspended unknown - ?".split()
@@ -70,7 +72,7 @@ _PLACEHOLDERS = frozenset(
 
 class Loaded(NamedTuple):
     """What `load` returns: rows and malformed as `read` does; notes: sentences on how the file was understood;
-    counts: `unescaped` texts with HTML entities, `computed_delays`, `unknown_<field>` that could not be read."""
+    counts: `unescaped` texts with HTML entities, `computed_delays`, `incomparable_times`, `unknown_<field>`."""
 
     rows: pd.DataFrame
     malformed: pd.DataFrame
@@ -127,9 +129,9 @@ def load(path: str | Path, columns: dict[str, str] | None = None) -> Loaded:
         if name in seen and name not in columns
     ]
     rows = typed(pd.DataFrame([row for _, row in good], columns=list(COLUMNS)))
-    rows = _with_delays(rows, counts)
+    rows = _with_times(rows, [number for number, _ in good], counts, unreadable)
     notes += _said(counts, unreadable)
-    return Loaded(rows, pd.DataFrame(bad, columns=list(MALFORMED)), notes, dict(counts))
+    return Loaded(rows, pd.DataFrame(bad, columns=list(MALFORMED)), notes, dict(+counts))
 
 
 def first_record(path: str | Path) -> dict:
@@ -311,29 +313,46 @@ def _refuse(path, total: int, seen: set[str], columns: dict[str, str], bad: list
         )
 
 
-def _with_delays(rows: pd.DataFrame, counts: Counter) -> pd.DataFrame:
-    """Where only the delay is unknown, it is the time between the two stamps, if that is not negative; a stamp
-    with and one without a time zone cannot be compared."""
-    stamps = [rows[name] for name in ("tweet_created_at", "reply_created_at")]
-    at = rows["reply_time_diff_seconds"].isna() & stamps[0].notna() & stamps[1].notna()
-    if not at.any():
-        return rows
-    zoned = [s[at].str.contains(r"(?:Z|[+-]\d\d:?\d\d(?: \d{4})?|UTC|GMT)$") for s in stamps]
-    delay = (times(stamps[1][at]) - times(stamps[0][at])).dt.total_seconds()
-    delay = delay.where((zoned[0] == zoned[1]) & (delay >= 0))
+def _with_times(
+    rows: pd.DataFrame, numbers: list[int], counts: Counter, unreadable: dict[str, str]
+) -> pd.DataFrame:
+    """Timestamps in ISO 8601, unknown where they cannot be read. Where only the delay is unknown it is the time
+    between the two, if that is not negative, both hold a time of day, and both or neither a time zone."""
+    points, zoned = {}, {}
+    for name in TIMES:
+        points[name] = times(rows[name])
+        zoned[name] = rows[name].str.contains(_ZONE, na=False)
+        lost = rows[name].notna() & points[name].isna()
+        if lost.any():
+            first = lost.idxmax()
+            counts[f"unknown_{name}"] += int(lost.sum())
+            where = f"row {numbers[first]} is {rows[name][first][:40]!r}, no time of a known form"
+            unreadable[name] = where
+        foreign = points[name].notna() & ~rows[name].str.match(r"\d{4}-", na=False)
+        iso = points[name].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+        rows[name] = rows[name].mask(lost).mask(foreign, iso)
+    begin, end = TIMES[:2]
+    at = rows["reply_time_diff_seconds"].isna() & points[begin].notna() & points[end].notna()
+    delay = (points[end] - points[begin]).dt.total_seconds()[at]
+    clock = rows[begin].str.contains(":", na=False) & rows[end].str.contains(":", na=False)
+    delay = delay.where(clock & (zoned[begin] == zoned[end]) & (delay >= 0))
     counts["computed_delays"] = int(delay.notna().sum())
-    counts["unknown_delays"] = int(delay.isna().sum())
+    counts["incomparable_times"] = int(delay.isna().sum())
     rows.loc[at, "reply_time_diff_seconds"] = delay
     return rows
 
 
 def times(stamps: pd.Series) -> pd.Series:
-    """Points of time (UTC) from ISO 8601, Twitter's own format or seconds since 1970; NaT from anything else."""
-    seconds = pd.to_numeric(stamps.where(stamps.str.fullmatch(r"\d{9,11}(?:\.\d+)?")))
+    """Points of time (UTC) from ISO 8601, Twitter's own format, or seconds or milliseconds since 1970; else NaT."""
+    number = stamps.str.fullmatch(r"\d{9,10}(?:\.\d+)?|\d{12,13}", na=False)
+    seconds = pd.to_numeric(stamps.where(number)).astype("float64")
+    seconds = seconds.where(seconds < 1e11, seconds / 1000)
     found = pd.to_datetime(seconds, unit="s", utc=True)
     for form in ("ISO8601", "%a %b %d %H:%M:%S %z %Y"):
-        open_ = stamps.where(found.isna())
-        found = found.fillna(pd.to_datetime(open_, format=form, utc=True, errors="coerce"))
+        left = stamps[found.isna() & stamps.notna()]
+        if len(left):
+            read_ = pd.to_datetime(left, format=form, utc=True, errors="coerce")
+            found = found.fillna(read_.astype(found.dtype))
     return found
 
 
@@ -346,10 +365,10 @@ def _said(counts: Counter, unreadable: dict[str, str]) -> list[str]:
         said.append(f"HTML entities such as &amp; were unescaped in {counts['unescaped']} texts")
     if counts["computed_delays"]:
         said.append(f"{counts['computed_delays']} delays were computed from the two timestamps")
-    if counts["unknown_delays"]:
+    if counts["incomparable_times"]:
         said.append(
-            f"{counts['unknown_delays']} delays stay unknown: their timestamps cannot be read, run "
-            "backwards, or only one has a time zone"
+            f"{counts['incomparable_times']} delays stay unknown: the reply is dated before its post, or only "
+            "one of the two has a time zone"
         )
     return said
 
