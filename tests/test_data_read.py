@@ -177,7 +177,7 @@ def test_a_field_that_training_can_do_without_becomes_unknown_and_is_counted(tmp
     for name in odd:
         assert loaded.rows[name][1:].isna().all()
         assert loaded.counts[f"unknown_{name}"] == len(ROWS) - 1
-        (said,) = (note for note in loaded.notes if note.startswith(name))
+        (said,) = (note for note in loaded.notes if note.startswith(f"{name}:"))
         assert f"{len(ROWS) - 1} could not be read" in said and "first: row 2 is" in said
     assert loaded.rows["reply_author_followers"][0] == ROWS[0]["reply_author_followers"]
 
