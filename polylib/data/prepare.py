@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,10 +95,7 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     for name, blob in content.items():
         atomic_write(paths.data / f"{name}.parquet", blob)
     results = paths.results("data")
-    # hostile text in a table that people open: JSON keeps a list in one cell, quotes and line ends included
-    table = rejects.assign(
-        examples=[json.dumps(e, ensure_ascii=False) for e in rejects["examples"]]
-    )
+    table = rejects.assign(examples=[_cell(e) for e in rejects["examples"]])
     atomic_write(results / "rejects.csv", table.to_csv(index=False, lineterminator="\n"))
     write_json(results / "manifest.json", manifest)
     write_json(results / "metrics.json", _metrics(manifest))
@@ -174,6 +172,13 @@ def _unknown(rows: pd.DataFrame) -> list[str]:
         for name, n in missing.items()
         if n
     ]
+
+
+def _cell(examples: list[str]) -> str:
+    """Hostile text in a table that people open: a list as JSON stays in one cell, quotes and line ends included.
+    Where a spreadsheet divides cells by ; or | as well, none begins like a formula: the sign is an escape."""
+    text = json.dumps(examples, ensure_ascii=False)
+    return re.sub("(?<=[;|])[=+@-]", lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
 def _with_malformed(rejects: pd.DataFrame, malformed: pd.DataFrame) -> pd.DataFrame:
