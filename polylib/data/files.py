@@ -211,11 +211,12 @@ def _json(source, notes: list[str]) -> Iterator[tuple[int, dict | Broken]]:
             yield from enumerate((_entry(row, escaped) for row in rows), 1)
             return
         source = io.BytesIO(raw)
+    decode = json.JSONDecoder(object_pairs_hook=_object).decode
     for number, line in enumerate(source, 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object)
+            record = decode(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             yield number, Broken(f"not JSON: {error}", example(line.decode(errors="replace")))
             continue

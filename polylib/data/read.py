@@ -200,37 +200,39 @@ def hub_rows(source: str) -> list[dict]:
 
 
 def _rename(record: dict, columns: dict[str, str]) -> dict:
-    mapped = {target: record[name] for name, target in columns.items() if name in record}
-    return {name: record.get(name) for name in COLUMNS if name not in columns.values()} | mapped
+    if not columns:
+        return record
+    targets = columns.values()
+    kept = {name: value for name, value in record.items() if name not in targets}
+    return kept | {target: record[name] for name, target in columns.items() if name in record}
 
 
 def _check(record: dict, counts: Counter) -> tuple[dict, list[tuple[str, str]]]:
     """(row with None where unknown, its faults as (field, problem))."""
-    row, faults = {}, []
-    for name in COLUMNS:
-        value, problem = record.get(name), ""
-        if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-            value = None
-        elif name in NUMBERS:
-            value, problem = _number(value, whole=name in COUNTS)
+    row, faults = dict.fromkeys(COLUMNS), []
+    for name, value in record.items():
+        if name not in row or value is None or value == "" or value != value:
+            continue
+        if name in NUMBERS:
+            row[name], problem = _number(value, whole=name in COUNTS)
         else:
-            value, problem = _text(name, value, counts)
-        if value is None and name in REQUIRED:
-            problem = problem or "is missing or empty"
+            row[name], problem = _text(name, value, counts)
         if problem:
             faults.append((name, problem))
-        row[name] = value
+    named = {name for name, _ in faults}
+    faults += [(n, "is missing or empty") for n in REQUIRED if row[n] is None and n not in named]
     row["thread_id"] = row["thread_id"] or row["tweet_id"]
     return row, faults
 
 
 def _text(name: str, value: object, counts: Counter) -> tuple[str | None, str]:
-    if isinstance(value, bytes):
-        return None, "is binary and not UTF-8"
-    if isinstance(value, float | bool | dict | list):
-        hint = " (large ids lose digits as floats: quote them)" if isinstance(value, float) else ""
-        return None, f"is a {type(value).__name__}, not text{hint}"
-    value = str(value)
+    if not isinstance(value, str):
+        if isinstance(value, bytes):
+            return None, "is binary and not UTF-8"
+        if isinstance(value, float | bool | dict | list):
+            hint = " (large ids lose digits as floats: quote them)" * isinstance(value, float)
+            return None, f"is a {type(value).__name__}, not text{hint}"
+        value = str(value)
     if len(value) > MAX_TEXT:
         return None, f"has {len(value)} characters, more than {MAX_TEXT}"
     if name in ("tweet", "reply") and "&" in value:
@@ -240,7 +242,7 @@ def _text(name: str, value: object, counts: Counter) -> tuple[str | None, str]:
         counts["unescaped"] += plain != value
         value = plain
     value = texts.normalise(value)
-    if name in IDS and _FLOAT_ID.fullmatch(value):
+    if name in IDS and not value.isalnum() and _FLOAT_ID.fullmatch(value):
         return None, f"is {value[:40]!r} (large ids lose digits as floats: export them as text)"
     if name in AUTHORS and value.strip("[]()<>@ ").lower() in _PLACEHOLDERS:
         return None, f"is {value[:40]!r}, no author"
