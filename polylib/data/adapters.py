@@ -19,9 +19,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
-from polylib.data import text as texts
+from polylib.data.files import Broken, example
 from polylib.run import UserError
 
 REASONS = {
@@ -30,13 +29,6 @@ REASONS = {
     "repeated": "the same reply with the same fields as in an earlier pair",
 }
 _ABSENT = object()
-
-
-class Broken(NamedTuple):
-    """A record that does not parse."""
-
-    problem: str
-    example: str
 
 
 def adapt(
@@ -159,14 +151,14 @@ def _explode(records, columns, name, aside) -> Iterator[tuple[int, dict | Broken
                 [dict(zip(items, row, strict=True)) for row in rows] if len(lengths) < 2 else items
             )
         if items is None or items == []:
-            aside.append((number, "no_replies", _example(record)))
+            aside.append((number, "no_replies", example(record)))
         elif not isinstance(items, list):
             what = (
                 "no column"
                 if items is _ABSENT
                 else "no list, and no object of equally long lists, in"
             )
-            yield number, Broken(f"has {what} {name} to explode", _example(record))
+            yield number, Broken(f"has {what} {name} to explode", example(record))
         else:
             for k, item in enumerate(items):
                 made = _with_post(record | {name: item}, columns)
@@ -192,7 +184,7 @@ def _unpivot(records, columns, sides, aside) -> Iterator[tuple[int, dict | Broke
             key = str(_own(made, columns, "reply_id"))
             fields = repr([value(made, name) for name in (*columns, *_KEPT)])
             if seen.get(key) == fields:
-                aside.append((number, "repeated", _example(found)))
+                aside.append((number, "repeated", example(found)))
             else:  # another text or score under a known id is a contradiction, which `read` names
                 seen.setdefault(key, fields)
                 yield number, made
@@ -211,7 +203,7 @@ def _self_join(records, columns, name, aside) -> Iterator[tuple[int, dict | Brok
     if above and not answered & rows.keys():
         raise UserError(
             f"data.adapter self_join: no row has the id that {name} names in another, for instance "
-            f"{_example(next(iter(above.values())))}; map the rows' own id to reply_id in data.columns"
+            f"{example(next(iter(above.values())))}; map the rows' own id to reply_id in data.columns"
         )
     for number, record in table:
         if not isinstance(record, dict):
@@ -220,15 +212,15 @@ def _self_join(records, columns, name, aside) -> Iterator[tuple[int, dict | Brok
         key = _own(record, columns, "reply_id")
         first, _ = rows.get(str(key), (number, record))
         if _empty(key):
-            yield number, Broken("has no id of its own (reply_id)", _example(record))
+            yield number, Broken("has no id of its own (reply_id)", example(record))
         elif first != number:
             problem = f"reply_id {key} was already used in row {first}"
-            yield number, Broken(problem, _example(record))
+            yield number, Broken(problem, example(record))
         elif str(key) not in above:
             if str(key) not in answered:
-                aside.append((number, "no_replies", _example(record)))
+                aside.append((number, "no_replies", example(record)))
         elif above[str(key)] not in rows:
-            aside.append((number, "no_parent", _example(record)))
+            aside.append((number, "no_parent", example(record)))
         else:
             made = record | {"parent": rows[above[str(key)]][1]}
             if "tweet_id" not in columns.values():
@@ -276,10 +268,3 @@ def _hash(*values: object) -> str:
 
 def _empty(found: object) -> bool:
     return found is None or found is _ABSENT or found == "" or found != found  # NaN
-
-
-def _example(record: object) -> str:
-    plain = (
-        record if isinstance(record, str) else json.dumps(record, ensure_ascii=False, default=str)
-    )
-    return texts.normalise(plain[:200])

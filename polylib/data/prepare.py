@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +51,8 @@ class Prepared:
 
 
 class Made(NamedTuple):
-    """Everything of a study's data before it is written. raw: the well-formed rows as read; read: all rows."""
+    """Everything of a study's data before it is written. raw: the well-formed rows as read; read: all rows; notes and
+    counts: what reading them took (`read.Loaded`), and what their unknown fields switch off."""
 
     raw: pd.DataFrame
     rows: pd.DataFrame
@@ -58,19 +60,19 @@ class Made(NamedTuple):
     preferences: pd.DataFrame
     rejects: pd.DataFrame
     read: int
+    notes: list[str]
+    counts: dict[str, int]
 
 
 def make(data: DataConfig, source: str | Path) -> Made:
     """Read or simulate, clean, split and pair; nothing is written. UserError for every fault of the input."""
-    simulated, aside = not data.adapter and "replies" in read.first_record(source), []
+    simulated, aside = not data.adapter and read.is_corpus(source), []
     if simulated:
         raw, truth = simulate.simulate(source, data.simulator_seed)
-        malformed = pd.DataFrame(columns=list(read.MALFORMED))
+        malformed, notes, counts = pd.DataFrame(columns=list(read.MALFORMED)), [], {}
     else:
-        (raw, malformed), truth = (
-            read.read(source, data.columns, data.adapter, aside),
-            None,
-        )
+        raw, malformed, notes, counts = read.load(source, data.columns, data.adapter, aside)
+        truth, notes = None, notes + _unknown(raw)
     rows, rejects = clean.clean(raw, data)
     rejects = _with_malformed(_with_aside(rejects, aside), malformed)
     rows = split.assign(rows, data)
@@ -80,7 +82,7 @@ def make(data: DataConfig, source: str | Path) -> Made:
     if simulated:
         truth = truth[truth["reply_id"].isin(rows["reply_id"])].reset_index(drop=True)
     read_in = len(raw) + len(malformed) + len(aside)
-    return Made(raw, rows, truth, preferences, rejects, read_in)
+    return Made(raw, rows, truth, preferences, rejects, read_in, notes, counts)
 
 
 def look(data: DataConfig, source: str | Path) -> str:
@@ -88,7 +90,7 @@ def look(data: DataConfig, source: str | Path) -> str:
     made = make(data, source)
     kind = "observed" if made.truth is None else "simulated"
     lines = profile.describe(made.raw, made.rows, made.rejects, made.preferences, kind)
-    return "\n".join(lines)
+    return "\n".join([*made.notes, *lines])
 
 
 def _learnable(source: str | Path, rows: pd.DataFrame) -> None:
@@ -111,7 +113,7 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     simulator; anything else holds observed engagement and its truth.parquet is empty. Nothing is written
     before all is checked. Raises UserError for every fault of the input, with the file, the row and the
     remedy."""
-    raw, rows, truth, preferences, rejects, total = make(cfg.data, source)
+    raw, rows, truth, preferences, rejects, total, notes, counts = make(cfg.data, source)
     simulated = truth is not None
     tables = {
         "rows": rows,
@@ -125,6 +127,8 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
         "read": total,
         "kept": len(rows),
         "addressing_cut": int((raw["reply"].map(clean.strip_addressing) != raw["reply"]).sum()),
+        "input": counts,  # what reading changed or could not read; notes: the same in sentences
+        "notes": notes,
         "counts": _counts(rows, preferences),
         "limits": profile.limits(rows, preferences),
         "cut_to_zero": int((rows["reply_likes"] < 0).sum()),  # scores below 0, in shares of likes
@@ -137,10 +141,7 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     for name, blob in content.items():
         atomic_write(paths.data / f"{name}.parquet", blob)
     results = paths.results("data")
-    # hostile text in a table that people open: JSON keeps a list in one cell, quotes and line ends included
-    table = rejects.assign(
-        examples=[json.dumps(e, ensure_ascii=False) for e in rejects["examples"]]
-    )
+    table = rejects.assign(examples=[_cell(e) for e in rejects["examples"]])
     atomic_write(results / "rejects.csv", table.to_csv(index=False, lineterminator="\n"))
     write_json(results / "manifest.json", manifest)
     write_json(results / "metrics.json", _metrics(manifest))
@@ -198,6 +199,32 @@ def _load(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: not there yet; run notebook 01_data or `dvc repro` first")
     return pd.read_parquet(path)
+
+
+UNKNOWN = {  # field: what goes without it
+    "reply_author_followers": "engagement is not controlled for the reach of its author",
+    "reply_time_diff_seconds": "engagement is not controlled for how early it came, and its pairs have timing unknown",
+    "reply_author": "the rules self_reply and repeating_author (bots) cannot see it",
+    "tweet_author": "the rule self_reply cannot see it",
+    "lang": "its language is guessed from script and stop words",
+}
+
+
+def _unknown(rows: pd.DataFrame) -> list[str]:
+    """What unknown fields switch off, a sentence each."""
+    missing = {name: int(rows[name].isna().sum()) for name in UNKNOWN}
+    return [
+        f"{name} is unknown for {n if n < len(rows) else 'all'} of {len(rows)} replies: {UNKNOWN[name]}"
+        for name, n in missing.items()
+        if n
+    ]
+
+
+def _cell(examples: list[str]) -> str:
+    """Hostile text in a table that people open: a list as JSON stays in one cell, quotes and line ends included.
+    Where a spreadsheet divides cells by ; or | as well, none begins like a formula: the sign is an escape."""
+    text = json.dumps(examples, ensure_ascii=False)
+    return re.sub("(?<=[;|])[=+@-]", lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
 def _with_aside(rejects: pd.DataFrame, aside: list) -> pd.DataFrame:
