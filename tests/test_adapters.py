@@ -193,11 +193,13 @@ def test_self_join_names_twice_used_and_missing_ids_and_survives_circles(tmp_pat
     lines += [row | {"uri": f"r{k}", "text": f"reply {k}", "reply_to": "a"} for k in range(60)]
     lines += [row | {"uri": "r0", "text": "other", "reply_to": "a"}]  # an id again
     lines += [row | {"uri": None, "text": "no id", "reply_to": "a"}]
+    lines += [row | {"uri": "a", "text": "a second first post", "reply_to": None}]
     lines += [row | {"uri": "b", "text": "b", "reply_to": "c"}]
     lines += [row | {"uri": "c", "text": "c", "reply_to": "b"}]
     found, _, _, bad = load(jsonl(tmp_path / "a.jsonl", lines), FLAT, {"self_join": "reply_to"})
-    assert len(found) == 62 and bad["row"].tolist() == [62, 63]
+    assert len(found) == 62 and bad["row"].tolist() == [62, 63, 64]
     assert "already used in row 2" in bad["problem"][0] and "no id" in bad["problem"][1]
+    assert "a was already used in row 1" in bad["problem"][2]
 
 
 def test_a_self_join_that_joins_nothing_is_one_line():
@@ -261,6 +263,7 @@ def test_unpivot_without_a_star_says_how():
         ("l.1.t", "two"),
         ("l.-1.t", "two"),
         ("l.5.t", None),
+        ("l.-5.t", None),
         ("l.k=v.t", "two"),
         ("l.k=w.t", None),
         ("l.²", adapters._ABSENT),

@@ -22,7 +22,9 @@ def main() -> int:
         line = re.sub(
             r"[\x00-\x20\x7f-\x9f]+", " ", error.evalue
         )  # no control sequence of a file's
-        print(f"error: {line}" if error.ename == "UserError" else error, file=sys.stderr)
+        print(
+            f"error: {line}" if error.ename == "UserError" else str(error).strip(), file=sys.stderr
+        )
     return 1
 
 

@@ -53,13 +53,9 @@ def _chosen(columns: dict[str, str], adapter: dict) -> tuple:
     """The function of an adapter and its argument."""
     for kind, given in adapter.items():
         names = given if isinstance(given, list) else [given]
-        if (
-            kind not in _MAKE
-            or len(adapter) > 1
-            or not all(isinstance(n, str) and n for n in names)
-        ):
-            break
-        if isinstance(given, list) != (kind == "unpivot"):
+        texts_only = all(isinstance(name, str) and name for name in names)
+        one = kind in _MAKE and len(adapter) == 1 and texts_only
+        if not one or isinstance(given, list) != (kind == "unpivot"):
             break
         if kind == "unpivot" and (len(set(names)) < 2 or not any("*" in name for name in columns)):
             raise UserError(
@@ -144,12 +140,9 @@ def _explode(records, columns, name, aside) -> Iterator[tuple[int, dict | Broken
             yield number, record
             continue
         items = _parsed(value(record, name))
-        if isinstance(items, dict) and all(isinstance(v, list) for v in items.values()):
-            lengths = {len(values) for values in items.values()}
-            rows = zip(*items.values(), strict=len(lengths) < 2)
-            items = (
-                [dict(zip(items, row, strict=True)) for row in rows] if len(lengths) < 2 else items
-            )
+        lists = isinstance(items, dict) and all(isinstance(v, list) for v in items.values())
+        if lists and len({len(values) for values in items.values()}) < 2:
+            items = [dict(zip(items, row)) for row in zip(*items.values())]
         if items is None or items == []:
             aside.append((number, "no_replies", example(record)))
         elif not isinstance(items, list):
