@@ -113,7 +113,7 @@ def test_unpivot_two_scores_and_a_reply_that_stands_in_two_pairs():
     found, aside, rows, bad = load("unpivot_two_scores.jsonl", SHP, {"unpivot": ["A", "B"]})
     assert found == {"c1": ("a1", 60), "c2": ("a1", -4), "c3": ("a1", 75)}
     assert aside == [(2, "repeated")] and bad.empty
-    assert rows.set_index("reply_id")["reply_created_at"]["c2"] == "1600000600"
+    assert rows.set_index("reply_id")["reply_created_at"]["c2"] == "2020-09-13T12:36:40Z"
 
 
 def test_unpivot_chosen_and_rejected_chats_without_ids():

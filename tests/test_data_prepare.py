@@ -76,7 +76,7 @@ def test_metrics_are_numbers_that_add_up(corpus):
 def test_reject_table_survives_hostile_text(tmp_path):
     hostile = 'gm "quoted", =cmd|\'\nline'
     paths = Paths("x", tmp_path)
-    rows = [*threads(60), record(0, 99, reply=hostile), record(1, 99, reply_retweets=-4)]
+    rows = [*threads(60), record(0, 99, reply=hostile), record(1, 99, reply_likes="x")]
     prepare.prepare(config(), jsonl(tmp_path / "mine.jsonl", rows), paths)
     with (paths.results("data") / "rejects.csv").open(newline="", encoding="utf-8") as lines:
         table = {
@@ -85,7 +85,7 @@ def test_reject_table_survives_hostile_text(tmp_path):
         }
     assert table == {
         "spam_words": ("1", [hostile]),
-        "malformed": ("1", ["row 242: reply_retweets is -4, but cannot be negative"]),
+        "malformed": ("1", ["row 242: reply_likes is 'x', not a number"]),
     }
 
 
