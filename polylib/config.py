@@ -112,7 +112,8 @@ def _resolve(path: Path, folder: Path, below: tuple[Path, ...] = ()) -> tuple[di
 
     Within a file a method's section departs from `training`; a file as a whole comes after the one it extends, so
     `training` of a preset goes to all four methods, over their sections in laptop.yaml. Sections are merged key by
-    key; lists and mappings that are values (data.columns, reward_model.heuristic, ablation.grid) are replaced.
+    key; lists and mappings that are values (data.columns, data.adapter, reward_model.heuristic, ablation.grid) are
+    replaced.
     """
     if path in below:
         raise UserError(f"{path}: extends itself, by way of {' and '.join(p.name for p in below)}")

@@ -78,6 +78,7 @@ class DataConfig:
     pairs_per_post: Count
     pair_min_ratio: Float
     columns: dict[Str, Str]
+    adapter: dict[Str, Str | list[Str]]
 
 
 @dataclass(frozen=True, config=KNOWN)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from polylib import config, run
 from polylib.config import UserError
-from polylib.data import read
+from polylib.data import prepare, read
 
 CORPUS = "polylib/data/corpus.jsonl"
 COMMENT = "What `dvc repro` runs; written by `python -m polylib.study PRESET [--data PATH]`."
@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
+        print(prepare.look(config.load(args.preset).data, _place(args.data, Path.cwd())))
         chosen = select(args.preset, args.data)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
