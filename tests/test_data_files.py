@@ -114,12 +114,15 @@ def test_backslashes_for_quotes_are_refused_with_the_remedy(tmp_path):
         load(tmp_path, text)
 
 
-def test_a_quote_that_never_closes_is_given_up_after_a_bound(tmp_path, monkeypatch):
+def test_a_record_of_too_many_lines_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_SPAN", 10)
-    text = lines()
-    stray(text, 5)
-    loaded = load(tmp_path, text)
-    assert loaded.malformed["row"].tolist() == [5] and len(loaded.rows) == len(ROWS) - 1
+    rows = [dict(row) for row in ROWS]
+    rows[3]["reply"], rows[4]["reply"] = "x\n" * 9 + "fits", "x\n" * 10 + "does not"
+    path = tmp_path / "a.csv"
+    path.write_text("".join(lines(rows)))
+    found = [record for _, record in files.records(path, [])]
+    assert found[3]["reply"] == rows[3]["reply"] and isinstance(found[4], files.Broken)
+    assert found[-1]["reply"] == rows[-1]["reply"] and len(found) == len(ROWS) + 10
 
 
 TAB = lines(delimiter="\t")
@@ -139,6 +142,7 @@ TAB = lines(delimiter="\t")
         ([line.replace("\n", ",\n") for line in lines()], ""),
         ([f"{k},{line}" if k else f",{line}" for k, line in enumerate(lines())], ""),
         ([line.replace(",", ", ") for line in lines()], ""),
+        ([", ".join(f'"{x.strip()}"' for x in line.split(",")) + "\n" for line in lines()], ""),
         ([line + ",,,,,,,\n\n" for line in lines()], ""),
         (lines(quoting=csv.QUOTE_ALL), ""),
         ("\ufeff" + "".join(lines()), ""),
