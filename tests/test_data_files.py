@@ -197,7 +197,9 @@ def test_a_header_that_means_two_things_is_refused(tmp_path, content, message):
 def test_a_shifted_row_does_not_pass_under_a_nameless_last_column(tmp_path):
     text = [line.replace("\n", ",\n") for line in lines()]
     text[7] = text[7].replace(" ", ", ", 1).replace(",\n", "\n")  # a comma in the text, unquoted
-    assert load(tmp_path, text).malformed["row"].tolist() == [8]
+    (tmp_path / "a.csv").write_text("".join(text))
+    found = dict(files.records(tmp_path / "a.csv", []))
+    assert [number for number, record in found.items() if isinstance(record, files.Broken)] == [8]
 
 
 def parquet(rows: list[dict], **columns) -> bytes:
@@ -310,3 +312,5 @@ def test_escape_sequences_of_a_terminal_reach_no_message(tmp_path):
         with pytest.raises(UserError) as caught:
             load(tmp_path, content, name)
         assert str(caught.value).isprintable(), name
+    bad = load(tmp_path, [*lines(), f"p9,{red}\n", f'p9,"{red}\n']).malformed
+    assert len(bad) == 2 and all(text.isprintable() for text in bad["example"] + bad["problem"])
