@@ -93,7 +93,7 @@ FAULTS = [
         'plain = html.unescape(plain)\n        counts["unescaped"] += plain != value',
     ),
     (
-        "read: control characters by entity",
+        "read: control characters stay",
         "data/read",
         "value = texts.normalise(value)\n",
         "pass\n",
