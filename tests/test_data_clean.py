@@ -91,7 +91,8 @@ def test_ways_to_write_another_language():
         row | {"lang": name} for row, name in zip(GOOD, ["German", "deu", "de-AT"] * 8, strict=True)
     ]
     assert reasons(rows, language="de") == {}
-    assert reasons([*rows, record(0, 99, lang="und")], language="de") == {"language": 1}
+    und = record(0, 99, lang="und", reply=words("short", 5))
+    assert reasons([*rows, und], language="de") == {"language": 1}
 
 
 def test_a_post_of_a_whole_book_goes_with_its_replies():

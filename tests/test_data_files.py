@@ -114,12 +114,15 @@ def test_backslashes_for_quotes_are_refused_with_the_remedy(tmp_path):
         load(tmp_path, text)
 
 
-def test_a_quote_that_never_closes_is_given_up_after_a_bound(tmp_path, monkeypatch):
+def test_a_record_of_too_many_lines_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_SPAN", 10)
-    text = lines()
-    stray(text, 5)
-    loaded = load(tmp_path, text)
-    assert loaded.malformed["row"].tolist() == [5] and len(loaded.rows) == len(ROWS) - 1
+    rows = [dict(row) for row in ROWS]
+    rows[3]["reply"], rows[4]["reply"] = "x\n" * 9 + "fits", "x\n" * 10 + "does not"
+    path = tmp_path / "a.csv"
+    path.write_text("".join(lines(rows)))
+    found = [record for _, record in files.records(path, [])]
+    assert found[3]["reply"] == rows[3]["reply"] and isinstance(found[4], files.Broken)
+    assert found[-1]["reply"] == rows[-1]["reply"] and len(found) == len(ROWS) + 10
 
 
 TAB = lines(delimiter="\t")
@@ -139,6 +142,7 @@ TAB = lines(delimiter="\t")
         ([line.replace("\n", ",\n") for line in lines()], ""),
         ([f"{k},{line}" if k else f",{line}" for k, line in enumerate(lines())], ""),
         ([line.replace(",", ", ") for line in lines()], ""),
+        ([", ".join(f'"{x.strip()}"' for x in line.split(",")) + "\n" for line in lines()], ""),
         ([line + ",,,,,,,\n\n" for line in lines()], ""),
         (lines(quoting=csv.QUOTE_ALL), ""),
         ("\ufeff" + "".join(lines()), ""),
@@ -193,7 +197,9 @@ def test_a_header_that_means_two_things_is_refused(tmp_path, content, message):
 def test_a_shifted_row_does_not_pass_under_a_nameless_last_column(tmp_path):
     text = [line.replace("\n", ",\n") for line in lines()]
     text[7] = text[7].replace(" ", ", ", 1).replace(",\n", "\n")  # a comma in the text, unquoted
-    assert load(tmp_path, text).malformed["row"].tolist() == [8]
+    (tmp_path / "a.csv").write_text("".join(text))
+    found = dict(files.records(tmp_path / "a.csv", []))
+    assert [number for number, record in found.items() if isinstance(record, files.Broken)] == [8]
 
 
 def parquet(rows: list[dict], **columns) -> bytes:
@@ -306,3 +312,5 @@ def test_escape_sequences_of_a_terminal_reach_no_message(tmp_path):
         with pytest.raises(UserError) as caught:
             load(tmp_path, content, name)
         assert str(caught.value).isprintable(), name
+    bad = load(tmp_path, [*lines(), f"p9,{red}\n", f'p9,"{red}\n']).malformed
+    assert len(bad) == 2 and all(text.isprintable() for text in bad["example"] + bad["problem"])

@@ -242,7 +242,7 @@ def test_a_placeholder_is_no_author(tmp_path, name):
 
 
 def test_ids_with_an_e_or_a_point_in_them_are_ids(tmp_path):
-    ids = ["12e45", "7e9", "1.5", "0x1e+", "12345.0", "1700000000000000000", "t3_1e+5"]
+    ids = ["12e45", "7e9", "1.5", "1.5e9", "0x1e+", "12345.0", "1700000000000000000", "t3_1e+5"]
     rows = [record(9, k, reply_id=name) for k, name in enumerate(ids)]
     assert read.read_rows(jsonl(tmp_path / "a.jsonl", rows))["reply_id"].tolist() == ids
 
