@@ -467,7 +467,7 @@ def _check_training(
     low, high = t.kl_bounds if len(t.kl_bounds) == 2 else (0, 0)
     require(
         0 < low <= high and (not t.kl_target or low <= t.kappa <= high),
-        f"{name}.kl_bounds must be [low, high] with 0 < low <= kappa <= high, found {t.kl_bounds} and kappa {t.kappa:g}",
+        f"{name}.kl_bounds must be [low, high] with 0 < low <= kappa <= high, found {t.kl_bounds}, kappa {t.kappa:g}",
     )
     require(
         t.eval_samples >= 1,
