@@ -3,8 +3,16 @@
 PRESET ?= laptop
 STUDY ?= laptop
 DATA ?=
+NAME ?=
 ARGS ?=
 JOBS ?=
+# what a user gives reaches recipes through the environment, as it was typed: neither make nor the shell reads into it
+# (ARGS alone is options, words of the shell)
+override PRESET := $(value PRESET)
+override STUDY := $(value STUDY)
+override DATA := $(value DATA)
+override NAME := $(value NAME)
+override JOBS := $(value JOBS)
 # a worker a core, one thread each: the smoke study on one, the unit tests file by file on the others
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
 
@@ -15,6 +23,7 @@ export TOKENIZERS_PARALLELISM := false
 export DVC_NO_ANALYTICS := 1
 export PYTHONHASHSEED := 0
 
+reproduce rewards paper: export PRESET STUDY DATA NAME JOBS
 .PHONY: help setup test quick mutants reproduce rewards paper lab notebooks-clean clean
 
 help:             ## this list
@@ -37,16 +46,14 @@ quick: setup      ## the same without the smoke study and the notebooks
 mutants: setup    ## put known faults into the code, one at a time, and name the test that catches each (half an hour of two cores)
 	python tests/mutants.py $(ARGS)
 
-reproduce: setup  ## run a study: PRESET=laptop (default) | quick | smoke | gpu | paper, DATA=your file, JOBS=at a time
-	python -m polylib.study "$(PRESET)" $(if $(DATA),--data "$(DATA)")
-	JOBS="$(JOBS)" sh tools/reproduce.sh $(ARGS)
+reproduce: setup  ## run a study: PRESET=laptop (default) | quick | smoke | gpu | paper, DATA=your file, NAME=of the study, JOBS=at a time
+	sh tools/reproduce.sh $(ARGS)
 
 rewards: setup    ## only data and rewards, validated and attacked: PRESET=laptop | long | ..., DATA=your file
-	python -m polylib.study "$(PRESET)" $(if $(DATA),--data "$(DATA)")
-	dvc repro "reward_model@$$(sed -n 's/^study: *//p' params.yaml)"
+	JOBS=1 sh tools/reproduce.sh reward_model
 
 paper:            ## paper/paper.pdf from the figures and tables of a study: STUDY=laptop (needs pdflatex)
-	sh tools/paper.sh "$(STUDY)"
+	sh tools/paper.sh "$$STUDY"
 
 lab: setup        ## JupyterLab on the notebooks
 	jupyter lab --notebook-dir=. notebooks

@@ -495,7 +495,8 @@ def write_yaml(path: Path, values: dict, comment: str) -> None:
     """Write a mapping below one comment line, atomically; a file that already says the same is left alone."""
     if path.exists() and read_yaml(path) == values:
         return
-    partial = path.with_suffix(".yaml.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("w", encoding="utf-8") as stream:
         stream.write(f"# {comment}\n")
         yaml = YAML()
@@ -513,7 +514,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         values = resolved(args.preset)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         write_yaml(
             args.out,
             values,
