@@ -6,13 +6,14 @@ DATA ?=
 NAME ?=
 ARGS ?=
 JOBS ?=
-# what a user gives reaches recipes through the environment, as it was typed: neither make nor the shell reads into it
+# what is typed reaches a script through the environment as it is: neither make nor the shell reads into it
 # (ARGS alone is options, words of the shell)
-override PRESET := $(value PRESET)
-override STUDY := $(value STUDY)
-override DATA := $(value DATA)
-override NAME := $(value NAME)
-override JOBS := $(value JOBS)
+unexport PRESET DATA NAME JOBS STUDY
+reproduce rewards: export STUDY_PRESET := $(value PRESET)
+reproduce rewards: export STUDY_DATA := $(value DATA)
+reproduce rewards: export STUDY_NAME := $(value NAME)
+reproduce: export STUDY_JOBS := $(value JOBS)
+paper: export STUDY_NAME := $(value STUDY)
 # a worker a core, one thread each: the smoke study on one, the unit tests file by file on the others
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
 
@@ -23,7 +24,6 @@ export TOKENIZERS_PARALLELISM := false
 export DVC_NO_ANALYTICS := 1
 export PYTHONHASHSEED := 0
 
-reproduce rewards paper: export PRESET STUDY DATA NAME JOBS
 .PHONY: help setup test quick mutants reproduce rewards paper lab notebooks-clean clean
 
 help:             ## this list
@@ -50,10 +50,10 @@ reproduce: setup  ## run a study: PRESET=laptop (default) | quick | smoke | gpu 
 	sh tools/reproduce.sh $(ARGS)
 
 rewards: setup    ## only data and rewards, validated and attacked: PRESET=laptop | long | ..., DATA=your file
-	JOBS=1 sh tools/reproduce.sh reward_model
+	STUDY_JOBS=1 sh tools/reproduce.sh reward_model
 
 paper:            ## paper/paper.pdf from the figures and tables of a study: STUDY=laptop (needs pdflatex)
-	sh tools/paper.sh "$$STUDY"
+	sh tools/paper.sh "$$STUDY_NAME"
 
 lab: setup        ## JupyterLab on the notebooks
 	jupyter lab --notebook-dir=. notebooks

@@ -185,7 +185,7 @@ def test_make_hands_what_was_typed_to_the_scripts_and_runs_none_of_it(tmp_path, 
     """The scripts are replaced by one that writes down what it got."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     for script in ("reproduce.sh", "paper.sh"):
-        asked = '"$1"' if script == "paper.sh" else f'"${variable}"'
+        asked = '"$1"' if script == "paper.sh" else f'"$STUDY_{variable}"'
         write(tmp_path / "tools" / script, f"printf '%s' {asked} >got\n")
     target = "paper" if variable == "STUDY" else "reproduce"
     for value in HOSTILE:
@@ -199,20 +199,34 @@ def test_make_hands_what_was_typed_to_the_scripts_and_runs_none_of_it(tmp_path, 
         assert (tmp_path / "got").read_text() == value and not (tmp_path / "X").exists()
 
 
-@pytest.mark.parametrize("key", ["PRESET", "DATA", "NAME"])
-def test_the_script_runs_none_of_what_it_is_given(project, key):
-    (project / "tools").mkdir()
-    shutil.copy(ROOT / "tools" / "reproduce.sh", project / "tools")
+@pytest.mark.parametrize("key", ["STUDY_PRESET", "STUDY_DATA", "STUDY_NAME", "STUDY_JOBS"])
+def test_the_script_hands_on_each_word_whole(tmp_path, key):
+    """python is replaced by a script that writes down its words and refuses."""
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "reproduce.sh", tmp_path / "tools")
+    write(tmp_path / "bin" / "python", "#!/bin/sh\nprintf '%s\\0' \"$@\" >got; exit 2\n")
+    (tmp_path / "bin" / "python").chmod(0o755)
     for value in HOSTILE:
+        given = {"STUDY_PRESET": "smoke", "STUDY_DATA": "a", "STUDY_NAME": "b", key: value}
+        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
             ["sh", "tools/reproduce.sh"],
-            cwd=project,
-            env=ENV | {"PYTHONPATH": str(ROOT), "PRESET": "smoke", key: value},
-            capture_output=True,
+            cwd=tmp_path,
+            env=ENV | given | {"PATH": path},
+            stderr=subprocess.PIPE,
             text=True,
         )
-        assert done.returncode == 2 and not (project / "X").exists()
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert done.returncode == 2 and not (tmp_path / "X").exists()
+        if key == "STUDY_JOBS":
+            assert done.stderr.startswith("error: JOBS=") and not (tmp_path / "got").exists()
+            continue
+        assert (tmp_path / "got").read_text().split("\0")[1:-1] == [
+            "polylib.study",
+            f"--data={given['STUDY_DATA']}",
+            f"--name={given['STUDY_NAME']}",
+            "--",
+            given["STUDY_PRESET"],
+        ]
 
 
 # ---- two studies at once

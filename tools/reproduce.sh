@@ -1,7 +1,7 @@
 #!/bin/sh
-# Run a study, JOBS stages at a time, one share of the cores each; then let DVC check the whole. Which one: PRESET, DATA
-# and NAME, or without PRESET what params.yaml says. Every command below reads scratch/<study>/params.yaml, so that
-# this run keeps its study to the end while another is chosen or runs beside it.
+# Run a study, JOBS stages at a time, one share of the cores each; then let DVC check the whole. Which one:
+# STUDY_PRESET, STUDY_DATA and STUDY_NAME, or without a preset what params.yaml says. Every command below reads
+# scratch/<study>/params.yaml: this run keeps its study to the end, while another is chosen or runs beside it.
 #
 # A small model's training step has much that one thread does alone, so two jobs of one core keep two cores busier
 # than one job of two. make holds the order: a stage starts when those it reads from are done. `dvc repro` at the end
@@ -9,16 +9,16 @@
 set -eu
 cd "$(dirname "$0")/.."
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-jobs=${JOBS:-$([ "$cores" -lt 4 ] && echo "$cores" || echo 4)}
-if [ -z "${JOBS:-}" ] && command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then jobs=1; fi # one card
-if [ -n "${PRESET:-}" ]; then
-    said=$(python -m polylib.study ${DATA:+"--data=$DATA"} ${NAME:+"--name=$NAME"} -- "$PRESET")
+jobs=${STUDY_JOBS:-$([ "$cores" -lt 4 ] && echo "$cores" || echo 4)}
+if [ -z "${STUDY_JOBS:-}" ] && command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then jobs=1; fi # one card
+case $jobs in *[!0-9]* | 0*) echo "error: JOBS=$jobs: give a number of stages at a time, 1 or more" >&2 && exit 2 ;; esac
+if [ -n "${STUDY_PRESET:-}" ]; then
+    said=$(python -m polylib.study ${STUDY_DATA:+"--data=$STUDY_DATA"} ${STUDY_NAME:+"--name=$STUDY_NAME"} -- "$STUDY_PRESET")
 else
     said=$(python -m polylib.study)
 fi
 printf '%s\n' "$said"
 study=$(printf '%s\n' "$said" | sed -n 's/^params\.yaml: study \([^,]*\),.*/\1/p' | tail -n 1)
-unset PRESET DATA NAME
 frozen() { # dvc with the params of this study; a name holds letters, digits, _ and - alone
     python tools/dvc_study.py "scratch/$study/params.yaml" --wait-for-lock "$@"
 }
