@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -247,3 +248,29 @@ def test_a_run_keeps_its_study_while_another_is_chosen(tmp_path):
     names = shell(*map(str, tool), "stage", "list", "--name-only", cwd=tmp_path).splitlines()
     assert f"grpo@{first}-42" in names and not [n for n in names if "@quick" in n]
     assert "grpo@quick-42" in shell("dvc", "stage", "list", "--name-only", cwd=tmp_path)
+
+
+def test_a_study_that_is_running_is_not_started_again(tmp_path):
+    """The lock goes with the process that holds it; python is replaced, but for the line that takes the lock."""
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "reproduce.sh", tmp_path / "tools")
+    (tmp_path / "scratch" / "smoke").mkdir(parents=True)
+    stub = f"""#!/bin/sh
+case $1 in -c) exec {sys.executable} "$@" ;; -m) echo "params.yaml: study smoke, preset smoke" ;; *) echo "ran" ;; esac
+"""
+    write(tmp_path / "bin" / "python", stub)
+    (tmp_path / "bin" / "python").chmod(0o755)
+    env = ENV | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "STUDY_JOBS": "1"}
+
+    def start():
+        return subprocess.run(
+            ["sh", "tools/reproduce.sh"], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+
+    with (tmp_path / "scratch" / "smoke" / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        second = start()
+        assert second.returncode == 2 and "ran" not in second.stdout
+        assert second.stderr.startswith("error: study smoke is already running")
+        assert second.stderr.count("\n") == 1
+    assert start().stdout.endswith("ran\n")

@@ -19,6 +19,11 @@ else
 fi
 printf '%s\n' "$said"
 study=$(printf '%s\n' "$said" | sed -n 's/^params\.yaml: study \([^,]*\),.*/\1/p' | tail -n 1)
+exec 9>"scratch/$study/lock" # held while this shell or a stage that it started lives, released however they end
+python -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || {
+    echo "error: study $study is already running in this checkout; wait for it, or stop it first" >&2
+    exit 2
+}
 frozen() { # dvc with the params of this study; a name holds letters, digits, _ and - alone
     python tools/dvc_study.py "scratch/$study/params.yaml" --wait-for-lock "$@"
 }
