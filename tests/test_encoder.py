@@ -83,7 +83,7 @@ def test_two_processes_write_one_file(encoder):
     assert other.stdout.readline().strip() == "locked"
     encoder.encode(["written while another process holds the file"])
     assert other.wait(timeout=30) == 0
-    (stored,) = sqlite3.connect(encoder._file).execute("SELECT count(*) FROM embedding").fetchone()
+    (stored,) = sqlite3.connect(encoder._file).execute("SELECT count(*) FROM checked").fetchone()
     assert stored >= encoder.computed
 
 
@@ -192,7 +192,7 @@ def test_nothing_that_another_machine_or_version_computed_is_read(encoder, monke
         ["cpu", "x86_64", "AVX2", "avx2"],
         ["cpu", "x86_64", "AVX2", "avx2", "fma"],
     ):
-        monkeypatch.setattr(encoder_module, "_hardware", lambda device, there=there: there)
+        monkeypatch.setattr(encoder_module, "hardware", lambda device, there=there: there)
         assert encoder._keys(["a text"]) != key
         key = encoder._keys(["a text"])
     monkeypatch.setattr(encoder_module.importlib.metadata, "version", lambda name: "9.9")

