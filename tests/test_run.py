@@ -237,3 +237,45 @@ def test_a_notebook_gets_a_widget_only_where_somebody_looks(tmp_path, monkeypatc
         "application/vnd.jupyter.widget-view+json" in message["content"].get("data", {})
         for message in seen
     )
+
+
+HOSTILE = "\x1b[31mred\x1b[0m \x9b2J \x07 \x08\x08 \r over \u202e \u2066 \u2028 \x00"
+
+
+def test_no_text_reaches_a_terminal_raw(capsys):
+    """Escape sequences, bells, overwriting and turned writing are spelled out; line ends, tabs and emoji stay."""
+    run.say(f"post: {HOSTILE}")
+    said = capsys.readouterr().out
+    assert "\\x1b[31mred\\x1b[0m \\x9b2J \\x07" in said and "\\u202e" in said
+    error = UserError(f"{HOSTILE}: no such file")
+    for text in (said, str(error), *error._render_traceback_(), repr(error)):
+        assert not set(HOSTILE) & set(text) - set(map(chr, range(32, 127))), text
+    run.say("née 👩‍👩‍👧\t日本語\nשלום")
+    assert capsys.readouterr().out == "née 👩‍👩‍👧\t日本語\nשלום\n"
+
+
+def test_files_follow_the_users_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        run.atomic_write(tmp_path / "a", b"1")
+        run.append_line(tmp_path / "b", "1")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o640}
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for write in (run.atomic_write, run.append_line):
+        with pytest.raises(
+            UserError, match="file/a: cannot be written .Not a directory.; make room"
+        ):
+            write(tmp_path / "file" / "a", "1")
+
+
+def test_where_the_system_does_not_tell_memory_the_record_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(run, "resource", None)  # as on Windows
+    run.write_env(tmp_path / "env.json", config.load("smoke", ROOT))
+    memory = json.loads((tmp_path / "env.json").read_text())["peak_memory_mb"]
+    assert memory == {"value": None, "reason": "this system does not tell"}
