@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ PACKAGES = (
     "pandas",
     "scikit-learn",
 )
+SUMS = "sha256.json"  # a folder's checksums
 
 
 # ---- where things are --------------------------------------------------------------------------------------
@@ -151,6 +153,33 @@ def set_aside(path: Path, what: str) -> Path:
 def write_csv(path: Path, frame) -> None:
     """A DataFrame as all tables of record are kept: six significant digits, no index."""
     atomic_write(path, frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums of a folder's files beside them, for `check`."""
+    files = [file for file in Path(folder).iterdir() if file.is_file() and file.name != SUMS]
+    write_json(
+        Path(folder) / SUMS, {file.name: sha256(file.read_bytes()).hexdigest() for file in files}
+    )
+
+
+def check(folder: Path, remedy: str) -> None:
+    """UserError if a file is missing or, set aside then, is not what it was at `seal`. Without checksums (an older
+    version's folder) nothing can be said."""
+    file = sums = Path(folder) / SUMS
+    if not sums.is_file():
+        return
+    try:
+        known = json.loads(sums.read_text(encoding="utf-8"))
+        for name, digest in known.items():
+            file = sums.with_name(name)
+            if sha256(file.read_bytes()).hexdigest() != digest:
+                raise ValueError("another checksum")
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing; {remedy}") from None
+    except (ValueError, AttributeError) as error:
+        set_aside(file, remedy)
+        raise UserError(f"{file} was damaged and is set aside; {remedy}") from error
 
 
 def append_line(path: Path, line: str) -> None:

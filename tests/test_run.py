@@ -279,3 +279,23 @@ def test_where_the_system_does_not_tell_memory_the_record_says_so(tmp_path, monk
     run.write_env(tmp_path / "env.json", config.load("smoke", ROOT))
     memory = json.loads((tmp_path / "env.json").read_text())["peak_memory_mb"]
     assert memory == {"value": None, "reason": "this system does not tell"}
+
+
+@pytest.mark.parametrize("name", ["a.bin", "b.json", run.SUMS])
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[:-3], lambda c: b"", lambda c: bytes([c[0] ^ 1]) + c[1:]]
+)
+def test_a_damaged_file_of_a_sealed_folder_is_set_aside_and_named(tmp_path, name, damage, capsys):
+    (tmp_path / "a.bin").write_bytes(bytes(range(99)))
+    run.write_json(tmp_path / "b.json", {"x": 1})
+    run.check(tmp_path, "no checksums, no word")
+    run.seal(tmp_path)
+    run.check(tmp_path, "all is well")
+    (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
+    with pytest.raises(UserError, match=f"{name} was damaged and is set aside; fit again"):
+        run.check(tmp_path, "fit again")
+    assert capsys.readouterr().out.count("\n") == 1
+    assert (tmp_path / f"{name}.damaged").is_file() and not (tmp_path / name).exists()
+    if name != run.SUMS:
+        with pytest.raises(UserError, match=f"{name} is missing; fit again"):
+            run.check(tmp_path, "fit again")

@@ -16,7 +16,7 @@ import pandas as pd
 from polylib.run import atomic_write, write_csv
 
 DASH = "–"  # a number that does not exist
-FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # a spreadsheet computes a cell that begins so
+FORMULA = tuple("=+-@\t\n＝＋－＠")  # a spreadsheet computes a cell that begins so
 LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -126,9 +126,11 @@ def csv(folder: Path, **frames: pd.DataFrame) -> None:
 
 def inert(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with an apostrophe before every text, headings included, that a spreadsheet would compute. Numbers, as
-    texts too, stay numbers. Not for files that code reads back: there an id must stay what it is."""
+    texts too, stay numbers; a lone carriage return, which would begin a row, becomes a line end. Not for files that
+    code reads back: there an id must stay what it is."""
 
     def cell(value: object) -> object:
+        value = value.replace("\r\n", "\n").replace("\r", "\n") if isinstance(value, str) else value
         if not (isinstance(value, str) and value.startswith(FORMULA)):
             return value
         try:

@@ -85,6 +85,7 @@ def fit_all(
     for part in filter(None, (engagement, rules, both, fitted.judge, sense)):
         part.save(folder)
     run.write_json(Path(folder) / "controls.json", _best_liked(train, seed))
+    run.seal(folder)
     return fitted
 
 
@@ -161,4 +162,5 @@ def _existing(folder: Path, file: str) -> Path:
         raise UserError(
             f"{folder}: no fitted rewards here ({file} is missing); run stage reward_model first"
         )
+    run.check(folder, "run stage reward_model again")
     return Path(folder)
