@@ -240,7 +240,7 @@ def test_a_flipped_bit_of_an_embedding_is_found_and_only_that_one_computed(
 ):
     file, expected = damaged
     content = bytearray(file.read_bytes())
-    content[content.index(expected[1].tobytes()) + 5] ^= 1  # the lowest bits of one number
+    content[content.index(expected[1].tobytes()[:64]) + 4] ^= 1  # the lowest bit of one number
     file.write_bytes(content)
     new = again(file, encoder)
     np.testing.assert_array_equal(new.encode(TEXTS), expected)

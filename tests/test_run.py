@@ -267,9 +267,7 @@ def test_files_follow_the_users_umask(tmp_path):
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     for write in (run.atomic_write, run.append_line):
-        with pytest.raises(
-            UserError, match="file/a: cannot be written .Not a directory.; make room"
-        ):
+        with pytest.raises(UserError, match="file/a: cannot be written .*; make room"):
             write(tmp_path / "file" / "a", "1")
 
 
