@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # slow to import, and needed only where something is asked
 THINKING = re.compile(
     r".*</think(?:ing)?>|<think(?:ing)?>.*", re.S | re.I
 )  # before the answer; or cut off inside it
+LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 CHARS_PER_TOKEN = 2.5  # pessimistic for English: the guard must not find out afterwards
 OVERHEAD = 16  # tokens of a message's frame
 
@@ -104,7 +105,7 @@ class Client:
     def _endpoint(self) -> openai.OpenAI:
         import openai
 
-        for name in ("openai", "httpx", "httpcore"):  # what they note of an answer may hold the key
+        for name in LOGGERS:  # what they note of an answer may hold the key
             logging.getLogger(name).setLevel(logging.WARNING)
         http = openai.DefaultHttpxClient(
             timeout=self.timeout, follow_redirects=False, event_hooks={"request": [self._count]}
