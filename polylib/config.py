@@ -87,9 +87,6 @@ class UserError(Exception):
     def __init__(self, message: str):
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message)))
 
-    def __init__(self, message: str):
-        super().__init__(plain(message))
-
     def _render_traceback_(self) -> list[str]:
         """What IPython, JupyterLab and papermill show instead of a traceback: the one line."""
         return [f"UserError: {self}"]
