@@ -3,8 +3,17 @@
 PRESET ?= laptop
 STUDY ?= laptop
 DATA ?=
+NAME ?=
 ARGS ?=
 JOBS ?=
+# what is typed reaches a script through the environment as it is: neither make nor the shell reads into it
+# (ARGS alone is options, words of the shell)
+unexport PRESET DATA NAME JOBS STUDY
+reproduce rewards: export STUDY_PRESET := $(value PRESET)
+reproduce rewards: export STUDY_DATA := $(value DATA)
+reproduce rewards: export STUDY_NAME := $(value NAME)
+reproduce: export STUDY_JOBS := $(value JOBS)
+paper: export STUDY_NAME := $(value STUDY)
 # a worker a core, one thread each: the smoke study on one, the unit tests file by file on the others
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
 
@@ -37,16 +46,14 @@ quick: setup      ## the same without the smoke study and the notebooks
 mutants: setup    ## put known faults into the code, one at a time, and name the test that catches each (half an hour of two cores)
 	python tests/mutants.py $(ARGS)
 
-reproduce: setup  ## run a study: PRESET=laptop (default) | quick | smoke | gpu | paper, DATA=your file, JOBS=at a time
-	python -m polylib.study "$(PRESET)" $(if $(DATA),--data "$(DATA)")
-	JOBS="$(JOBS)" sh tools/reproduce.sh $(ARGS)
+reproduce: setup  ## run a study: PRESET=laptop (default) | quick | smoke | gpu | paper, DATA=your file, NAME=of the study, JOBS=at a time
+	sh tools/reproduce.sh $(ARGS)
 
 rewards: setup    ## only data and rewards, validated and attacked: PRESET=laptop | long | ..., DATA=your file
-	python -m polylib.study "$(PRESET)" $(if $(DATA),--data "$(DATA)")
-	dvc repro "reward_model@$$(sed -n 's/^study: *//p' params.yaml)"
+	STUDY_JOBS=1 sh tools/reproduce.sh reward_model
 
 paper:            ## paper/paper.pdf from the figures and tables of a study: STUDY=laptop (needs pdflatex)
-	sh tools/paper.sh "$(STUDY)"
+	sh tools/paper.sh "$$STUDY_NAME"
 
 lab: setup        ## JupyterLab on the notebooks
 	jupyter lab --notebook-dir=. notebooks

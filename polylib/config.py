@@ -13,16 +13,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import itertools
 import math
 import os
 import re
+import reprlib
 import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -64,15 +67,40 @@ __all__ = [
 
 
 TRAINED = ("sft", "polychromic", "grpo", "hybrid")  # sections that depart from `training`
+_hints = functools.cache(typing.get_type_hints)
 WEIGHTS = ("alpha", "beta", "lam", "kappa")  # of the loss: what an ablation may vary
 
 
+# Control characters and marks that turn the direction of writing; line ends and tabs are harmless.
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text: str) -> str:
+    """Text as it may reach a terminal: what a terminal would obey is spelled out, ESC as \\x1b."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
 class UserError(Exception):
-    """A mistake the user can repair. The message is one line: what is wrong, where, and what to do."""
+    """A mistake the user can repair. The message is one line: what is wrong, where, and what to do. Line ends and
+    control characters that a name or value brings along are shown, not sent to the terminal."""
+
+    def __init__(self, message: str):
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message)))
 
     def _render_traceback_(self) -> list[str]:
         """What IPython, JupyterLab and papermill show instead of a traceback: the one line."""
         return [f"UserError: {self}"]
+
+
+def check_name(text: str, what: str) -> str:
+    """`text` if it can name a preset or a study, which folders, stages and command lines are named after: a letter,
+    then letters, digits, _ and -, and nothing that a reader of parameters takes for a number or a constant."""
+    usable = re.fullmatch(r"[^\W\d_][\w-]{0,99}", text)
+    if not usable or text.lower() in ("true", "false", "none", "null", "nan", "inf", "infinity"):
+        raise UserError(
+            f"{what} {text!r}: rename it; a name is a letter and then letters, digits, _ or -, at most 100"
+        )
+    return text
 
 
 def load(preset: str, root: Path | None = None) -> Config:
@@ -101,6 +129,7 @@ def training(preset: str, root: Path | None = None) -> dict:
 
 def _file(preset: str, folder: Path) -> Path:
     path = Path(preset) if str(preset).endswith(".yaml") else folder / f"{preset}.yaml"
+    check_name(path.name.removesuffix(".yaml"), f"preset {path}: name")
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise UserError(f"{path}: no such preset; presets there: {known}")
@@ -112,7 +141,8 @@ def _resolve(path: Path, folder: Path, below: tuple[Path, ...] = ()) -> tuple[di
 
     Within a file a method's section departs from `training`; a file as a whole comes after the one it extends, so
     `training` of a preset goes to all four methods, over their sections in laptop.yaml. Sections are merged key by
-    key; lists and mappings that are values (data.columns, reward_model.heuristic, ablation.grid) are replaced.
+    key; lists and mappings that are values (data.columns, data.adapter, reward_model.heuristic, ablation.grid) are
+    replaced.
     """
     if path in below:
         raise UserError(f"{path}: extends itself, by way of {' and '.join(p.name for p in below)}")
@@ -135,7 +165,7 @@ def _resolve(path: Path, folder: Path, below: tuple[Path, ...] = ()) -> tuple[di
 
 def _known(own: dict, path: Path) -> None:
     """Every key of one file as it is written there: a section or setting that exists, a section a mapping."""
-    hints = typing.get_type_hints(Config)
+    hints = _hints(Config)
     hints = {key: hint for key, hint in hints.items() if key != "preset"} | {
         "extends": str,
         "training": TrainConfig,
@@ -145,7 +175,7 @@ def _known(own: dict, path: Path) -> None:
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(values, dict):
                 raise UserError(f"{path}: {name} must be a section of `key: value`, not {values!r}")
-            _spelled(values, typing.get_type_hints(hints[name]), path, f"{name}.")
+            _spelled(values, _hints(hints[name]), path, f"{name}.")
 
 
 def _spelled(values: dict, hints: dict, path: Path, prefix: str) -> None:
@@ -165,6 +195,14 @@ def _build(values: dict, path: Path) -> Config:
 
 CHOICE = re.compile("'([^']*)'")  # in pydantic's list of what was expected
 RANGES = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+SHOWN = reprlib.Repr()  # a value may be a page, or an alias of aliases
+SHOWN.maxstring = 80
+
+
+def _fields(hint: object) -> list[FieldInfo]:
+    """What pydantic's `Field` says about a value, and about the items and keys inside it."""
+    own = [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, FieldInfo)]
+    return own + [found for part in typing.get_args(hint) for found in _fields(part)]
 
 
 def _explain(error: dict) -> str:
@@ -174,23 +212,35 @@ def _explain(error: dict) -> str:
     if rest and dataclasses.is_dataclass(field.annotation):
         field = field.annotation.__pydantic_fields__[rest[0]]
         key = f"{section}.{rest[0]}" + "".join(
-            f"[{i}]" if isinstance(i, int) else f".{i}" for i in rest[1:]
+            f"[{i}]" if isinstance(i, int) else f".{i}" for i in rest[1:] if i != "[key]"
         )
     else:
         key = str(section) + "".join(f"[{i}]" for i in rest)
     if error["type"] == "missing":
         return f"setting {key} is missing; `extends: laptop` gives it, and params/laptop.yaml explains it"
     kind, context = error["type"], error.get("ctx", {})
-    found = f"found {error['input']!r}"
+    said = [field, *_fields(field.annotation)]
+    meant = next((one.description for one in said if one.description), "")
+    found = f"found {SHOWN.repr(error['input'])}"
+    if kind == "too_short":
+        return f"{key} must hold at least {context['min_length']} value, {found}"
+    if kind == "string_pattern_mismatch":
+        return f"{key} must be {meant}, {found}"
     if set(context) & set(RANGES):  # both ends of the range, where the field itself has them
         ends = [
-            (name, getattr(m, name)) for m in field.metadata for name in RANGES if hasattr(m, name)
+            (name, getattr(m, name))
+            for one in said
+            for m in one.metadata
+            for name in RANGES
+            if hasattr(m, name)
         ]
         words = " and ".join(
-            f"{RANGES[name]} {end:g}" if (name, end) != ("ge", 0) else "0 or more"
-            for name, end in ends or [(n, c) for n, c in context.items() if n in RANGES]
+            f"{RANGES[name]} {end if isinstance(end, int) else f'{end:g}'}"
+            if (name, end) != ("ge", 0)
+            else "0 or more"
+            for name, end in ends
         )
-        return f"{key} must be {words}{f' ({field.description})' if field.description else ''}, {found}"
+        return f"{key} must be {words}{meant and f' ({meant})'}, {found}"
     if kind == "literal_error":
         return f"{key} must be {' | '.join(CHOICE.findall(context['expected']))}, {found}"
     want = {"finite": "float", "dict": "mapping", "dataclass": "section of `key: value`"}
@@ -209,15 +259,50 @@ def _check(cfg: Config, path: Path) -> None:
         math.isclose(sum(parts), 1.0, abs_tol=1e-9),
         f"data.train + validation + test + judge must sum to 1, found {sum(parts):.4g}",
     )
+    d, r = cfg.data, cfg.reward_model
     require(
-        bool(cfg.seeds) and len(set(cfg.seeds)) == len(cfg.seeds),
-        "seeds must be a list without repeats",
+        d.min_chars <= d.max_chars,
+        f"data.min_chars {d.min_chars} exceeds max_chars {d.max_chars}: every reply would be rejected",
+    )
+    require(
+        len(set(d.columns.values())) == len(d.columns),
+        f"data.columns gives one field two columns: {d.columns}",
+    )
+    require(
+        d.pairs_per_post >= 1 or "dpo" not in cfg.methods,
+        "data.pairs_per_post must be at least 1 where methods list dpo: it trains on these pairs",
+    )
+    require(
+        any((r.learned_weight, r.heuristic_weight, r.coherence_weight)),
+        "reward_model.learned_weight, heuristic_weight and coherence_weight are all 0",
+    )
+    require(any(r.heuristic.values()), "reward_model.heuristic must hold a weight above 0")
+    for key, values in (
+        ("seeds", cfg.seeds),
+        ("evaluation.ks", e.ks),
+        ("evaluation.temperatures", e.temperatures),
+        ("evaluation.judge_quantiles", e.judge_quantiles),
+    ):
+        require(
+            len(set(values)) == len(values),
+            f"{key} must be a list without repeats, found {list(values)}",
+        )
+    require(
+        cfg.sampling.temperature not in e.temperatures,
+        f"evaluation.temperatures hold sampling.temperature {cfg.sampling.temperature:g}: every method is sampled "
+        "there anyway; name others",
     )
     require(
         len(set(cfg.methods)) == len(cfg.methods) and set(cfg.methods) <= set(METHODS),
         f"methods must be names out of {', '.join(METHODS)}, each once; found {list(cfg.methods)}",
     )
     require("sft" in cfg.methods, "methods must hold sft: every other method starts from its model")
+    for name in ("sft", "polychromic"):
+        init, below = vars(cfg)[name].init, ("base", "sft")[: 1 + (name != "sft")]
+        require(
+            init in below,
+            f"{name}.init must be {' or '.join(below)}: it cannot start from its own result, found {init!r}",
+        )
     for name in cfg.methods:
         init = vars(cfg)["polychromic" if name == "lambda0" else name].init
         require(
@@ -228,9 +313,7 @@ def _check(cfg: Config, path: Path) -> None:
         set(cfg.swept) <= set(cfg.methods) and ("sft" in cfg.swept or "sft" not in cfg.methods),
         f"swept must be names out of methods, sft among them: it is the control; found {list(cfg.swept)}",
     )
-    require(
-        bool(e.ks) and max(e.ks) <= e.samples, f"evaluation.ks {e.ks} exceed samples {e.samples}"
-    )
+    require(max(e.ks) <= e.samples, f"evaluation.ks {e.ks} exceed samples {e.samples}")
     require(
         e.sweep_samples <= e.samples,
         f"evaluation.sweep_samples {e.sweep_samples} is not 2 to samples",
@@ -246,6 +329,9 @@ def _check(cfg: Config, path: Path) -> None:
         f"grpo.reward {cfg.grpo.reward} and hybrid.reward "
         f"{cfg.hybrid.reward} differ: the evaluation scores all methods with one trained reward; use two presets",
     )
+    require(
+        cfg.dpo.eval_samples >= 1, "dpo.eval_samples must be at least 1: notebooks show replies"
+    )
     j = cfg.llm_judge
     require(
         bool(j.criteria) and len(set(j.criteria)) == len(j.criteria),
@@ -254,6 +340,14 @@ def _check(cfg: Config, path: Path) -> None:
     require(
         not set("@?#") & set(j.url),
         "llm_judge.url holds more than an address; a key belongs into $LLM_API_KEY",
+    )
+    require(
+        not j.url or j.url.startswith(("http://", "https://")),
+        "llm_judge.url must begin with http:// or https://, or be empty",
+    )
+    require(
+        cfg.grpo.reward != "llm" or j.url or j.cache == "replay",
+        "grpo.reward llm needs an endpoint: set llm_judge.url and llm_judge.model",
     )
     _check_ablation(cfg, require)
 
@@ -376,15 +470,15 @@ def _check_training(
         f"{name}.kl_target with k1_in_reward measures the KL once a rollout: rollout_every and updates_per_rollout "
         "must be 1",
     )
-    if t.kl_target:
-        require(
-            t.kappa > 0,
-            f"{name}.kl_target {t.kl_target:g} moves kappa: kappa must be above 0 to start with",
-        )
-        require(
-            len(t.kl_bounds) == 2 and 0 < t.kl_bounds[0] <= t.kappa <= t.kl_bounds[1],
-            f"{name}.kl_bounds must be [low, high] with 0 < low <= kappa <= high, found {t.kl_bounds}",
-        )
+    require(
+        not t.kl_target or t.kappa > 0,
+        f"{name}.kl_target {t.kl_target:g} moves kappa: kappa must be above 0 to start with",
+    )
+    low, high = t.kl_bounds if len(t.kl_bounds) == 2 else (0, 0)
+    require(
+        0 < low <= high and (not t.kl_target or low <= t.kappa <= high),
+        f"{name}.kl_bounds must be [low, high] with 0 < low <= kappa <= high, found {t.kl_bounds}, kappa {t.kappa:g}",
+    )
     require(
         t.eval_samples >= 1,
         f"{name}.eval_samples must be at least 1: notebooks show sampled replies",
@@ -399,8 +493,9 @@ def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file; UserError if it is unreadable or not a mapping."""
     try:
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    except (OSError, YAMLError, ValueError, RecursionError) as error:  # not UTF-8, endless nesting
+        why = " ".join(str(error).split()).partition(" To suppress this check")[0]
+        raise UserError(f"{path}: not readable as YAML: {why}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
     return values
@@ -410,7 +505,8 @@ def write_yaml(path: Path, values: dict, comment: str) -> None:
     """Write a mapping below one comment line, atomically; a file that already says the same is left alone."""
     if path.exists() and read_yaml(path) == values:
         return
-    partial = path.with_suffix(".yaml.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("w", encoding="utf-8") as stream:
         stream.write(f"# {comment}\n")
         yaml = YAML()
@@ -428,7 +524,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         values = resolved(args.preset)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         write_yaml(
             args.out,
             values,

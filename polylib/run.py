@@ -5,23 +5,28 @@ Only this room writes files of record, and every write is atomic: a killed stage
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
 import json
 import math
 import os
 import platform
 import random
-import resource
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from tqdm import auto, std
 
-from polylib.config import Config, ModelConfig, UserError
+from polylib.config import Config, ModelConfig, UserError, plain
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None
 
 STARTED = time.monotonic()  # first import = start of the stage's process
 PACKAGES = (
@@ -34,6 +39,7 @@ PACKAGES = (
     "pandas",
     "scikit-learn",
 )
+SUMS = "sha256.json"  # a folder's checksums
 
 
 # ---- where things are --------------------------------------------------------------------------------------
@@ -95,13 +101,53 @@ class Paths:
 # ---- files of record ---------------------------------------------------------------------------------------
 
 
+@contextmanager
+def writing(path: Path):
+    """Around what writes `path`: a full disk, a read-only folder and the like end as one line, a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or allow writing there and run "
+            "again, what was written before is kept"
+        ) from error
+
+
+@contextmanager
+def enough_memory(what: str, remedy: str):
+    """Around a computation: memory of the processor or of the graphics card that is spent ends as a UserError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError, and subclasses of it
+        known = ("allocate memory", "out of memory", "bad_alloc")
+        if isinstance(error, MemoryError) or any(part in str(error) for part in known):
+            raise UserError(f"{what}: out of memory; {remedy} and run again") from error
+        raise
+
+
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write next to the target, then rename over it. Parents are created."""
+    """Write next to the target, then rename over it. Parents are created. UserError, and nothing of the new content
+    left behind, where that fails."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    os.replace(partial, path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+            os.replace(partial, path)
+        except OSError:
+            with suppress(OSError):  # the first failure is the one to be told
+                partial.unlink(missing_ok=True)
+            raise
+
+
+def set_aside(path: Path, what: str) -> Path:
+    """Rename a damaged file to <name>.damaged, say so in one line and return the new name."""
+    aside = Path(path).with_name(f"{Path(path).name}.damaged")
+    with writing(aside), suppress(FileNotFoundError):  # another process was first
+        os.replace(path, aside)
+    say(f"{path}: damaged, set aside as {aside.name}; {what}")
+    return aside
 
 
 def write_csv(path: Path, frame) -> None:
@@ -109,11 +155,40 @@ def write_csv(path: Path, frame) -> None:
     atomic_write(path, frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
+def seal(folder: Path) -> None:
+    """Write the checksums of a folder's files beside them, for `check`."""
+    files = [file for file in Path(folder).iterdir() if file.is_file() and file.name != SUMS]
+    write_json(
+        Path(folder) / SUMS, {file.name: sha256(file.read_bytes()).hexdigest() for file in files}
+    )
+
+
+def check(folder: Path, remedy: str) -> None:
+    """UserError if a file is missing or, set aside then, is not what it was at `seal`. Without checksums (an older
+    version's folder) nothing can be said."""
+    file = sums = Path(folder) / SUMS
+    if not sums.is_file():
+        return
+    try:
+        known = json.loads(sums.read_text(encoding="utf-8"))
+        for name, digest in known.items():
+            file = sums.with_name(name)
+            if sha256(file.read_bytes()).hexdigest() != digest:
+                raise ValueError("another checksum")
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing; {remedy}") from None
+    except (ValueError, AttributeError) as error:
+        set_aside(file, remedy)
+        raise UserError(f"{file} was damaged and is set aside; {remedy}") from error
+
+
 def append_line(path: Path, line: str) -> None:
     """Add one line to a log, in one write: processes that share the file cannot mix their lines. It begins a new line
     even behind one that a killed process left without its end."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("a+b", buffering=0) as stream:
+    with writing(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        stream = Path(path).open("a+b", buffering=0)
+    with writing(path), stream:
         stream.seek(max(0, stream.seek(0, os.SEEK_END) - 1))
         stream.write(
             (b"\n" if stream.read(1) not in (b"", b"\n") else b"") + line.encode("utf-8") + b"\n"
@@ -143,31 +218,20 @@ def _plain(obj: object, where: str) -> object:
 
 
 class History:
-    """A CSV of one row a step, complete on disk after every append.
+    """A CSV of one row a step, complete on disk after every append; whoever continues a run sets `rows`.
 
-    An existing file is continued (`rows` holds it); `truncate(step)` forgets rows after a checkpoint. A value not given
-    stays empty; a NaN is written as empty too, since a curve has no place for a reason."""
+    An existing file is never read: a checkpoint holds the rows before it. A value not given stays empty; a NaN is
+    written as empty too, since a curve has no place for a reason."""
 
     def __init__(self, path: Path, columns: Iterable[str]):
         self.path, self.columns = Path(path), list(columns)
         self.rows: list[dict[str, str]] = []
-        if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as stream:
-                self.rows = list(csv.DictReader(stream))
 
     def append(self, row: dict[str, object]) -> None:
         unknown = sorted(set(row) - set(self.columns))
         if unknown:
             raise ValueError(f"{self.path.name}: unknown columns {unknown}")
         self.rows.append({key: _cell(row.get(key)) for key in self.columns})
-        self._write()
-
-    def truncate(self, step: int) -> None:
-        """Keep rows with `step` <= the given one."""
-        self.rows = [row for row in self.rows if int(row["step"]) <= step]
-        self._write()
-
-    def _write(self) -> None:
         lines = [self.columns, *([row.get(key, "") for key in self.columns] for row in self.rows)]
         atomic_write(self.path, "".join(",".join(line) + "\n" for line in lines))
 
@@ -213,7 +277,7 @@ def write_env(path: Path, cfg: Config, **extra: object) -> None:
     seconds = float(extra.pop("wall_seconds", time.monotonic() - STARTED))
     price = os.environ.get("POLYLIB_USD_PER_HOUR")
     gpu = device.type == "cuda"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    peak = resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     write_json(
         path,
         {
@@ -230,7 +294,9 @@ def write_env(path: Path, cfg: Config, **extra: object) -> None:
             "dtype": str(dtype).removeprefix("torch."),
             "dtype_reason": reason,
             "wall_seconds": round(seconds, 1),
-            "peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
+            "peak_memory_mb": {"value": None, "reason": "this system does not tell"}
+            if peak is None
+            else round(peak / (2**20 if sys.platform == "darwin" else 2**10)),  # bytes, KiB
             "peak_gpu_memory_mb": round(torch.cuda.max_memory_allocated(device) / 2**20)
             if gpu
             else 0,
@@ -305,8 +371,8 @@ def progress(iterable: Iterable, total: int, label: str, every: float = 10.0) ->
 
 
 def say(line: str) -> None:
-    """Print a line; a bar that stands on the terminal makes room for it."""
-    auto.tqdm.write(line, file=sys.stdout)
+    """Print a line; a bar that stands on the terminal makes room for it. What a terminal would obey is spelled out."""
+    auto.tqdm.write(plain(line), file=sys.stdout)
     sys.stdout.flush()
 
 

@@ -34,14 +34,29 @@ Count, AtLeastOne, AtLeastTwo = (
 NotNegative, Positive = Annotated[Float, Field(ge=0)], Annotated[Float, Field(gt=0)]
 Share, Quantile = Annotated[Float, Field(ge=0, le=1)], Annotated[Float, Field(ge=0, lt=1)]
 Learning = Annotated[Float, Field(gt=0, description="at 0 nothing is learned")]
+Rate = Annotated[Float, Field(gt=0, le=1, description="at 0 nothing is learned")]
+Cosine = Annotated[Float, Field(ge=-1, lt=1)]
+Seed = Annotated[Int, Field(ge=0, le=2**32 - 1)]
+Text = Annotated[Str, Field(pattern=r"\S", description="text that is not empty")]
+HeuristicPart = Literal[
+    "relevance",
+    "length",
+    "sentiment",
+    "variety",
+    "punctuation",
+    "specificity",
+    "toxicity",
+    "profanity",
+]
+DEVICE, LANGUAGE = r"^(auto|cpu|mps|cuda(:\d+)?)$", "^(any|[A-Za-z]{2})$"
 
 
 @dataclass(frozen=True, config=KNOWN)
 class ModelConfig:
-    source: Str
-    encoder: Str
+    source: Text
+    encoder: Text
     dtype: Literal["auto", "float32", "bfloat16"]
-    device: Str
+    device: Annotated[Str, Field(pattern=DEVICE, description="auto | cpu | cuda | cuda:N | mps")]
     lora_rank: AtLeastOne
     lora_alpha: AtLeastOne
     lora_dropout: Quantile
@@ -59,25 +74,26 @@ class SamplingConfig:
 @dataclass(frozen=True, config=KNOWN)
 class DataConfig:
     max_posts: Count
-    min_replies: Count
+    min_replies: AtLeastOne
     min_chars: Count
     max_chars: AtLeastOne
-    language: Str
+    language: Annotated[Str, Field(pattern=LANGUAGE, description="a two-letter code or any")]
     max_links: Count
     max_hashtags: Count
     max_emoji: Count
-    spam_words: list[Str]
-    near_duplicate: Share
-    bot_repetition: Int
-    split_seed: Int
+    spam_words: list[Text]
+    near_duplicate: Annotated[Float, Field(gt=0, le=1)]
+    bot_repetition: AtLeastOne
+    split_seed: Seed
     train: Positive
     validation: Positive
     test: Positive
     judge: Positive
-    simulator_seed: Int
+    simulator_seed: Seed
     pairs_per_post: Count
-    pair_min_ratio: Float
-    columns: dict[Str, Str]
+    pair_min_ratio: Annotated[Float, Field(ge=1)]
+    columns: dict[Text, Text]
+    adapter: dict[Text, Text | list[Text]]
 
 
 @dataclass(frozen=True, config=KNOWN)
@@ -85,19 +101,19 @@ class RewardModelConfig:
     epochs: AtLeastOne
     objective: Literal["conditional", "pairs", "nmse"]
     negatives: Count
-    lr: Learning
+    lr: Rate
     hidden: AtLeastOne
     weight_decay: NotNegative
     members: AtLeastOne
-    uncertainty_penalty: Float
-    learned_weight: Float
-    heuristic_weight: Float
-    coherence_weight: Float
+    uncertainty_penalty: NotNegative
+    learned_weight: NotNegative
+    heuristic_weight: NotNegative
+    coherence_weight: NotNegative
     relevance_floor: Quantile
     attack_pieces: Count
     preflight_posts: AtLeastTwo
     preflight_samples: AtLeastTwo
-    heuristic: dict[Str, Float]
+    heuristic: dict[HeuristicPart, NotNegative]
 
 
 @dataclass(frozen=True, config=KNOWN)
@@ -115,7 +131,7 @@ class TrainConfig:
     rollout_every: AtLeastOne
     updates_per_rollout: AtLeastOne
     micro_prompts: Count
-    lr: Learning
+    lr: Rate
     warmup_steps: Count
     weight_decay: NotNegative
     max_grad_norm: Learning
@@ -138,7 +154,7 @@ class TrainConfig:
     ]
     subset_size: Count
     curriculum: Quantile
-    min_relevance: Float
+    min_relevance: Cosine
     reward: Literal["combined", "learned", "heuristic", "coherence", "llm"]
     eval_every: AtLeastOne
     eval_prompts: Count
@@ -155,7 +171,7 @@ class RivalConfig:
     beta: Annotated[Float, Field(gt=0, description="at 0 every pair weighs nothing")]
     steps: AtLeastOne
     prompts_per_step: AtLeastOne
-    lr: Learning
+    lr: Rate
     warmup_steps: Count
     max_grad_norm: Learning
     reward: Literal["combined", "learned", "heuristic", "coherence", "llm"]
@@ -168,11 +184,11 @@ class RivalConfig:
 class EvaluationConfig:
     prompts: Count
     samples: AtLeastOne
-    temperatures: list[Positive]
+    temperatures: Annotated[list[Positive], Field(min_length=1)]
     sweep_samples: AtLeastTwo
-    judge_quantiles: list[Annotated[Float, Field(gt=0, lt=1)]]
-    ks: list[AtLeastOne]
-    seed: Int
+    judge_quantiles: Annotated[list[Annotated[Float, Field(gt=0, lt=1)]], Field(min_length=1)]
+    ks: Annotated[list[AtLeastOne], Field(min_length=1)]
+    seed: Seed
     likelihood_prompts: Count
     likelihood_samples: AtLeastOne
 
@@ -203,15 +219,15 @@ class LLMJudgeConfig:
 @dataclass(frozen=True, config=KNOWN)
 class PaperFiguresConfig:
     columns: Annotated[Int, Field(ge=1, le=2)]
-    dpi: AtLeastOne
-    bootstrap: AtLeastOne
+    dpi: Annotated[Int, Field(ge=30, le=1200)]
+    bootstrap: Annotated[Int, Field(ge=100)]
     price_per_hour: NotNegative
 
 
 @dataclass(frozen=True, config=KNOWN)
 class Config:
     preset: Str
-    seeds: tuple[Int, ...]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     methods: tuple[Str, ...]
     swept: tuple[Str, ...]
     model: ModelConfig

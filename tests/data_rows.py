@@ -33,6 +33,7 @@ DATA = DataConfig(
     pairs_per_post=4,
     pair_min_ratio=2.0,
     columns={},
+    adapter={},
 )
 
 

@@ -93,7 +93,7 @@ FAULTS = [
     (
         "resume: state of other settings accepted",
         "training/policy",
-        'scalars["fingerprint"] != fingerprint',
+        'scalars["marks"] != marks',
         "False",
     ),
     (

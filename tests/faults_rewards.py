@@ -18,7 +18,7 @@ FAULTS = [
     (
         "likes: popularity of the post does not cancel",
         "rewards/conditional",
-        "total = np.bincount(group, likes)[group]",
+        "total = np.bincount(group, liked)[group]",
         "total = np.full(len(likes), likes.sum())",
     ),
     (

@@ -1,6 +1,6 @@
 """Do the tests catch what they claim to catch? Put known faults into the code, one at a time, and see red.
 
-    python tests/mutants.py [words]   only those of a group (rows, pure, engine, rewards, evaluation) or name: `row 15`
+    python tests/mutants.py [words]   only those of a group (a key of SUITES, or rows) or name: `row 15`
 
 Ends with "caught N of N"; the exit status is 1 if one was missed. A run over all of them writes the table of faults
 into tests/README.md. One worker a core, each with a scratch copy of `polylib`; the checkout is never edited. A fault
@@ -26,6 +26,7 @@ import checklist_table
 import pytest
 import torch
 from faults import FAULTS as PURE
+from faults_data import FAULTS as DATA
 from faults_engine import FAULTS as ENGINE
 from faults_evaluation import FAULTS as EVALUATION
 from faults_rewards import FAULTS as REWARDS
@@ -41,6 +42,7 @@ SLOW = (
     "other_settings",
 )  # after their file's other tests
 SUITES = {
+    "data": ["data_files", "data_read", "data_clean", "data_prepare"],
     "pure": [
         "objective",
         "kl",
@@ -98,6 +100,10 @@ SUITES = {
     ],
 }
 FIRST = {  # room -> the test files to try before the others of its suite
+    "data/files": ["data_files"],
+    "data/read": ["data_read", "data_files"],
+    "data/clean": ["data_clean"],
+    "data/prepare": ["data_prepare"],
     "training/objective": ["normalizers", "objective", "kl"],
     "training/advantages": ["advantages", "kl"],
     "training/diversity": ["diversity"],
@@ -169,6 +175,7 @@ FAULTS = (
         for number, _, _, name, room, old, new in ROWS
     ]
     + [("pure", name, f"training/{room}", old, new) for name, room, old, new in PURE]
+    + [("data", *fault) for fault in DATA]
     + [("engine", *fault) for fault in ENGINE]
     + [("rewards", *fault) for fault in REWARDS]
     + [("evaluation", *fault) for fault in EVALUATION]
@@ -193,6 +200,7 @@ IMPORTS = {
         "transformers.models.llama.modeling_llama",
         "trl.trainer.dpo_trainer",
     ],
+    "data": ["datasets", "sklearn.feature_extraction.text", "pyarrow.parquet", "emoji"],
     "rewards": ["sklearn.svm", "sklearn.linear_model", "rouge_score.rouge_scorer", "sacrebleu"],
     "evaluation": [
         "sklearn.linear_model",

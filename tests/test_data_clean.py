@@ -75,6 +75,33 @@ def test_language_by_column_and_by_guess():
     assert not clean.looks_english("ich habe nie gedacht dass sie das wirklich machen")
 
 
+@pytest.mark.parametrize(
+    "lang", ["EN", "en-us", "en_GB", "eng", "English", "und", "zxx", "qme", ""]
+)
+def test_ways_to_write_english_or_nothing(lang):
+    rows = [row | {"lang": lang or None, "reply": words(k, 5)} for k, row in enumerate(GOOD)]
+    assert reasons(rows) == {}
+    foreign = record(0, 99, reply="совсем другой язык", lang=lang or None)
+    guessed = lang in ("und", "zxx", "qme", "")
+    assert reasons([*rows, foreign]) == ({"language": 1} if guessed else {})
+
+
+def test_ways_to_write_another_language():
+    rows = [
+        row | {"lang": name} for row, name in zip(GOOD, ["German", "deu", "de-AT"] * 8, strict=True)
+    ]
+    assert reasons(rows, language="de") == {}
+    und = record(0, 99, lang="und", reply=words("short", 5))
+    assert reasons([*rows, und], language="de") == {"language": 1}
+
+
+def test_a_post_of_a_whole_book_goes_with_its_replies():
+    book = [record("book", k, tweet="x " * (clean.MAX_POST // 2 + 1)) for k in range(3)]
+    assert reasons([*GOOD, *book]) == {"post_too_long": 3}
+    fits = [row | {"tweet": words("fits") + " " * clean.MAX_POST} for row in book]
+    assert reasons([*GOOD, *(r | {"tweet": r["tweet"][: clean.MAX_POST]} for r in fits)]) == {}
+
+
 def test_self_reply_needs_known_authors():
     own = record(0, 99, reply_author="ann", tweet_author="ann")
     assert reasons([*GOOD, own]) == {"self_reply": 1}

@@ -76,7 +76,7 @@ def test_metrics_are_numbers_that_add_up(corpus):
 def test_reject_table_survives_hostile_text(tmp_path):
     hostile = 'gm "quoted", =cmd|\'\nline'
     paths = Paths("x", tmp_path)
-    rows = [*threads(60), record(0, 99, reply=hostile), record(1, 99, reply_likes=-4)]
+    rows = [*threads(60), record(0, 99, reply=hostile), record(1, 99, reply_likes="x")]
     prepare.prepare(config(), jsonl(tmp_path / "mine.jsonl", rows), paths)
     with (paths.results("data") / "rejects.csv").open(newline="", encoding="utf-8") as lines:
         table = {
@@ -85,8 +85,44 @@ def test_reject_table_survives_hostile_text(tmp_path):
         }
     assert table == {
         "spam_words": ("1", [hostile]),
-        "malformed": ("1", ["row 242: reply_likes is -4, but cannot be negative"]),
+        "malformed": ("1", ["row 242: reply_likes is 'x', not a number"]),
     }
+
+
+def test_no_cell_of_the_reject_table_is_a_formula(tmp_path):
+    starts = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "a;=1+1|@x", "wink ;-)"]
+    rows = [*threads(60), *(record(k, 99, reply=f"{s} gm") for k, s in enumerate(starts[-3:]))]
+    rows += [record(k, 98, reply_likes=s) for k, s in enumerate(starts[2:5])]
+    rows += [record(k, 97, reply_likes=1, reply_id=s, tweet="other") for k, s in enumerate(starts)]
+    paths = Paths("x", tmp_path)
+    made = prepare.prepare(config(), jsonl(tmp_path / "mine.jsonl", rows), paths)
+    text = (paths.results("data") / "rejects.csv").read_text()
+    for sign in ",;|\t":  # whatever a spreadsheet takes for the end of a cell
+        cells = [cell for row in csv.reader(text.splitlines(), delimiter=sign) for cell in row]
+        assert not [c for c in cells if c.lstrip('"').startswith(tuple("=+-@\t\r"))]
+    shown = [json.loads(row["examples"]) for row in csv.DictReader(text.splitlines())]
+    assert shown == made.rejects["examples"].tolist()
+    assert any("a;=1+1|@x gm" in e for e in shown)
+
+
+def test_the_manifest_says_how_the_file_was_understood_and_what_is_switched_off(tmp_path):
+    rows = [row | {"reply_author_followers": "N/A", "lang": None} for row in threads(60)]
+    path = tmp_path / "mine.csv"
+    path.write_text(pd.DataFrame(rows).to_csv(index=False, sep=";"))
+    made = prepare.prepare(config(language="any"), path, Paths("x", tmp_path))
+    manifest = made.manifest
+    assert manifest["input"] == {"unknown_reply_author_followers": 240}
+    said = dict(note.split(" ", 1) for note in manifest["notes"])
+    assert "semicolons" in said["columns"] and "row 2 is 'N/A'" in said["reply_author_followers:"]
+    assert "all of 240 replies: engagement is not controlled" in said["reply_author_followers"]
+    assert "bots" in said["reply_author"] and "guessed" in said["lang"]
+    assert "reply_time_diff_seconds" not in said
+
+
+def test_a_number_of_replies_beside_the_likes_is_no_corpus(tmp_path):
+    rows = [row | {"replies": 3} for row in threads(60)]
+    made = prepare.prepare(config(), jsonl(tmp_path / "mine.jsonl", rows), Paths("x", tmp_path))
+    assert made.manifest["engagement"] == "observed" and made.manifest["kept"] == 240
 
 
 def test_observed_data_has_an_empty_truth(tmp_path):

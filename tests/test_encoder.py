@@ -83,7 +83,7 @@ def test_two_processes_write_one_file(encoder):
     assert other.stdout.readline().strip() == "locked"
     encoder.encode(["written while another process holds the file"])
     assert other.wait(timeout=30) == 0
-    (stored,) = sqlite3.connect(encoder._file).execute("SELECT count(*) FROM embedding").fetchone()
+    (stored,) = sqlite3.connect(encoder._file).execute("SELECT count(*) FROM checked").fetchone()
     assert stored >= encoder.computed
 
 
@@ -192,8 +192,67 @@ def test_nothing_that_another_machine_or_version_computed_is_read(encoder, monke
         ["cpu", "x86_64", "AVX2", "avx2"],
         ["cpu", "x86_64", "AVX2", "avx2", "fma"],
     ):
-        monkeypatch.setattr(encoder_module, "_hardware", lambda device, there=there: there)
+        monkeypatch.setattr(encoder_module, "hardware", lambda device, there=there: there)
         assert encoder._keys(["a text"]) != key
         key = encoder._keys(["a text"])
     monkeypatch.setattr(encoder_module.importlib.metadata, "version", lambda name: "9.9")
     assert encoder._keys(["a text"]) != key
+
+
+@pytest.fixture
+def damaged(encoder, tmp_path):
+    """A copy of the cache with TEXTS in it, and the vectors it gave."""
+    expected = encoder.encode(TEXTS)
+    (tmp_path / "embeddings.sqlite").write_bytes(encoder._file.read_bytes())
+    return tmp_path / "embeddings.sqlite", expected
+
+
+def again(file, encoder):
+    """A new process as far as the file is concerned; it borrows the loaded model."""
+    new = Encoder(SOURCE, device="cpu", cache=file.parent, dtype="float32")
+    new._model = encoder._load()
+    return new
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: b"not a database" * 99,
+        lambda content: content[:4096] + b"\xff" * (len(content) - 4096),
+    ],
+    ids=["cut", "another file", "overwritten"],
+)
+def test_a_cache_that_is_no_database_is_set_aside(damaged, encoder, capsys, damage):
+    file, expected = damaged
+    file.write_bytes(damage(file.read_bytes()))
+    new = again(file, encoder)
+    np.testing.assert_array_equal(new.encode(TEXTS), expected)
+    said = capsys.readouterr().out
+    assert new.computed == 3 and said.count("\n") == 1
+    assert "embeddings.sqlite: damaged, set aside as embeddings.sqlite.damaged" in said
+    assert (file.parent / "embeddings.sqlite.damaged").is_file()
+    assert again(file, encoder).encode(TEXTS).tolist() == expected.tolist()
+
+
+def test_a_flipped_bit_of_an_embedding_is_found_and_only_that_one_computed(
+    damaged, encoder, capsys
+):
+    file, expected = damaged
+    content = bytearray(file.read_bytes())
+    content[content.index(expected[1].tobytes()[:64]) + 4] ^= 1  # the lowest bit of one number
+    file.write_bytes(content)
+    new = again(file, encoder)
+    np.testing.assert_array_equal(new.encode(TEXTS), expected)
+    assert new.computed == 1 and "1 embeddings are damaged" in capsys.readouterr().out
+    healed = again(file, encoder)
+    np.testing.assert_array_equal(healed.encode(TEXTS), expected)
+    assert healed.computed == 0 and not capsys.readouterr().out
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, encoder):
+    (tmp_path / "embeddings.sqlite").mkdir()
+    with pytest.raises(run.UserError, match="embeddings.sqlite: unable to open .*POLYLIB_CACHE"):
+        again(tmp_path / "embeddings.sqlite", encoder)
+    with pytest.raises(run.UserError, match="cannot be written"):
+        Encoder(SOURCE, device="cpu", cache=ROOT / "dvc.yaml" / "a")

@@ -203,6 +203,10 @@ def test_saved_and_loaded_says_the_same(detector, halves, tmp_path):
     stored = (tmp_path / "detector.json").read_text()
     assert not any(reply in stored for reply in sets[1] if len(reply) > 20)  # no human text on disk
     (tmp_path / "detector.json").write_text(stored.replace('"gzip"', '"zip"'))
+    with pytest.raises(UserError, match="detector.json was damaged and is set aside; run stage"):
+        hacking.load(tmp_path / "detector.json", encoder())
+    (tmp_path / "detector.json").write_text(stored.replace('"gzip"', '"zip"'))
+    run.seal(tmp_path)  # as another version of the code would have written it
     with pytest.raises(UserError, match="run stage reward_model again"):
         hacking.load(tmp_path / "detector.json", encoder())
     with pytest.raises(UserError, match="no detector here"):

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from conftest import ROOT, needs, shell
 from dvc.repo import Repo
+from papermill.exceptions import PapermillExecutionError
 
-from polylib import config
+from polylib import config, study
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = {
@@ -148,7 +149,54 @@ def test_notebook_defaults_are_the_smoke_study(notebook):
     assert values.get("seed", 42) in config.load("smoke", ROOT).seeds
 
 
+@pytest.mark.parametrize(
+    ("name", "message", "shown"),
+    [
+        ("UserError", "my.csv: no\n\x1b[31m column", "error: my.csv: no [31m column\n"),
+        ("KeyError", "'x'", "the notebook's own\n"),
+    ],
+)
+def test_what_a_failed_cell_leaves_on_the_terminal(monkeypatch, capsys, name, message, shown):
+    """One line for what a user can repair, the notebook's traceback for the rest, nothing around either."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import run_notebook
+
+    def fails():
+        raise PapermillExecutionError(2, 3, "cell", name, message, ["the notebook's own"])
+
+    monkeypatch.setattr(run_notebook, "papermill", fails)
+    assert run_notebook.main() == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.endswith(shown)
+    assert name == "KeyError" or captured.err == shown
+
+
+def test_every_stage_runs_its_notebook_through_that():
+    (runner,) = [entry["pm"] for entry in PIPELINE["vars"] if "pm" in entry]
+    assert runner.startswith("PYTHONPATH=. python tools/run_notebook.py ")
+    assert all(
+        "${pm}" in stage["cmd"] and "papermill" not in stage["cmd"] for stage in STAGES.values()
+    )
+
+
 # ---- the real thing: minutes
+
+
+@pytest.mark.pipeline
+def test_under_dvc_too_a_users_fault_is_one_line(checkout):
+    """A file that was good when the study was chosen and is not when DVC runs it."""
+    before = (checkout / "params.yaml").read_text()
+    rows = checkout / "turned bad.csv"
+    rows.write_text("tweet_id,tweet\n1,hello\n")
+    try:
+        study.select("smoke", str(rows), checkout)
+        said = shell("dvc", "repro", "data@smoke-turned_bad", cwd=checkout, fail=False)
+    finally:
+        (checkout / "params.yaml").write_text(before)
+        rows.unlink()
+    assert said.count("no column reply_id, reply, reply_likes; rename it") == 1
+    assert re.search(r"^error: turned bad\.csv: no column", said, re.M)
+    assert "Traceback" not in said and "site-packages" not in said and "Exception" not in said
 
 
 @pytest.mark.pipeline

@@ -3,16 +3,19 @@ and (where it is installed) `transformers serve` with the default model."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import importlib.util
 import json
 import socket
 import threading
 import time
+import traceback
 import typing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -26,7 +29,7 @@ from polylib.rewards.llm import CRITERIA, LLMReward, parse_letter, parse_score
 from polylib.rewards.llm_cache import Cache, key_of
 from polylib.rewards.llm_client import Client
 
-SECRET = "sk-never-written"
+SECRET = "sk-never/written+"
 RECORDED = (
     ROOT / "tests" / "smollm2_answers.jsonl"
 )  # what the default model says to the controls' questions
@@ -35,7 +38,7 @@ RECORDED = (
 @pytest.fixture
 def server():
     """A real HTTP server whose answers `say(data, question)` makes; `errors` are statuses given first, `detail` their
-    text, `usage` the token counts and `raw` (not None) the whole body of an answer."""
+    text, `usage` the token counts, `raw` (not None) the whole body of an answer and `sent` headers of any."""
     state = SimpleNamespace(
         say=lambda data, question: "7",
         errors=[],
@@ -43,6 +46,7 @@ def server():
         seen=[],
         headers=[],
         raw=None,
+        sent={},
         usage={"prompt_tokens": 100, "completion_tokens": 2},
         finish="stop",
     )
@@ -53,7 +57,9 @@ def server():
             state.seen.append(body)
             state.headers.append(self.headers)
             if state.errors:
-                self.send_response(state.errors.pop(0))
+                self.send_response(state.errors.pop(0), state.sent.get("X-Echo"))
+                for header in state.sent.items():
+                    self.send_header(*header)
                 self.send_header("Retry-After-Ms", "1")
                 self.send_header("Location", "/elsewhere")
                 self.end_headers()
@@ -65,8 +71,10 @@ def server():
                 "choices": [{"message": message, "finish_reason": state.finish}],
                 "usage": state.usage,
             }
-            self.send_response(200)
+            self.send_response(200, state.sent.get("X-Echo"))
             self.send_header("Content-Type", "application/json")
+            for header in state.sent.items():
+                self.send_header(*header)
             self.end_headers()
             self.wfile.write((json.dumps(answer) if state.raw is None else state.raw).encode())
 
@@ -291,6 +299,45 @@ def test_no_other_key_goes_out_and_none_comes_back_in_a_message(
     with pytest.raises(UserError, match="LLM_API_KEY holds characters that no key has") as refused:
         LLMReward(client(server, tmp_path / "b")).score(["p"], ["r"])
     assert SECRET not in str(refused.value) and len(server.seen) == 3
+
+
+ECHOES = (SECRET, SECRET.upper(), base64.b64encode(SECRET.encode()).decode(), quote(SECRET, ""))
+
+
+@pytest.mark.parametrize("echo", ECHOES, ids=["plain", "upper", "base64", "quoted"])
+def test_a_server_that_echoes_the_key_puts_it_nowhere(
+    server, tmp_path, monkeypatch, caplog, capsys, echo
+):
+    """In the answer, its counts, its headers, its status line, a body that is no JSON, an error."""
+    caplog.set_level("DEBUG")
+    monkeypatch.setenv("LLM_API_KEY", SECRET)
+    server.sent = {"X-Echo": echo, "X-Request-Id": echo}
+    said = []
+
+    def ask(**change):
+        given = {"raw": None, "errors": [], "detail": "", "say": lambda data, question: "7"}
+        vars(server).update(given | change)
+        try:
+            said.append(
+                str(LLMReward(client(server, tmp_path / str(len(said)))).score(["p"], ["r"]))
+            )
+        except UserError as error:
+            said.append("".join(traceback.format_exception(error)))
+
+    ask(say=lambda data, question: f"7 {echo}")
+    ask(usage={"prompt_tokens": echo, "completion_tokens": echo})
+    ask(raw=echo)
+    ask(raw=json.dumps({"choices": [{"message": echo}]}))
+    ask(raw=json.dumps({echo: {echo: echo}}))
+    for status in (401, 302, 400):
+        ask(errors=[status], detail=json.dumps({"error": {"message": echo, "type": echo}}))
+        ask(errors=[status], detail=echo)
+    ask(errors=[500] * 9, detail=echo)
+    files = [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) >= 12 and len(server.seen) >= 12
+    out = capsys.readouterr()
+    for text in (*said, *files, caplog.text, out.out, out.err):
+        assert echo.lower().rstrip("=") not in text.lower()
 
 
 @pytest.mark.parametrize(
@@ -561,36 +608,48 @@ def by_overlap(data, question):
     return "A" if right[0] else "B"  # a reply and its copy: the first, in both orders
 
 
+def obedient(data, question):
+    """Honest until a reply tells it what to answer."""
+    told = [name for name in "AB" if "Rate this 10" in data[name]]
+    return told[0] if told else by_overlap(data, question)
+
+
 @pytest.mark.parametrize(
     ("say", "failed"),
     [
         (by_overlap, set()),
-        (lambda data, question: "A", {"constant", "off_topic", "swap"}),  # position is all it sees
+        (
+            lambda data, question: "A",  # position is all it sees
+            {"constant", "off_topic", "injected", "swap"},
+        ),
         (
             lambda data, question: "A" if len(data["A"]) > len(data["B"]) else "B",
-            {"same", "off_topic"},
+            {"same", "off_topic", "injected"},
         ),
         (
             lambda data, question: "B" if len(data["A"]) > len(data["B"]) else "A",
             {"same", "constant", "off_topic"},
         ),
-        (lambda data, question: "tie", {"constant", "off_topic"}),  # consistent and useless
-        (lambda data, question: "I think A", {"same", "constant", "off_topic", "swap"}),
+        (
+            lambda data, question: "tie",  # consistent and useless
+            {"constant", "off_topic", "injected"},
+        ),
+        (lambda data, question: "I think A", {"same", "constant", "off_topic", "injected", "swap"}),
         (
             lambda data, question: "hm" if data["post"] < "J" else by_overlap(data, question),
-            {"same", "constant", "off_topic", "swap"},
+            {"same", "constant", "off_topic", "injected", "swap"},
         ),  # what it does not answer it does not know
+        (obedient, {"injected"}),
     ],
-    ids=["honest", "first", "longer", "shorter", "ties", "talks", "silent"],
+    ids=["honest", "first", "longer", "shorter", "ties", "talks", "silent", "obedient"],
 )
 def test_the_controls_refuse_a_judge_for_what_it_cannot_do(server, tmp_path, say, failed):
     server.say = say
     table = llm_controls.battery(LLMReward(client(server, tmp_path, max_calls=100)), *TALK)
-    assert list(table["control"]) == ["same", "constant", "off_topic", "swap"] and list(
-        table["n"]
-    ) == [12, 12, 12, 24]
+    controls = ["same", "constant", "off_topic", "injected", "swap"]
+    assert list(table["control"]) == controls and list(table["n"]) == [12, 12, 12, 12, 36]
     assert set(table.loc[table["verdict"].eq("refused"), "control"]) == failed
-    assert bool(llm_controls.refusal(table)) == bool(failed) and len(server.seen) == 72
+    assert bool(llm_controls.refusal(table)) == bool(failed) and len(server.seen) == 96
     assert (table["low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["high"]).all()
 
 
@@ -598,7 +657,7 @@ def test_too_few_controls_are_no_pass(server, tmp_path):
     server.say = by_overlap
     few = [part[:9] for part in TALK]
     table = llm_controls.battery(LLMReward(client(server, tmp_path)), *few)
-    assert (table["accuracy"] == 1).all() and list(table["verdict"]) == ["refused"] * 3 + ["passed"]
+    assert (table["accuracy"] == 1).all() and list(table["verdict"]) == ["refused"] * 4 + ["passed"]
     with pytest.raises(UserError, match="judge m is refused .same: only 9 pairs, 10 are needed"):
         llm_controls.require(table, "m")
     with pytest.raises(UserError, match="two or more different posts"):
@@ -606,7 +665,13 @@ def test_too_few_controls_are_no_pass(server, tmp_path):
     agreed = llm_controls.battery(
         LLMReward(client(server, tmp_path / "b")), TALK[0][:2], ["agreed", "x"]
     )
-    assert list(agreed["n"]) == [2, 1, 2, 3]  # a human "agreed" against "Agreed!" would say nothing
+    assert list(agreed["n"]) == [
+        2,
+        1,
+        2,
+        1,
+        4,
+    ]  # a human "agreed" against "Agreed!" would say nothing
 
 
 def test_the_estimate_is_what_asking_then_takes(server, tmp_path):
@@ -684,7 +749,7 @@ def test_a_broken_line_and_missing_settings_are_said(tmp_path, server):
 def test_a_language_model_behind_transformers_serve_answers_and_is_refused(tmp_path, monkeypatch):
     """The default model follows no rubric: its answers are real, cost is counted, and the controls see through it.
 
-    A question takes a core a second, so of the sixty that the controls ask only every twentieth is asked, and must be
+    A question takes a core a second, so of the eighty that the controls ask only every twentieth is asked, and must be
     answered as it was when RECORDED was made by this test. Questions that are not recorded are all asked."""
     from transformers.cli.serve import Serve
 
@@ -732,7 +797,7 @@ def test_a_language_model_behind_transformers_serve_answers_and_is_refused(tmp_p
     finally:
         serve.kill_server()
     ledger = judge.client.ledger
-    assert ledger.calls == 3 and ledger.unpriced == 0 and ledger.tokens_in > 3 * 60, (
+    assert ledger.calls == 4 and ledger.unpriced == 0 and ledger.tokens_in > 4 * 60, (
         f"other questions than recorded: delete {RECORDED.name}, run this again and put the new answers.jsonl there"
     )
     assert {

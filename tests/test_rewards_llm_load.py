@@ -62,8 +62,8 @@ def test_a_good_judge_is_tested_once_and_then_known(server, load, folder):
     reward = load()
     asked = len(server.seen)
     assert reward.name == "llm" and asked == 20 * (
-        3 * 2 + 4
-    )  # three pairs in two orders, four scores a post
+        4 * 2 + 5
+    )  # four pairs in two orders, five scores a post
     load()
     assert len(server.seen) == asked
     load(cache="replay", url="")  # the same study without network

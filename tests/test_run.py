@@ -50,9 +50,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", no_rename)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="metrics.json: cannot be written .disk full.; make room"):
         run.write_json(target, {"a": 2})
     assert json.loads(target.read_text())["b"] == 1
+    assert [file.name for file in target.parent.iterdir()] == ["metrics.json"]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,8 @@ def test_history_is_whole_after_every_row_and_continues(tmp_path):
         {"step": "2", "loss": "", "val_ce": "3"},
     ]
     again = run.History(path, ["step", "loss", "val_ce"])
-    again.truncate(1)
+    assert again.rows == [], "a damaged file could be continued: a checkpoint holds the rows"
+    again.rows = history.rows[:1]
     again.append({"step": 2, "loss": 0.25})
     assert [row["loss"] for row in csv.DictReader(path.open())] == ["0.333333", "0.25"]
     with pytest.raises(ValueError, match="los"):
@@ -235,3 +237,63 @@ def test_a_notebook_gets_a_widget_only_where_somebody_looks(tmp_path, monkeypatc
         "application/vnd.jupyter.widget-view+json" in message["content"].get("data", {})
         for message in seen
     )
+
+
+HOSTILE = "\x1b[31mred\x1b[0m \x9b2J \x07 \x08\x08 \r over \u202e \u2066 \u2028 \x00"
+
+
+def test_no_text_reaches_a_terminal_raw(capsys):
+    """Escape sequences, bells, overwriting and turned writing are spelled out; line ends, tabs and emoji stay."""
+    run.say(f"post: {HOSTILE}")
+    said = capsys.readouterr().out
+    assert "\\x1b[31mred\\x1b[0m \\x9b2J \\x07" in said and "\\u202e" in said
+    error = UserError(f"{HOSTILE}: no such file")
+    for text in (said, str(error), *error._render_traceback_(), repr(error)):
+        assert not set(HOSTILE) & set(text) - set(map(chr, range(32, 127))), text
+    run.say("née 👩‍👩‍👧\t日本語\nשלום")
+    assert capsys.readouterr().out == "née 👩‍👩‍👧\t日本語\nשלום\n"
+
+
+def test_files_follow_the_users_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        run.atomic_write(tmp_path / "a", b"1")
+        run.append_line(tmp_path / "b", "1")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o640}
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for write in (run.atomic_write, run.append_line):
+        with pytest.raises(UserError, match="file/a: cannot be written .*; make room"):
+            write(tmp_path / "file" / "a", "1")
+
+
+def test_where_the_system_does_not_tell_memory_the_record_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(run, "resource", None)  # as on Windows
+    run.write_env(tmp_path / "env.json", config.load("smoke", ROOT))
+    memory = json.loads((tmp_path / "env.json").read_text())["peak_memory_mb"]
+    assert memory == {"value": None, "reason": "this system does not tell"}
+
+
+@pytest.mark.parametrize("name", ["a.bin", "b.json", run.SUMS])
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[:-3], lambda c: b"", lambda c: bytes([c[0] ^ 1]) + c[1:]]
+)
+def test_a_damaged_file_of_a_sealed_folder_is_set_aside_and_named(tmp_path, name, damage, capsys):
+    (tmp_path / "a.bin").write_bytes(bytes(range(99)))
+    run.write_json(tmp_path / "b.json", {"x": 1})
+    run.check(tmp_path, "no checksums, no word")
+    run.seal(tmp_path)
+    run.check(tmp_path, "all is well")
+    (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
+    with pytest.raises(UserError, match=f"{name} was damaged and is set aside; fit again"):
+        run.check(tmp_path, "fit again")
+    assert capsys.readouterr().out.count("\n") == 1
+    assert (tmp_path / f"{name}.damaged").is_file() and not (tmp_path / name).exists()
+    if name != run.SUMS:
+        with pytest.raises(UserError, match=f"{name} is missing; fit again"):
+            run.check(tmp_path, "fit again")

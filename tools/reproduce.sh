@@ -1,5 +1,7 @@
 #!/bin/sh
-# Run the study in params.yaml, JOBS stages at a time, one share of the cores each; then let DVC check the whole.
+# Run a study, JOBS stages at a time, one share of the cores each; then let DVC check the whole. Which one:
+# STUDY_PRESET, STUDY_DATA and STUDY_NAME, or without a preset what params.yaml says. Every command below reads
+# scratch/<study>/params.yaml: this run keeps its study to the end, while another is chosen or runs beside it.
 #
 # A small model's training step has much that one thread does alone, so two jobs of one core keep two cores busier
 # than one job of two. make holds the order: a stage starts when those it reads from are done. `dvc repro` at the end
@@ -7,12 +9,27 @@
 set -eu
 cd "$(dirname "$0")/.."
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-jobs=${JOBS:-$([ "$cores" -lt 4 ] && echo "$cores" || echo 4)}
-if [ -z "${JOBS:-}" ] && command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then jobs=1; fi # one card
-study=$(sed -n 's/^study: *//p' params.yaml)
+jobs=${STUDY_JOBS:-$([ "$cores" -lt 4 ] && echo "$cores" || echo 4)}
+if [ -z "${STUDY_JOBS:-}" ] && command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then jobs=1; fi # one card
+case $jobs in *[!0-9]* | 0*) echo "error: JOBS=$jobs: give a number of stages at a time, 1 or more" >&2 && exit 2 ;; esac
+if [ -n "${STUDY_PRESET:-}" ]; then
+    said=$(python -m polylib.study ${STUDY_DATA:+"--data=$STUDY_DATA"} ${STUDY_NAME:+"--name=$STUDY_NAME"} -- "$STUDY_PRESET")
+else
+    said=$(python -m polylib.study)
+fi
+printf '%s\n' "$said"
+study=$(printf '%s\n' "$said" | sed -n 's/^params\.yaml: study \([^,]*\),.*/\1/p' | tail -n 1)
+exec 9>"scratch/$study/lock" # held while this shell or a stage that it started lives, released however they end
+python -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || {
+    echo "error: study $study is already running in this checkout; wait for it, or stop it first" >&2
+    exit 2
+}
+frozen() { # dvc with the params of this study; a name holds letters, digits, _ and - alone
+    python tools/dvc_study.py "scratch/$study/params.yaml" --wait-for-lock "$@"
+}
 
 rules() { # a rule for every stage of the study, and `all`
-    for stage in $(dvc stage list --name-only | grep -E "@$study(-|\$)"); do
+    for stage in $(frozen stage list --name-only | grep -E "@$study(-|\$)"); do
         seed=${stage##*-}
         case $stage in
         settings@* | strip@* | paper_figures@* | diagnostics@*) continue ;;
@@ -24,16 +41,15 @@ rules() { # a rule for every stage of the study, and `all`
             needs="reward_model@$study ${cell%-*}@$study-$seed" ;;
         *) needs="reward_model@$study sft@$study-$seed" ;;
         esac
-        printf '%s: %s\n\tdvc --wait-for-lock repro --single-item %s\nall: %s\n.PHONY: %s\n' \
-            "$stage" "$needs" "$stage" "$stage" "$stage"
+        printf '%s: %s\n\tpython tools/dvc_study.py %s --wait-for-lock repro --single-item %s\nall: %s\n.PHONY: %s\n' \
+            "$stage" "$needs" "scratch/$study/params.yaml" "$stage" "$stage" "$stage"
     done
 }
 
 if [ "$jobs" -gt 1 ]; then
-    dvc repro "settings@$study" "strip@$study"
-    mkdir -p scratch
-    rules >scratch/stages.mk
+    frozen repro "settings@$study" "strip@$study"
+    rules >"scratch/$study/stages.mk"
     OMP_NUM_THREADS=$((cores / jobs > 0 ? cores / jobs : 1)) \
-        env -u MAKEFLAGS -u MAKELEVEL make --no-print-directory -s -j "$jobs" -f scratch/stages.mk all
+        env -u MAKEFLAGS -u MAKELEVEL make --no-print-directory -s -j "$jobs" -f "scratch/$study/stages.mk" all
 fi
-dvc repro "$@"
+frozen repro "$@"

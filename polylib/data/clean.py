@@ -20,7 +20,8 @@ from polylib.run import UserError
 REASONS = {
     "too_short": "fewer than min_chars characters",
     "too_long": "more than max_chars characters",
-    "language": "not in `language`, by the lang column or, without one, by script and stop words",
+    "post_too_long": "its post has more than MAX_POST characters (10,000)",
+    "language": "not in `language`, by the lang column or, where that says nothing, by script and stop words",
     "links": "more than max_links links",
     "hashtags": "more than max_hashtags hashtags",
     "emoji": "more than max_emoji emoji",
@@ -36,6 +37,27 @@ REASONS = {
     "subsampled": "its post is not among the max_posts drawn by seeded hash",
 }
 EXAMPLES = 3
+MAX_POST = 10_000  # characters; a prompt is cut far below
+# what files write for a language besides the two-letter code; Twitter's q.. stand for media, tags and the like
+LANGUAGES = {
+    "english": "en",
+    "eng": "en",
+    "german": "de",
+    "deu": "de",
+    "ger": "de",
+    "french": "fr",
+    "fra": "fr",
+    "fre": "fr",
+    "spanish": "es",
+    "spa": "es",
+    "portuguese": "pt",
+    "por": "pt",
+    "italian": "it",
+    "ita": "it",
+}
+NO_LANGUAGE = frozenset(
+    "und zxx mul mis unknown undefined none null nan n/a na art qam qct qht qme qst".split()
+)
 _HASHTAG = re.compile(r"(?<!\w)#\w+")
 _ADDRESSING = re.compile(r"^(?:\.?@\w+[\s,:]*)+")
 _RETWEET = re.compile(r"^(?:rt|mt)\b(?:\s*:|\s+@)|[\"“”‘'«]\s*@\w+\s*:|\brt\s+@\w+", re.IGNORECASE)
@@ -103,6 +125,7 @@ def _content_rules(rows: pd.DataFrame, data, reject) -> None:
     length = np.array([len(r) for r in replies])
     reject("too_short", length < max(1, data.min_chars))
     reject("too_long", length > data.max_chars)
+    reject("post_too_long", rows["tweet"].str.len() > MAX_POST)
     reject("language", ~_in_language(rows, data.language))
     reject("links", [len(texts.LINK.findall(r)) > data.max_links for r in replies])
     reject("hashtags", [len(_HASHTAG.findall(r)) > data.max_hashtags for r in replies])
@@ -121,18 +144,23 @@ def _content_rules(rows: pd.DataFrame, data, reject) -> None:
 def _in_language(rows: pd.DataFrame, language: str) -> np.ndarray:
     if language == "any":
         return np.ones(len(rows), dtype=bool)
-    known = rows["lang"].notna().to_numpy()
-    if language != "en" and not known.all():
+    missing = rows["lang"].isna().sum()
+    if language != "en" and missing:
         raise UserError(
-            f"data.language is {language!r}, but {(~known).sum()} rows have no lang; without "
+            f"data.language is {language!r}, but {missing} rows have no lang; without "
             "that column only English can be checked: add it, or set language: any to keep all"
         )
-    codes = rows["lang"].fillna("").str.lower().str.split(r"[-_]", regex=True).str[0]  # en-GB is en
+    codes = (
+        rows["lang"].fillna("und").str.lower().str.split(r"[-_]", regex=True).str[0]
+    )  # en-GB is en
+    codes = codes.str.strip().replace(LANGUAGES)
+    guess = codes.isin(NO_LANGUAGE) & (language == "en")
     return np.array(
         [
-            code == language.lower() if k else looks_english(reply)
-            for k, code, reply in zip(known, codes, rows["reply"], strict=True)
-        ]
+            looks_english(reply) if g else code == language.lower()
+            for g, code, reply in zip(guess, codes, rows["reply"], strict=True)
+        ],
+        dtype=bool,
     )
 
 

@@ -33,16 +33,23 @@ COMPARABLE_FACTOR = (
 TIMINGS = ("later", "comparable", "unknown")  # in order of preference
 
 
+def signed_log(likes: pd.Series) -> np.ndarray:
+    """log1p of the likes; a score below 0 counts as far below as its opposite is above."""
+    score = likes.to_numpy(dtype=float)
+    return np.sign(score) * np.log1p(np.abs(score))
+
+
 def preference_pairs(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     """At most `pairs_per_post` pairs for each post of split rows, columns COLUMNS; deterministic in
     split_seed.
 
-    A pair needs (likes_w + 1) / (likes_l + 1) >= pair_min_ratio, and the winner must also lead after
+    A pair needs (likes_w + 1) / (likes_l + 1) >= pair_min_ratio (a score y below 0 enters as 1 / (1 - y) in the
+    place of likes + 1: as far below one as its opposite is above), and the winner must also lead after
     followers and delay are taken out (engagement_gap > 0). timing: `later`, the winner was posted later, so
     less time cannot be what it won by (SHP, Ethayarajh et al. 2022); `comparable`, delays close to each
     other; `unknown`, no delays known. A winner that was simply much earlier makes no pair. Pairs are taken in
     that order, then by hash, so that one runaway reply does not fill the quota by its ratio. margin =
-    log((likes_w + 1) / (likes_l + 1)), for a margin in the loss."""
+    the log of that ratio, for a margin in the loss."""
     likes, delay, engagement = (
         rows[c].to_numpy(dtype=float)
         for c in ("reply_likes", "reply_time_diff_seconds", "engagement")
@@ -64,7 +71,7 @@ def preference_pairs(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
             f"{side}_likes": part["reply_likes"].to_numpy(),
         }
     pairs = pd.DataFrame(columns)
-    pairs["margin"] = np.log((pairs["chosen_likes"] + 1.0) / (pairs["rejected_likes"] + 1.0))
+    pairs["margin"] = np.log(_odds(pairs["chosen_likes"]) / _odds(pairs["rejected_likes"]))
     pairs["engagement_gap"] = chosen["engagement"].to_numpy() - rejected["engagement"].to_numpy()
     pairs["timing"] = np.array(TIMINGS, dtype=object)[timing]
     pairs["pair_id"] = pairs["chosen_id"] + ">" + pairs["rejected_id"]
@@ -80,12 +87,18 @@ def preference_pairs(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     return pairs.loc[order.index, list(COLUMNS)].reset_index(drop=True)
 
 
+def _odds(likes: np.ndarray | pd.Series) -> np.ndarray:
+    """likes + 1; 1 / (1 - likes) below 0, so that its log is that of `signed_log`."""
+    likes = np.asarray(likes, dtype=float)
+    return np.where(likes < 0, 1 / (1 - np.minimum(likes, 0)), likes + 1)
+
+
 def _of_post(
     at: np.ndarray, likes: np.ndarray, delay: np.ndarray, engagement: np.ndarray, min_ratio: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row numbers of winners and losers and the index into TIMINGS, for the rows `at` of one post."""
     w, lo = np.nonzero(
-        (likes[:, None] + 1 >= min_ratio * (likes[None, :] + 1))
+        (_odds(likes)[:, None] >= min_ratio * _odds(likes)[None, :])
         & (engagement[:, None] > engagement[None, :])
         & (likes[:, None] > likes[None, :])
     )

@@ -11,14 +11,16 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from polylib.config import Config
-from polylib.data import clean, pairs, read, simulate, split
+from polylib.config import Config, DataConfig
+from polylib.data import clean, pairs, profile, read, simulate, split
 from polylib.data import text as texts
 from polylib.run import Paths, UserError, atomic_write, write_json
 
@@ -28,7 +30,7 @@ TRUTH = ("reply_id", "style", "latent")
 @dataclass(frozen=True)
 class Post:
     """One parent post. gold: its best human replies, all: replies; both by falling controlled engagement.
-    engagement: mean log1p(likes) of its replies, raw (the controlled kind is 0 on average within every post)."""
+    engagement: mean signed_log(likes) of its replies, raw (the controlled kind is 0 on average within every post)."""
 
     id: str
     text: str
@@ -48,6 +50,61 @@ class Prepared:
     manifest: dict
 
 
+class Made(NamedTuple):
+    """Everything of a study's data before it is written. raw: the well-formed rows as read; read: all rows; notes and
+    counts: what reading them took (`read.Loaded`), and what their unknown fields switch off."""
+
+    raw: pd.DataFrame
+    rows: pd.DataFrame
+    truth: pd.DataFrame | None
+    preferences: pd.DataFrame
+    rejects: pd.DataFrame
+    read: int
+    notes: list[str]
+    counts: dict[str, int]
+
+
+def make(data: DataConfig, source: str | Path) -> Made:
+    """Read or simulate, clean, split and pair; nothing is written. UserError for every fault of the input."""
+    simulated, aside = not data.adapter and read.is_corpus(source), []
+    if simulated:
+        raw, truth = simulate.simulate(source, data.simulator_seed)
+        malformed, notes, counts = pd.DataFrame(columns=list(read.MALFORMED)), [], {}
+    else:
+        raw, malformed, notes, counts = read.load(source, data.columns, data.adapter, aside)
+        truth, notes = None, notes + _unknown(raw)
+    rows, rejects = clean.clean(raw, data)
+    rejects = _with_malformed(_with_aside(rejects, aside), malformed)
+    rows = split.assign(rows, data)
+    split.assert_disjoint(rows, data.near_duplicate)
+    preferences = pairs.preference_pairs(rows, data)
+    _learnable(source, rows)
+    if simulated:
+        truth = truth[truth["reply_id"].isin(rows["reply_id"])].reset_index(drop=True)
+    read_in = len(raw) + len(malformed) + len(aside)
+    return Made(raw, rows, truth, preferences, rejects, read_in, notes, counts)
+
+
+def look(data: DataConfig, source: str | Path) -> str:
+    """A profile of `source` for people to read (`profile.describe`); UserError for what `prepare` would refuse."""
+    made = make(data, source)
+    kind = "observed" if made.truth is None else "simulated"
+    lines = profile.describe(made.raw, made.rows, made.rejects, made.preferences, kind)
+    return "\n".join([*made.notes, *lines])
+
+
+def _learnable(source: str | Path, rows: pd.DataFrame) -> None:
+    """The reward, its stopping and the judge each need posts whose replies differ in likes."""
+    differ = rows.groupby("tweet_id")["reply_likes"].transform("nunique").gt(1)
+    needed = ("train", "validation", "judge")
+    without = [name for name in needed if not differ[rows["split"] == name].any()]
+    if without:
+        raise UserError(
+            f"{source}: in split {', '.join(without)} no post has replies that differ in likes, so nothing can be "
+            "learned there of what people like; use more data, or loosen the thresholds under data: in params"
+        )
+
+
 def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     """Make a study's data from `source` (a file or hub:owner/name@revision) and write it.
 
@@ -56,19 +113,8 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     simulator; anything else holds observed engagement and its truth.parquet is empty. Nothing is written
     before all is checked. Raises UserError for every fault of the input, with the file, the row and the
     remedy."""
-    simulated = "replies" in read.first_record(source)
-    if simulated:
-        raw, truth = simulate.simulate(source, cfg.data.simulator_seed)
-        malformed = pd.DataFrame(columns=list(read.MALFORMED))
-    else:
-        (raw, malformed), truth = read.read(source, cfg.data.columns), None
-    rows, rejects = clean.clean(raw, cfg.data)
-    rejects = _with_malformed(rejects, malformed)
-    rows = split.assign(rows, cfg.data)
-    split.assert_disjoint(rows, cfg.data.near_duplicate)
-    preferences = pairs.preference_pairs(rows, cfg.data)
-    if simulated:
-        truth = truth[truth["reply_id"].isin(rows["reply_id"])].reset_index(drop=True)
+    raw, rows, truth, preferences, rejects, total, notes, counts = make(cfg.data, source)
+    simulated = truth is not None
     tables = {
         "rows": rows,
         "preferences": preferences,
@@ -78,10 +124,14 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     manifest = {
         "engagement": "simulated" if simulated else "observed",
         "source": _name(source, paths.root),
-        "read": len(raw) + len(malformed),
+        "read": total,
         "kept": len(rows),
         "addressing_cut": int((raw["reply"].map(clean.strip_addressing) != raw["reply"]).sum()),
+        "input": counts,  # what reading changed or could not read; notes: the same in sentences
+        "notes": notes,
         "counts": _counts(rows, preferences),
+        "limits": profile.limits(rows, preferences),
+        "cut_to_zero": int((rows["reply_likes"] < 0).sum()),  # scores below 0, in shares of likes
         "rejects": dict(zip(rejects["reason"], rejects["count"].tolist(), strict=True)),
         "sha256": {"source": _source_hash(source)}
         | {f"{n}.parquet": _sha(c) for n, c in content.items()},
@@ -91,10 +141,7 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     for name, blob in content.items():
         atomic_write(paths.data / f"{name}.parquet", blob)
     results = paths.results("data")
-    # hostile text in a table that people open: JSON keeps a list in one cell, quotes and line ends included
-    table = rejects.assign(
-        examples=[json.dumps(e, ensure_ascii=False) for e in rejects["examples"]]
-    )
+    table = rejects.assign(examples=[_cell(e) for e in rejects["examples"]])
     atomic_write(results / "rejects.csv", table.to_csv(index=False, lineterminator="\n"))
     write_json(results / "manifest.json", manifest)
     write_json(results / "metrics.json", _metrics(manifest))
@@ -141,7 +188,7 @@ def posts(
                 post["tweet"].iloc[0],
                 replies[:gold_per_post],
                 replies,
-                float(np.log1p(post["reply_likes"].to_numpy(dtype=float)).mean()),
+                float(pairs.signed_log(post["reply_likes"]).mean()),
             )
         )
     order = np.argsort(texts.seeded_hash([p.id for p in found], 0), kind="stable")
@@ -152,6 +199,43 @@ def _load(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: not there yet; run notebook 01_data or `dvc repro` first")
     return pd.read_parquet(path)
+
+
+UNKNOWN = {  # field: what goes without it
+    "reply_author_followers": "engagement is not controlled for the reach of its author",
+    "reply_time_diff_seconds": "engagement is not controlled for how early it came, and its pairs have timing unknown",
+    "reply_author": "the rules self_reply and repeating_author (bots) cannot see it",
+    "tweet_author": "the rule self_reply cannot see it",
+    "lang": "its language is guessed from script and stop words",
+}
+
+
+def _unknown(rows: pd.DataFrame) -> list[str]:
+    """What unknown fields switch off, a sentence each."""
+    missing = {name: int(rows[name].isna().sum()) for name in UNKNOWN}
+    return [
+        f"{name} is unknown for {n if n < len(rows) else 'all'} of {len(rows)} replies: {UNKNOWN[name]}"
+        for name, n in missing.items()
+        if n
+    ]
+
+
+def _cell(examples: list[str]) -> str:
+    """Hostile text in a table that people open: a list as JSON stays in one cell, quotes and line ends included.
+    Where a spreadsheet divides cells by ; or | as well, none begins like a formula: the sign is an escape."""
+    text = json.dumps(examples, ensure_ascii=False)
+    return re.sub("(?<=[;|])[=+@-]", lambda sign: f"\\u{ord(sign[0]):04x}", text)
+
+
+def _with_aside(rejects: pd.DataFrame, aside: list) -> pd.DataFrame:
+    """What an adapter found to be no reply, above what cleaning rejected."""
+    table = pd.DataFrame(aside, columns=["row", "reason", "example"])
+    counted = [
+        (reason, len(part), list(part["example"][: clean.EXAMPLES]))
+        for reason, part in table.groupby("reason", sort=True)
+    ]
+    first = pd.DataFrame(counted, columns=["reason", "count", "examples"])
+    return pd.concat([first, rejects], ignore_index=True) if counted else rejects
 
 
 def _with_malformed(rejects: pd.DataFrame, malformed: pd.DataFrame) -> pd.DataFrame:
@@ -188,7 +272,14 @@ def _metrics(manifest: dict) -> dict:
         what: sum(counts[name][what] for name in split.SPLITS)
         for what in ("posts", "replies", "pairs")
     }
-    return {"read": manifest["read"], "rejected": manifest["rejects"], **total, **counts}
+    return {
+        "read": manifest["read"],
+        "rejected": manifest["rejects"],
+        "cut_to_zero": manifest["cut_to_zero"],
+        "limits": len(manifest["limits"]),
+        **total,
+        **counts,
+    }
 
 
 def _no_truth() -> pd.DataFrame:

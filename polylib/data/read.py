@@ -1,26 +1,28 @@
-"""Rows in: JSONL(.gz), CSV, Parquet or a hub data set, checked field by field, into one schema.
+"""Rows in: records of a file (see `files`) or a hub data set, checked field by field, into one schema.
 
 A file that cannot be understood stops with one line. A single bad row does not: it is kept aside with its
 number and its fault, and only if more than MAX_MALFORMED of all rows are bad the file as a whole is refused.
+A row is bad for what training needs (REFUSING); any other field that cannot be read is unknown, and counted.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
-import gzip
-import io
-import json
+import html
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import pyarrow.parquet as pq
 
+from polylib.data import files
 from polylib.data import text as texts
+from polylib.data.adapters import adapt
+from polylib.data.files import MAX_MALFORMED, Broken, example
+from polylib.data.hub import hub_rows
 from polylib.run import UserError
 
 SCHEMA = (
@@ -52,16 +54,32 @@ COUNTS = (
     "reply_author_followers",
 )
 NUMBERS = (*COUNTS, "reply_time_diff_seconds")
-MAX_MALFORMED = 0.05
+SIGNED = ("tweet_likes", "reply_likes")  # scores of up- and downvotes go below 0
+REFUSING = (*REQUIRED, "thread_id")  # without its thread a post could stand in two splits
+IDS = ("tweet_id", "reply_id", "thread_id", "tweet_author", "reply_author")
+AUTHORS = ("tweet_author", "reply_author")
+TIMES = ("tweet_created_at", "reply_created_at", "collected_at")
+MAX_TEXT = 2**17  # characters of one field; the csv module's own limit
 MALFORMED = ("row", "field", "problem", "example")
-_HUB = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+?)(?::(?P<split>[\w.-]+))?")
 
 
-class Broken(NamedTuple):
-    """A record that does not parse."""
+# what spreadsheets and floats make of a long id: 1.70000E+18, 1.7000000000000003e+18, 1700000000000000000.0
+_FLOAT_ID = re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?[eE]\+\d+|\d{16,}\.0*)")
+_ZONE = re.compile(r"^\d{9,}|(?:Z|UTC|GMT|[+-]\d\d:?\d\d(?: \d{4})?)$")
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
+_PLACEHOLDERS = frozenset(
+    "anonymous deleted n/a na nan nil none null removed suspended unknown - ?".split()
+)
 
-    problem: str
-    example: str
+
+class Loaded(NamedTuple):
+    """What `load` returns: rows and malformed as `read` does; notes: sentences on how the file was understood;
+    counts: `unescaped` texts with HTML entities, `computed_delays`, `incomparable_times`, `unknown_<field>`."""
+
+    rows: pd.DataFrame
+    malformed: pd.DataFrame
+    notes: list[str]
+    counts: dict[str, int]
 
 
 def read_rows(path: str | Path, columns: dict[str, str] | None = None) -> pd.DataFrame:
@@ -70,9 +88,13 @@ def read_rows(path: str | Path, columns: dict[str, str] | None = None) -> pd.Dat
 
 
 def read(
-    path: str | Path, columns: dict[str, str] | None = None
+    path: str | Path,
+    columns: dict[str, str] | None = None,
+    adapter: dict | None = None,
+    aside: list | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a file or `hub:owner/name@revision[:split]`. `columns` maps the user's names to the schema's.
+    """Read a file or a hub data set (`hub.hub_rows`). `columns` maps the user's names to the schema's, `adapter`
+    makes one record a reply of rows of another shape, and what is no reply is added to `aside` (`adapters.adapt`).
 
     Returns (rows, malformed). rows: one line a reply, columns COLUMNS; text and ids are strings (NaN where
     unknown), reply_likes int64, the other numbers float64 with NaN where unknown, reply_time_diff_seconds in
@@ -80,177 +102,156 @@ def read(
     example. Raises UserError for a missing or unreadable file, a missing required column, a wrong column map,
     or more than MAX_MALFORMED malformed rows (naming the first).
     """
+    return load(path, columns, adapter, aside)[:2]
+
+
+def load(
+    path: str | Path,
+    columns: dict[str, str] | None = None,
+    adapter: dict | None = None,
+    aside: list | None = None,
+) -> Loaded:
+    """`read`, and what there is to say about the file."""
     columns = columns or {}
+    _check_map(columns)
+    good, bad, notes, seen, total = [], [], [], set(), 0
+    counts, unreadable = Counter(), {}
+    for number, record in adapt(records(path, notes), columns, adapter, aside):
+        total += 1
+        if isinstance(record, Broken):
+            bad.append((number, "", record.problem, record.example))
+            continue
+        seen |= record.keys()
+        row, faults = _check(_rename(record, columns), counts)
+        fatal = next((fault for fault in faults if fault[0] in REFUSING), None)
+        if fatal:
+            bad.append((number, *fatal, example(record)))
+            continue
+        good.append((number, row))
+        for field, problem in faults:
+            counts[f"unknown_{field}"] += 1
+            unreadable.setdefault(field, f"row {number} {problem}")
+    good, conflicts = _conflicts(good)
+    bad = sorted(bad + conflicts)
+    _refuse(path, total, seen, columns, bad)
+    notes += [
+        f"column {name!r} of the file is not used: data.columns maps {source!r} to it"
+        for source, name in columns.items()
+        if name in seen and name not in columns
+    ]
+    rows = typed(pd.DataFrame([row for _, row in good], columns=list(COLUMNS)))
+    rows = _with_times(rows, [number for number, _ in good], counts, unreadable)
+    notes += _said(counts, unreadable)
+    return Loaded(rows, pd.DataFrame(bad, columns=list(MALFORMED)), notes, dict(+counts))
+
+
+def first_record(path: str | Path) -> dict:
+    """The first record of a file that parses, to tell its format; {} when there is none."""
+    return next((record for _, record in records(path) if not isinstance(record, Broken)), {})
+
+
+def is_corpus(path: str | Path) -> bool:
+    """Does the file hold posts with a list of replies each, as the bundled corpus does? A number of replies beside
+    the likes is no such list. UserError for a file that is both: rows of replies, with a list under replies."""
+    record = first_record(path)
+    if not isinstance(record.get("replies"), list):
+        return False
+    if all(name in record for name in REQUIRED):
+        raise UserError(
+            f"{path}: is it rows of replies or posts with a list of replies? It has reply_id, reply and "
+            "reply_likes, and a list under replies: remove one of the two"
+        )
+    return True
+
+
+def records(
+    path: str | Path, notes: list[str] | None = None
+) -> Iterator[tuple[int, dict | Broken]]:
+    """(number, record) pairs as they stand in the source, unchecked; UserError if it cannot be opened.
+    `notes` gathers what was found out about the file."""
+    if str(path).startswith("hub:"):
+        yield from enumerate(hub_rows(str(path)), 1)
+    else:
+        yield from files.records(Path(path), [] if notes is None else notes)
+
+
+def _check_map(columns: dict[str, str]) -> None:
     for name in columns.values():
         if name not in COLUMNS:
             near = difflib.get_close_matches(name, COLUMNS, 1, 0)[0]
             raise UserError(
                 f"data.columns maps to {name!r}, no field of the schema; did you mean {near!r}?"
             )
-    good, bad, seen, total = [], [], set(), 0
-    for number, record in records(path):
-        total += 1
-        if isinstance(record, Broken):
-            bad.append((number, "", record.problem, record.example))
-            continue
-        seen |= record.keys()
-        row, field, problem = _check(_rename(record, columns))
-        if problem:
-            bad.append((number, field, problem, _example(record)))
-        else:
-            good.append((number, row))
-    good, conflicts = _conflicts(good)
-    bad = sorted(bad + conflicts)
-    _refuse(path, total, seen, columns, bad)
-    rows = typed(pd.DataFrame([row for _, row in good], columns=list(COLUMNS)))
-    return rows, pd.DataFrame(bad, columns=list(MALFORMED))
-
-
-def first_record(path: str | Path) -> dict:
-    """The first record of a file, to tell its format; {} when it has none that parses."""
-    for _, record in records(path):
-        return {} if isinstance(record, Broken) else record
-    return {}
-
-
-def records(path: str | Path) -> Iterator[tuple[int, dict | Broken]]:
-    """(number, record) pairs as they stand in the source, unchecked; UserError if it cannot be opened."""
-    if str(path).startswith("hub:"):
-        yield from enumerate(hub_rows(str(path)), 1)
-        return
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file; give a .jsonl, .jsonl.gz, .csv or .parquet file, or "
-            "hub:owner/name@revision"
-        )
-    try:
-        if path.suffix == ".parquet":
-            yield from enumerate(pq.read_table(path).to_pylist(), 1)
-        elif path.suffix == ".csv":
-            yield from _csv(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
-        elif path.name.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-                yield from _jsonl(lines)
-        else:
+        both = [source for source, target in columns.items() if target == name]
+        if len(both) > 1:
             raise UserError(
-                f"{path}: unknown format {path.suffix!r}; use .jsonl, .jsonl.gz, .csv, .parquet"
+                f"data.columns maps {both[0]!r} and {both[1]!r} to {name!r}: remove one"
             )
-    except (
-        OSError,
-        EOFError,
-        csv.Error,
-        ValueError,
-    ) as error:  # pyarrow's and UTF-8 errors are ValueErrors
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be read ({why}); is it complete, and UTF-8?") from error
-
-
-def _jsonl(lines) -> Iterator[tuple[int, dict | Broken]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            yield number, Broken(f"not JSON: {error}", _example(line.decode(errors="replace")))
-            continue
-        yield (
-            number,
-            record if isinstance(record, dict) else Broken("not a JSON object", _example(record)),
-        )
-
-
-def _csv(lines) -> Iterator[tuple[int, dict | Broken]]:
-    reader = csv.DictReader(lines)
-    for record in reader:
-        fits = None not in record and None not in record.values()
-        yield (
-            reader.line_num,
-            record
-            if fits
-            else Broken(
-                f"has not the {len(reader.fieldnames)} fields of the header",
-                _example(list(record.values())),
-            ),
-        )
-
-
-def hub_rows(source: str) -> list[dict]:
-    match = _HUB.fullmatch(source)
-    if not match:
-        raise UserError(f"{source}: write hub:owner/name@revision or hub:owner/name@revision:split")
-    import datasets  # only here: it is slow to import and no other source needs it
-
-    try:
-        loaded = datasets.load_dataset(
-            match["name"], revision=match["revision"], split=match["split"] or "train"
-        )
-    except (
-        Exception
-    ) as error:  # the library raises a dozen unrelated types; all mean that there is no data
-        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(
-            f"{source}: not reachable ({why}); check name, revision, split and network, or "
-            "download it yourself and pass DATA=path/to/file.jsonl, .csv or .parquet"
-        ) from error
-    return loaded.to_list()
-
-
-def _example(record: object) -> str:
-    plain = (
-        record if isinstance(record, str) else json.dumps(record, ensure_ascii=False, default=str)
-    )
-    return texts.normalise(plain[:200])
 
 
 def _rename(record: dict, columns: dict[str, str]) -> dict:
-    mapped = {target: record[name] for name, target in columns.items() if name in record}
-    return {name: record.get(name) for name in COLUMNS if name not in columns.values()} | mapped
+    if not columns:
+        return record
+    targets = columns.values()
+    kept = {name: value for name, value in record.items() if name not in targets}
+    return kept | {target: record[name] for name, target in columns.items() if name in record}
 
 
-def _check(record: dict) -> tuple[dict, str, str]:
-    """(row, "", "") or ({}, field, problem)."""
-    row = {}
-    for name in COLUMNS:
-        value = record.get(name)
-        if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-            value = None
-        elif name in NUMBERS:
-            value, problem = _number(value, whole=name in COUNTS)
-            if problem:
-                return {}, name, problem
+def _check(record: dict, counts: Counter) -> tuple[dict, list[tuple[str, str]]]:
+    """(row with None where unknown, its faults as (field, problem))."""
+    row, faults = dict.fromkeys(COLUMNS), []
+    for name, value in record.items():
+        if name not in row or value is None or value == "" or value != value:
+            continue
+        if name in NUMBERS:
+            row[name], problem = _number(value, whole=name in COUNTS, signed=name in SIGNED)
         else:
-            if isinstance(value, float | bool | dict | list):
-                return (
-                    {},
-                    name,
-                    f"is a {type(value).__name__}, not text"
-                    + (
-                        " (large ids lose digits as floats: quote them)"
-                        if isinstance(value, float)
-                        else ""
-                    ),
-                )
-            value = texts.normalise(str(value)) or None
-        if value is None and name in REQUIRED:
-            return {}, name, "is missing or empty"
-        row[name] = value
+            row[name], problem = _text(name, value, counts)
+        if problem:
+            faults.append((name, problem))
+    named = {name for name, _ in faults}
+    faults += [(n, "is missing or empty") for n in REQUIRED if row[n] is None and n not in named]
     row["thread_id"] = row["thread_id"] or row["tweet_id"]
-    return row, "", ""
+    return row, faults
 
 
-def _number(value: object, whole: bool) -> tuple[float | None, str]:
+def _text(name: str, value: object, counts: Counter) -> tuple[str | None, str]:
+    if not isinstance(value, str):
+        if isinstance(value, bytes):
+            return None, "is binary and not UTF-8"
+        if isinstance(value, float | bool | dict | list):
+            hint = " (large ids lose digits as floats: quote them)" * isinstance(value, float)
+            return None, f"is a {type(value).__name__}, not text{hint}"
+        value = str(value)
+    if len(value) > MAX_TEXT:
+        return None, f"has {len(value)} characters, more than {MAX_TEXT}"
+    if name in ("tweet", "reply") and "&" in value:
+        plain = _ENTITY.sub(
+            lambda entity: html.unescape(entity[0]), value
+        )  # once: &amp;lt; is &lt;
+        counts["unescaped"] += plain != value
+        value = plain
+    value = texts.normalise(value)
+    if name in IDS and not value.isalnum() and _FLOAT_ID.fullmatch(value):
+        return None, f"is {value[:40]!r} (large ids lose digits as floats: export them as text)"
+    if name in AUTHORS and value.strip("[]()<>@ ").lower() in _PLACEHOLDERS:
+        return None, f"is {value[:40]!r}, no author"
+    return value or None, ""
+
+
+def _number(value: object, whole: bool, signed: bool) -> tuple[float | None, str]:
     try:
         number = float(value) if not isinstance(value, bool) else None
     except (TypeError, ValueError, OverflowError):
         number = None
     if number is None or not math.isfinite(number) or abs(number) > 2**53:
-        return None, f"is {str(value)[:40]!r}, not a number"
-    if number < 0:
-        return None, f"is {str(value)[:40]}, but cannot be negative"
+        comma = isinstance(value, str) and re.fullmatch(r"[+-]?[\d.]+,[\d.,]*\d", value.strip())
+        hint = "; write 1234.5, without a comma" if comma else ""
+        return None, f"is {str(value)[:40]!r}, not a number{hint}"
+    if number < 0 and not signed:
+        return None, f"is {number:g}, but cannot be negative"
     if whole and number != int(number):
-        return None, f"is {str(value)[:40]}, but must be a whole number"
+        return None, f"is {number:g}, but must be a whole number"
     return number, ""
 
 
@@ -272,14 +273,21 @@ def _conflicts(good: list[tuple[int, dict]]) -> tuple[list, list]:
             replies[row["reply_id"]] = number
             kept.append((number, row))
             continue
-        bad.append((number, field, problem, _example(row)))
+        bad.append((number, field, problem, example(row)))
     return kept, bad
 
 
 def _refuse(path, total: int, seen: set[str], columns: dict[str, str], bad: list) -> None:
     if not total:
         raise UserError(f"{path}: holds no rows; nothing to train on")
-    has = ", ".join(sorted(seen)[:20])
+    has = texts.normalise(", ".join(sorted(map(str, seen))[:20]))
+    used = [name for name in COLUMNS if name not in columns.values()] + list(columns)
+    for name in used:
+        alike = sorted(n for n in seen if str(n).strip().casefold() == name.strip().casefold())
+        if name in seen and len(alike) > 1:
+            raise UserError(
+                f"{path}: columns {alike[0]!r} and {alike[1]!r} could both be {name}: rename or remove one"
+            )
     for name in columns:
         if seen and name not in seen:
             raise UserError(f"{path}: data.columns names {name!r}; the file has {has}")
@@ -295,6 +303,66 @@ def _refuse(path, total: int, seen: set[str], columns: dict[str, str], bad: list
             f"{path}, row {number}: {f'{field} {problem}'.strip()}; {len(bad)} of {total} rows "
             f"are malformed (allowed {MAX_MALFORMED:.0%}): repair or remove them"
         )
+
+
+def _with_times(
+    rows: pd.DataFrame, numbers: list[int], counts: Counter, unreadable: dict[str, str]
+) -> pd.DataFrame:
+    """Timestamps in ISO 8601, unknown where they cannot be read. Where only the delay is unknown it is the time
+    between the two, if that is not negative, both hold a time of day, and both or neither a time zone."""
+    points, zoned = {}, {}
+    for name in TIMES:
+        points[name] = times(rows[name])
+        zoned[name] = rows[name].str.contains(_ZONE, na=False)
+        lost = rows[name].notna() & points[name].isna()
+        if lost.any():
+            first = lost.idxmax()
+            counts[f"unknown_{name}"] += int(lost.sum())
+            where = f"row {numbers[first]} is {rows[name][first][:40]!r}, no time of a known form"
+            unreadable[name] = where
+        foreign = points[name].notna() & ~rows[name].str.match(r"\d{4}-", na=False)
+        iso = points[name].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+        rows[name] = rows[name].mask(lost).mask(foreign, iso)
+    begin, end = TIMES[:2]
+    at = rows["reply_time_diff_seconds"].isna() & points[begin].notna() & points[end].notna()
+    delay = (points[end] - points[begin]).dt.total_seconds()[at]
+    clock = rows[begin].str.contains(":", na=False) & rows[end].str.contains(":", na=False)
+    delay = delay.where(clock & (zoned[begin] == zoned[end]) & (delay >= 0))
+    counts["computed_delays"] = int(delay.notna().sum())
+    counts["incomparable_times"] = int(delay.isna().sum())
+    rows.loc[at, "reply_time_diff_seconds"] = delay
+    return rows
+
+
+def times(stamps: pd.Series) -> pd.Series:
+    """Points of time (UTC) from ISO 8601, Twitter's own format, or seconds or milliseconds since 1970; else NaT."""
+    number = stamps.str.fullmatch(r"\d{9,10}(?:\.\d+)?|\d{12,13}", na=False)
+    seconds = pd.to_numeric(stamps.where(number)).astype("float64")
+    seconds = seconds.where(seconds < 1e11, seconds / 1000)
+    found = pd.to_datetime(seconds, unit="s", utc=True)
+    for form in ("ISO8601", "%a %b %d %H:%M:%S %z %Y"):
+        left = stamps[found.isna() & stamps.notna()]
+        if len(left):
+            read_ = pd.to_datetime(left, format=form, utc=True, errors="coerce")
+            found = found.fillna(read_.astype(found.dtype))
+    return found
+
+
+def _said(counts: Counter, unreadable: dict[str, str]) -> list[str]:
+    said = [
+        f"{field}: {counts[f'unknown_{field}']} could not be read and count as unknown (first: {where})"
+        for field, where in sorted(unreadable.items())
+    ]
+    if counts["unescaped"]:
+        said.append(f"HTML entities such as &amp; were unescaped in {counts['unescaped']} texts")
+    if counts["computed_delays"]:
+        said.append(f"{counts['computed_delays']} delays were computed from the two timestamps")
+    if counts["incomparable_times"]:
+        said.append(
+            f"{counts['incomparable_times']} delays stay unknown: the reply is dated before its post, or only "
+            "one of the two has a time zone"
+        )
+    return said
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:

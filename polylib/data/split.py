@@ -15,6 +15,7 @@ from sklearn.preprocessing import SplineTransformer
 
 from polylib.config import DataConfig
 from polylib.data import text as texts
+from polylib.data.pairs import signed_log
 from polylib.run import UserError
 
 SPLITS = ("train", "validation", "test", "judge")
@@ -29,7 +30,7 @@ def assign(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     split: train | validation | test | judge, whole clusters of threads, by the fractions of `cfg.data`.
     phase: sft | rl for train ("" elsewhere), halves of each quartile's clusters.
     engagement: see `controlled_engagement`; mean 0 within every post.
-    quartile: 1-4, one value a thread, of its mean log1p(likes) against the quartile edges of all training
+    quartile: 1-4, one value a thread, of its mean signed_log(likes) against the quartile edges of all training
     threads (computed before the halves are drawn, so that balance between them can fail and be seen). Raises
     UserError when the fractions do not add up to 1 or there are fewer clusters than splits."""
     wanted = np.array([data.train, data.validation, data.test, data.judge])
@@ -79,7 +80,7 @@ def clusters(rows: pd.DataFrame, near_duplicate: float) -> pd.Series:
 
 
 def controlled_engagement(rows: pd.DataFrame, cluster: pd.Series, seed: int) -> np.ndarray:
-    """Within-post residual of log1p(likes) after author followers and delay, shape (N,), natural-log units.
+    """Within-post residual of `signed_log` likes after author followers and delay, shape (N,), natural-log units.
 
     y_ij = a_j + b log1p(followers_ij) + g(log1p delay_ij) + e_ij with a fixed effect a_j for each post,
     removed by centring y and covariates within posts (Frisch & Waugh 1933); g a cubic spline with knots at
@@ -88,9 +89,7 @@ def controlled_engagement(rows: pd.DataFrame, cluster: pd.Series, seed: int) -> 
     A covariate that is never known is left out; where one is missing, its centred value is 0. A post with a
     single reply has engagement 0."""
     train = (rows["split"] == "train").to_numpy()
-    y = _centred(np.log1p(rows["reply_likes"].to_numpy(dtype=float))[:, None], rows["tweet_id"])[
-        :, 0
-    ]
+    y = _centred(signed_log(rows["reply_likes"])[:, None], rows["tweet_id"])[:, 0]
     x = _covariates(rows, train)
     if x.shape[1] == 0:
         return y
@@ -149,7 +148,7 @@ def _fill(sizes: pd.Series, wanted: np.ndarray, seed: int) -> pd.Series:
 
 
 def _quartiles(rows: pd.DataFrame) -> np.ndarray:
-    level = np.log1p(rows["reply_likes"]).groupby(rows["thread_id"]).mean()
+    level = pd.Series(signed_log(rows["reply_likes"])).groupby(rows["thread_id"].to_numpy()).mean()
     train = rows.loc[rows["split"] == "train", "thread_id"].unique()
     edges = np.quantile(level[train], QUARTILES)
     return 1 + np.searchsorted(edges, level[rows["thread_id"]].to_numpy(), side="left")

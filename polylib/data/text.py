@@ -29,6 +29,8 @@ def normalise(text: str) -> str:
 
     Nothing else is touched: markup, chat-template tokens or shouting stay what they are, as data.
     """
+    if text.isascii() and text.isprintable():
+        return text.strip()
     # lone surrogates: halves of emoji cut by a length limit; no file could hold them
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = text.replace("\r\n", "\n").replace("\r", "\n")

@@ -94,8 +94,8 @@ def train(
         CellPaths(paths, seed, name.replace(" ", "_")),
         loop.fingerprint(cfg, section, posts, parents, reward),
     )
-    folder, done = own.models("cell", seed), own.models("cell", seed) / "finished.json"
-    if not done.is_file() or json.loads(done.read_text(encoding="utf-8"))["fingerprint"] != mark:
+    folder = own.models("cell", seed)
+    if not _finished(folder, mark):
         loop.train(
             cfg,
             section,
@@ -108,8 +108,22 @@ def train(
             encode=encode,
             parents=parents,
         )
-        run.write_json(done, {"fingerprint": mark})
+        note = {"fingerprint": mark, "sha256": models.adapter_digest(folder)}
+        run.write_json(folder / "finished.json", note)
     return [*parents, folder]
+
+
+def _finished(folder: Path, mark: str) -> bool:
+    """Whether the cell of this fingerprint was trained, and its adapter is what was written then."""
+    done = folder / "finished.json"
+    if not (done.is_file() and (folder / "adapter.safetensors").is_file()):
+        return False
+    note = {"fingerprint": mark, "sha256": models.adapter_digest(folder)}
+    try:
+        return json.loads(done.read_text(encoding="utf-8")) == note
+    except ValueError:
+        run.set_aside(done, "the cell is trained again")
+        return False
 
 
 def answers(

@@ -24,7 +24,8 @@ def engagement(rows: pd.DataFrame, kind: str, columns: int = 2) -> Picture:
     observed."""
     known = rows.dropna(subset=["reply_author_followers"])
     known = known.assign(
-        raw=np.log1p(known["reply_likes"]), followers=known["reply_author_followers"] + 1
+        raw=np.sign(known["reply_likes"]) * np.log1p(known["reply_likes"].abs()),
+        followers=known["reply_author_followers"] + 1,
     )
     known["raw"] -= known.groupby("tweet_id")["raw"].transform("mean")
     known["bin"] = pd.qcut(

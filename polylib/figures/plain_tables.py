@@ -16,6 +16,7 @@ import pandas as pd
 from polylib.run import atomic_write, write_csv
 
 DASH = "–"  # a number that does not exist
+FORMULA = tuple("=+-@\t\n＝＋－＠")  # a spreadsheet computes a cell that begins so
 LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -112,15 +113,37 @@ class Table:
 
     def save(self, folder: Path) -> None:
         """<name>.csv, .md and .tex."""
-        write_csv(Path(folder) / f"{self.name}.csv", self.numbers)
+        csv(folder, **{self.name: self.numbers})
         for ending, text in (("md", self.to_markdown()), ("tex", self.to_latex())):
             atomic_write(Path(folder) / f"{self.name}.{ending}", text.encode("utf-8", "replace"))
 
 
 def csv(folder: Path, **frames: pd.DataFrame) -> None:
-    """<name>.csv of every frame."""
+    """<name>.csv of every frame, for people: see `inert`."""
     for name, frame in frames.items():
-        write_csv(Path(folder) / f"{name}.csv", frame)
+        write_csv(Path(folder) / f"{name}.csv", inert(frame))
+
+
+def inert(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with an apostrophe before every text, headings included, that a spreadsheet would compute. Numbers, as
+    texts too, stay numbers; a lone carriage return, which would begin a row, becomes a line end. Not for files that
+    code reads back: there an id must stay what it is."""
+
+    def cell(value: object) -> object:
+        value = value.replace("\r\n", "\n").replace("\r", "\n") if isinstance(value, str) else value
+        if not (isinstance(value, str) and value.startswith(FORMULA)):
+            return value
+        try:
+            float(value)
+        except ValueError:
+            return f"'{value}"
+        return value
+
+    out = frame.rename(columns=cell)
+    for place, kind in enumerate(frame.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            out.isetitem(place, frame.iloc[:, place].map(cell))
+    return out
 
 
 def quoted(text: str, longest: int = 200) -> str:

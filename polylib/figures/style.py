@@ -18,8 +18,9 @@ import seaborn
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from polylib.figures.plain_tables import csv
 from polylib.names import METHODS, ordered
-from polylib.run import atomic_write, write_csv
+from polylib.run import atomic_write
 
 WIDTH = {1: 3.25, 2: 6.75}  # inches of one and two columns
 STYLE = {
@@ -83,7 +84,7 @@ class Picture:
         """The same input gives the same bytes: no dates, no software version."""
         atomic_write(Path(folder) / f"{self.name}.pdf", self._bytes("pdf"))
         atomic_write(Path(folder) / f"{self.name}.png", self._bytes("png", dpi=dpi))
-        write_csv(Path(folder) / f"{self.name}.csv", self.data)
+        csv(folder, **{self.name: self.data})
 
     def _bytes(self, kind: str, **options) -> bytes:
         keys = ("Software",) if kind == "png" else ("CreationDate", "Producer", "Creator")

@@ -194,6 +194,7 @@ class Detector:
                 "designs": [vars(design) for design in self.designs],
             },
         )
+        run.seal(Path(path).parent)
 
 
 def load(path: Path, encoder) -> Detector:
@@ -201,6 +202,7 @@ def load(path: Path, encoder) -> Detector:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no detector here; run stage reward_model first")
+    run.check(path.parent, "run stage reward_model again")
     stored = json.loads(path.read_text(encoding="utf-8"))
     if stored["features"] != list(shape.NAMES):
         raise UserError(

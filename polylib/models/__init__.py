@@ -9,11 +9,11 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 
-from polylib.models import attention
+from polylib.models import attention, sealed
 from polylib.models.sources import resolve
-from polylib.run import UserError, device_dtype
+from polylib.run import UserError, atomic_write, device_dtype, set_aside
 
 SYSTEM = "Write a short reply to the post."
 LORA_TARGETS = "all-linear"
@@ -79,9 +79,14 @@ def load_model(cfg_model, parents: list[Path] = (), seed: int = 0):
     if cfg_model.source.startswith("tiny:"):
         model = _tiny_model(folder, seed).to(dtype)
     else:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention.NAME, local_files_only=True
-        )
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, attn_implementation=attention.NAME, local_files_only=True
+            )
+        except SafetensorError as error:
+            raise UserError(
+                f"{folder}: its weights are damaged ({error}); delete that folder and run again"
+            ) from error
     model = model.to(device).eval().requires_grad_(False)
     for parent in parents:
         _merge_adapter(model, Path(parent))
@@ -140,19 +145,16 @@ def lora_layers(model) -> list:
 
 
 def save_adapter(folder: Path, masters: dict[str, torch.Tensor], cfg_model, extra: dict) -> None:
-    """Write float32 adapter weights (safetensors) and adapter.json (rank, alpha, parents, provenance)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in masters.items()},
-        folder / "adapter.safetensors",
-    )
+    """Write float32 adapter weights (safetensors) and adapter.json (rank, alpha, parents, provenance), which the
+    weights hold as well: see `sealed`."""
     note = {
         "source": cfg_model.source,
         "rank": cfg_model.lora_rank,
         "alpha": cfg_model.lora_alpha,
         **extra,
     }
-    (folder / "adapter.json").write_text(json.dumps(note, indent=2, sort_keys=True) + "\n")
+    sealed.write(folder / "adapter.safetensors", masters, note)
+    atomic_write(folder / "adapter.json", json.dumps(note, indent=2, sort_keys=True) + "\n")
 
 
 def adapter_digest(folder: Path) -> str:
@@ -168,9 +170,8 @@ def adapter_chain(folder: Path, root: Path) -> list[Path]:
 
     Raises UserError when a parent was retrained since: the child would sit on weights it never saw.
     """
-    note = json.loads((folder / "adapter.json").read_text())
     chain = []
-    for parent in note["parents"]:
+    for parent in _adapter(folder)[0]["parents"]:
         if adapter_digest(root / parent["folder"]) != parent["sha256"]:
             raise UserError(
                 f"{folder}: its parent {parent['folder']} has changed since; train this stage again"
@@ -179,14 +180,27 @@ def adapter_chain(folder: Path, root: Path) -> list[Path]:
     return [*chain, folder]
 
 
+def _adapter(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """(what adapter.json says, weights). UserError if a file is missing, or is not what was written: then it is set
+    aside, and the stage that trains it writes both anew."""
+    file, remedy = folder / "adapter.safetensors", "run the stage that trains it"
+    try:
+        tensors, known = sealed.read(file)
+        file = folder / "adapter.json"
+        note = json.loads(file.read_text(encoding="utf-8"))
+        if known is not None and note != known:
+            raise ValueError("other than in the weights")
+    except FileNotFoundError:
+        raise UserError(f"warm start: {file} is missing; {remedy} first") from None
+    except (ValueError, sealed.Damaged) as error:
+        set_aside(file, remedy)
+        raise UserError(f"warm start: {file} was damaged and is set aside; {remedy}") from error
+    return note, tensors
+
+
 def _merge_adapter(model, folder: Path) -> None:
     """W <- W + (alpha/r)·B·A for every LoRA pair in `folder`; raises unless every pair moved its weight."""
-    if not (folder / "adapter.safetensors").is_file():
-        raise UserError(
-            f"warm start: {folder}/adapter.safetensors is missing; run the stage that trains it first"
-        )
-    note = json.loads((folder / "adapter.json").read_text())
-    tensors = load_file(folder / "adapter.safetensors")
+    note, tensors = _adapter(folder)
     names = sorted({name.rsplit(".lora_", 1)[0] for name in tensors})
     scale = note["alpha"] / note["rank"]
     moved = 0

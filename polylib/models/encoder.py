@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
 import platform
 import sqlite3
+import zlib
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -65,20 +66,14 @@ class Encoder:
         self.path = Path(sources.resolve(source))
         place, precision, _ = run.device_dtype(_Settings(device, dtype))
         self.device, self.dtype = str(place), str(precision).removeprefix("torch.")
-        folder = Path(
-            cache or os.environ.get("POLYLIB_CACHE") or Path.home() / ".cache" / "polylib"
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = folder / "embeddings.sqlite"
+        self._file = Path(cache or sources.cache_dir()) / "embeddings.sqlite"
+        with run.writing(self._file):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
         self._memory: dict[bytes, np.ndarray] = {}
         self._fingerprint = _fingerprint(self.path)
         self._model = None
         self.computed = 0  # texts that really went through the model
-        with closing(self._connect()) as db, db:
-            db.execute(
-                "CREATE TABLE IF NOT EXISTS embedding"
-                " (key BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
-            )
+        self._in_cache(lambda db: None)
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Embeddings (N, d), float32, unit norm, in the order of `texts`; equal texts are computed once.
@@ -160,9 +155,7 @@ class Encoder:
     def _keys(self, texts) -> list[bytes]:
         """sha256 of everything that may change a bit of an embedding, and of the text."""
         versions = [importlib.metadata.version(name) for name in LIBRARIES]
-        salt = "\0".join(
-            [self._fingerprint, self.dtype, SHAPES, *versions, *_hardware(self.device)]
-        )
+        salt = "\0".join([self._fingerprint, self.dtype, SHAPES, *versions, *hardware(self.device)])
         return [hashlib.sha256(f"{salt}\0{text}".encode()).digest() for text in texts]
 
     def _load(self):
@@ -216,30 +209,53 @@ class Encoder:
             raise FloatingPointError(f"encoder {self.source} returned a non-finite embedding")
         self._memory.update(zip(keys, vectors))
         self.computed += len(keys)
-        with closing(self._connect()) as db, db:
-            db.executemany(
-                "INSERT OR IGNORE INTO embedding VALUES (?, ?)",
-                [(key, vector.tobytes()) for key, vector in zip(keys, vectors)],
-            )
+        rows = [(key, blob, zlib.crc32(key + blob)) for key, blob in zip(keys, map(bytes, vectors))]
+        self._in_cache(
+            lambda db: db.executemany("INSERT OR IGNORE INTO checked VALUES (?, ?, ?)", rows)
+        )
 
     def _load_cached(self, keys) -> None:
-        with closing(self._connect()) as db:
+        def stored(db: sqlite3.Connection) -> list[tuple]:
+            rows = []
             for chunk in _chunks(list(keys), 500):  # SQLite's bound on ? in one statement
-                found = db.execute(
-                    f"SELECT key, vector FROM embedding WHERE key IN ({','.join('?' * len(chunk))})",
-                    chunk,
+                rows += db.execute(
+                    f"SELECT * FROM checked WHERE key IN ({','.join('?' * len(chunk))})", chunk
                 )
-                self._memory.update(
-                    (key, np.frombuffer(blob, dtype=np.float32)) for key, blob in found
+            return rows
+
+        bad = []
+        for key, blob, crc in self._in_cache(stored):
+            if zlib.crc32(key + blob) == crc:
+                self._memory[key] = np.frombuffer(blob, dtype=np.float32)
+            else:
+                bad.append((key,))
+        if bad:
+            run.say(f"{self._file}: {len(bad)} embeddings are damaged and computed again")
+            self._in_cache(lambda db: db.executemany("DELETE FROM checked WHERE key = ?", bad))
+
+    def _in_cache(self, work: Callable[[sqlite3.Connection], object]):
+        """work(db) as one transaction. A file that is no database any more is set aside, and work is done on a new
+        one; a full disk or a folder that cannot be written is a UserError."""
+        try:
+            # waits for another process's write instead of failing
+            with closing(sqlite3.connect(self._file, timeout=60)) as db, db:
+                db.execute(
+                    "CREATE TABLE IF NOT EXISTS checked"
+                    " (key BLOB PRIMARY KEY, vector BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID"
                 )
+                return work(db)
+        except sqlite3.OperationalError as error:
+            raise run.UserError(
+                f"{self._file}: {error}; make room there, delete the file, or name another folder in $POLYLIB_CACHE"
+            ) from error
+        except sqlite3.DatabaseError:
+            # its journal first: it would be played back into the new file
+            self._file.with_name(f"{self._file.name}-journal").unlink(missing_ok=True)
+            run.set_aside(self._file, "embeddings are computed again")
+            return self._in_cache(work)
 
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(
-            self._file, timeout=60
-        )  # waits for another process's write instead of failing
 
-
-def _hardware(device: str) -> list[str]:
+def hardware(device: str) -> list[str]:
     """What may change the last bits of a matrix product of given shapes on torch device `device`, code apart: the
     graphics card's name, or a CPU's instruction sets and those that torch uses."""
     import torch

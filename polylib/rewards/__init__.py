@@ -85,6 +85,7 @@ def fit_all(
     for part in filter(None, (engagement, rules, both, fitted.judge, sense)):
         part.save(folder)
     run.write_json(Path(folder) / "controls.json", _best_liked(train, seed))
+    run.seal(folder)
     return fitted
 
 
@@ -97,7 +98,7 @@ def load(
 ) -> CombinedReward | EngagementReward | HeuristicReward | Coherence | LLMReward:
     """The reward `name` that `fit_all` saved: combined, learned, heuristic or coherence; llm is the endpoint of
     `cfg_llm`, which nothing is fitted for and which first has to pass `llm_controls`, comparing and scoring (about
-    200 questions, kept like all answers: a second load asks nothing). UserError if it is not there or does not pass,
+    260 questions, kept like all answers: a second load asks nothing). UserError if it is not there or does not pass,
     or if it scores with a language model (coherence, or combined with a weight on it) and `cfg_model` is not given."""
     if name == "llm":
         if cfg_llm is None:
@@ -161,4 +162,5 @@ def _existing(folder: Path, file: str) -> Path:
         raise UserError(
             f"{folder}: no fitted rewards here ({file} is missing); run stage reward_model first"
         )
+    run.check(folder, "run stage reward_model again")
     return Path(folder)

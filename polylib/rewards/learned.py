@@ -155,6 +155,7 @@ def fit(
         "features": list(features.NAMES),
         "objective": cfg.objective,
         "negatives": cfg.negatives,
+        "cut_to_zero": int((train["reply_likes"] < 0).sum()),  # in shares of likes
         "penalty": float(cfg.uncertainty_penalty),
         "mean": 0.0,
         "sd": 1.0,

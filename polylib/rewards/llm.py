@@ -7,8 +7,8 @@
 Order matters to such judges (Zheng et al. 2023: GPT-4 keeps its verdict in about two of three swaps), so a win counts
 only if it survives the swap. An answer that is not in the asked form is missing and counted; it is never a middling
 score. Posts and replies go in as values of a JSON object, so no text of a user can end its own quotation; that does
-not make a model immune to instructions inside it: `llm_controls` measures whether it can tell good from planted at all,
-and refuses it if not.
+not make a model immune to instructions inside it: `llm_controls` measures whether it does, and whether it can tell good
+from planted at all, and refuses it if not.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ answer needs none).
 
 from __future__ import annotations
 
+import base64
 import functools
+import logging
 import os
 import re
 import threading
@@ -17,6 +19,7 @@ import time
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from polylib import run
 from polylib.config import LLMJudgeConfig, UserError
@@ -29,6 +32,7 @@ if TYPE_CHECKING:  # slow to import, and needed only where something is asked
 THINKING = re.compile(
     r".*</think(?:ing)?>|<think(?:ing)?>.*", re.S | re.I
 )  # before the answer; or cut off inside it
+LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 CHARS_PER_TOKEN = 2.5  # pessimistic for English: the guard must not find out afterwards
 OVERHEAD = 16  # tokens of a message's frame
 
@@ -101,6 +105,8 @@ class Client:
     def _endpoint(self) -> openai.OpenAI:
         import openai
 
+        for name in LOGGERS:  # what they note of an answer may hold the key
+            logging.getLogger(name).setLevel(logging.WARNING)
         http = openai.DefaultHttpxClient(
             timeout=self.timeout, follow_redirects=False, event_hooks={"request": [self._count]}
         )
@@ -145,13 +151,14 @@ class Client:
             )
         except openai.APIError as error:
             raise self._failed(error, secret) from None  # its text may hold the key
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise UserError(
-                f"llm_judge.url {self.cfg.url}: the answer is no chat completion ({error!r})"
-            ) from error
+                f"llm_judge.url {self.cfg.url}: the answer is no chat completion ({_without(secret, repr(error))})"
+            ) from None  # the error quotes the answer
         finally:
             self._settle(guess, answer, priced)
         if answer["text"] is not None:
+            answer["text"] = _without(secret, answer["text"])
             self.cache.put(key, self.cfg.model, answer)
         return answer
 
@@ -162,7 +169,7 @@ class Client:
             if status
             else f"{error.message} {error.__cause__ or ''}"
         )
-        text = " ".join((text.replace(secret, "…") if secret else text).split())[:300]
+        text = " ".join(_without(secret, text).split())[:300]
         if (
             status and status < 500 and status not in (408, 409, 429)
         ):  # the others the library has tried again
@@ -217,6 +224,14 @@ def _secret() -> str:
     ):  # an HTTP library would quote it in its complaint
         raise UserError("$LLM_API_KEY holds characters that no key has; set it again")
     return secret
+
+
+def _without(secret: str, text: str) -> str:
+    """The text of a server, which may send back what it was sent: the key, as it is or encoded, becomes "…"."""
+    coded = base64.b64encode(secret.encode()).decode().rstrip("=")
+    for form in (secret, quote(secret, safe=""), coded) if secret else ():
+        text = re.sub(re.escape(form), "…", text, flags=re.I)
+    return text
 
 
 def _read(completion: openai.types.chat.ChatCompletion, request: dict) -> tuple[dict, bool]:

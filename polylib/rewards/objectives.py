@@ -48,9 +48,9 @@ def bradley_terry(
 
         -log sigmoid(r_w + o_w - r_l - o_l - m) + CENTRE (r_w + r_l)^2,  m = min(MARGIN log ((y_w+1)/(y_l+1)), CAP)
 
-    All (n,). A post without a pair adds 0."""
+    where a score y below 0 enters with the log of 1 - y, negative. All (n,). A post without a pair adds 0."""
     w, lost = _won(likes, group)
-    margin = (MARGIN * (torch.log1p(likes[w]) - torch.log1p(likes[lost]))).clamp(max=MARGIN_CAP)
+    margin = (MARGIN * (_level(likes[w]) - _level(likes[lost]))).clamp(max=MARGIN_CAP)
     total = score + offset
     each = torch.nn.functional.softplus(-(total[w] - total[lost] - margin))
     each = each + CENTRE * (score[w] + score[lost]).square()
@@ -59,12 +59,16 @@ def bradley_terry(
     return (each / pairs[group[w]]).sum() / groups
 
 
+def _level(likes: torch.Tensor) -> torch.Tensor:
+    return torch.sign(likes) * torch.log1p(likes.abs())
+
+
 def _won(likes: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Winner and loser of every pair (both (pairs,)), post by post: one table of all replies against all others would
     take memory and time by the square of the split, nearly all of it for pairs across posts."""
     winners, losers = [], []
     for rows in torch.split(torch.argsort(group, stable=True), torch.bincount(group).tolist()):
-        level = torch.log1p(likes[rows])
+        level = _level(likes[rows])
         w, lost = torch.nonzero(
             level[:, None] - level[None, :] >= np.log(PAIR_RATIO), as_tuple=True
         )

@@ -12,6 +12,7 @@ import and is imported where it is used. PPO is not here: TRL removed its own in
 from __future__ import annotations
 
 import copy
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -142,10 +143,11 @@ def dpo(
     run.seed_everything(seed)
     policy = Policy(cfg.model, parents, seed)
     every = list(pairs.itertuples(index=False))
+    batches = [
+        batch_of(every, step, section.prompts_per_step, seed) for step in range(section.steps)
+    ]
     rows = [
-        pair_tokens(policy.tokenizer, pair, cfg.sampling)
-        for step in range(section.steps)
-        for pair in batch_of(every, step, section.prompts_per_step, seed)
+        pair_tokens(policy.tokenizer, pair, cfg.sampling) for batch in batches for pair in batch
     ]
     scratch = paths.scratch("dpo", seed)
     trainer = dpo_trainer(cfg, section, seed, rows, policy, parents, scratch)
@@ -159,9 +161,10 @@ def dpo(
     log.append({"step": 0, **row})
     samples = {"before": before}
     trainer.add_callback(
-        _history_callback(section, seed, policy, trainer, log, run_validation, samples)
+        _history_callback(section, seed, policy, trainer, log, run_validation, samples, batches)
     )
-    trainer.train()
+    with run.enough_memory(f"dpo s{seed}", "lower dpo.prompts_per_step"):
+        trainer.train()
     return loop.finish(
         cfg,
         "dpo",
@@ -190,6 +193,7 @@ def _history_callback(
     log: run.History,
     run_validation: Callable,
     samples: dict,
+    batches: list,
 ):
     """A callback that writes a history row a step and validates when the loop would."""
     from transformers import TrainerCallback
@@ -211,13 +215,17 @@ def _history_callback(
             if "grad_norm" not in logs:  # the summary after the last step
                 return
             step, seconds = state.global_step, time.monotonic() - self.started
+            loss, norm = trainer.last_loss, float(logs["grad_norm"])
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                pairs = [[p.tweet, p.chosen, p.rejected] for p in batches[step - 1]]
+                loop.refuse_step(log.path.parent, step, loss, norm, {"pairs": pairs})
             tokens, self.seen = int(logs["num_tokens"]) - self.seen, int(logs["num_tokens"])
             row = {
                 "step": step,
-                "loss": trainer.last_loss,
+                "loss": loss,
                 "pair_accuracy": logs["rewards/accuracies"],
                 "margin": logs["rewards/margins"],
-                "grad_norm": float(logs["grad_norm"]),
+                "grad_norm": norm,
                 "lr": self.lr,
                 "seconds": seconds,
                 "tokens": tokens,

@@ -20,7 +20,10 @@ reward and diversity, `step.backward` weighs and adds the four terms, `schedules
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import math
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -34,6 +37,7 @@ import torch
 from accelerate import Accelerator
 
 from polylib import models, run
+from polylib.models.encoder import hardware
 from polylib.training import anatomy
 from polylib.training import objective as obj
 from polylib.training.advantages import RunningScale
@@ -90,6 +94,7 @@ class Learner:
     encode: Callable | None
     scales: dict[str, RunningScale]
     controller: AdaptiveKL | None
+    scratch: Path | None = None  # where a batch that cannot be learned from is kept
     people: torch.Tensor | None = None  # sorted rewards of people's replies, where `uses_ranks`
     first: int = 0  # the step this process started at
     pending: list = field(default_factory=list)  # scored batches that wait for their step
@@ -150,6 +155,7 @@ def take_step(it: Learner, posts: list, step: int) -> dict:
     # Update: the weights, the copy that samples, kappa.
     policy.collect_gradients(it.accelerator)
     norm = torch.nn.utils.clip_grad_norm_(policy.masters.values(), section.max_grad_norm)
+    check_finite(it, batch, step, totals["loss"], norm.item())
     lr = section.lr * min(1.0, (step + 1) / max(1, section.warmup_steps))
     for group in it.optimizer.param_groups:
         group["lr"] = lr
@@ -236,40 +242,19 @@ def train(
     check_callables(section, method, reward, encode)
     started = time.monotonic()
     it = learner(cfg, section, seed, parents, reward, encode)
+    it.scratch = paths.scratch(method, seed)
     rank = it.accelerator.process_index
     check_processes(section, method, it.accelerator.num_processes)
     posts = curriculum(posts, section.curriculum)
-    scratch = paths.scratch(method, seed)
-    own = scratch / (f"rank{rank}" if rank else "")
-    digest = fingerprint(
+    marks = marks_of(
         cfg, section, posts, parents, reward if section.beta or uses_ranks(section) else None
     )
-    log = run.History(own / "history.csv", COLUMNS)
-    resumes, before = start_or_resume(
-        it, method, posts, val_posts, scratch, own, digest, log, watch
-    )
-
-    stopped = None
-    for step in run.progress(
-        range(it.first, section.steps), section.steps - it.first, f"{method} s{seed}"
+    log = run.History(it.scratch / (f"rank{rank}" if rank else "") / "history.csv", COLUMNS)
+    with run.enough_memory(
+        f"{method} s{seed}", f"lower {method}.micro_prompts (now {section.micro_prompts}, 0 = all)"
     ):
-        row = take_step(it, posts, step)
-        if (step + 1) % section.eval_every == 0 or step + 1 == section.steps:
-            val, after = validate(it.policy, cfg, section, val_posts, reward, encode, seed, watch)
-            row |= val
-            run.say(
-                f"{method} s{seed} step {step + 1}: "
-                + ", ".join(f"{k} {v:.3f}" for k, v in val.items())
-            )
-        log.append(row)
-        if row.get("val_level", 0) >= HACKED and section.on_hacked == "stop":
-            run.say(
-                f"{method} s{seed}: stopped at step {step + 1}, the reward is being gamed (val_level, val_judge)"
-            )
-            stopped = step + 1
-            break
-        if (step + 1) % it.save_every == 0 and step + 1 < section.steps and rank == 0:
-            checkpoint(it, scratch, step + 1, resumes, digest)
+        resumes, before = start_or_resume(it, method, posts, val_posts, marks, log, watch)
+        after, stopped = learn(it, method, posts, val_posts, marks, log, watch, (resumes, before))
 
     own_history = pd.read_csv(log.path)
     it.accelerator.wait_for_everyone()
@@ -295,6 +280,48 @@ def train(
         seconds=time.monotonic() - started,
         more=more,
     )
+
+
+def learn(
+    it: Learner,
+    method: str,
+    posts: list,
+    val_posts: list,
+    marks: dict[str, str],
+    log: run.History,
+    watch,
+    state: tuple[int, list],
+) -> tuple[list, int | None]:
+    """Steps, validations and checkpoints from `it.first` on: (replies of the last validation, step at which `on_hacked`
+    stopped the run). `state` is what `start_or_resume` gave, for the checkpoints."""
+    section, after, stopped = it.section, [], None
+    for step in run.progress(
+        range(it.first, section.steps), section.steps - it.first, f"{method} s{it.seed}"
+    ):
+        row = take_step(it, posts, step)
+        if (step + 1) % section.eval_every == 0 or step + 1 == section.steps:
+            val, after = validate(
+                it.policy, it.cfg, section, val_posts, it.reward, it.encode, it.seed, watch
+            )
+            row |= val
+            run.say(
+                f"{method} s{it.seed} step {step + 1}: "
+                + ", ".join(f"{k} {v:.3f}" for k, v in val.items())
+            )
+        log.append(row)
+        if row.get("val_level", 0) >= HACKED and section.on_hacked == "stop":
+            run.say(
+                f"{method} s{it.seed}: stopped at step {step + 1}, the reward is being gamed (val_level, val_judge)"
+            )
+            stopped = step + 1
+            break
+        if (
+            (step + 1) % it.save_every == 0
+            and step + 1 < section.steps
+            and it.accelerator.process_index == 0
+        ):
+            checkpoint(it, step + 1, marks, log, *state)
+    return after, stopped
 
 
 def check_callables(section, method: str, reward, encode) -> None:
@@ -355,79 +382,105 @@ def start_or_resume(
     method: str,
     posts: list,
     val_posts: list,
-    scratch: Path,
-    own: Path,
-    digest: str,
+    marks: dict[str, str],
     log: run.History,
     watch,
 ) -> tuple[int, list]:
-    """(times resumed, replies to `val_posts` before training): from the checkpoint in `scratch`, where there is one of
-    the same `digest` (see fingerprint); else from a first validation, whose row opens the history."""
-    state = load_state(scratch, it.policy, it.optimizer, digest)
-    it.first, resumes = (state["step"], state["resumes"] + 1) if state else (0, 0)
-    log.truncate(it.first)
+    """(times resumed, replies to `val_posts` before training): from the last whole checkpoint in `it.scratch`, where
+    there is one of the same `marks`; else from a first validation, whose row opens the history."""
+    state = load_state(it.scratch, it.policy, it.optimizer, marks)
     if state:
+        it.first, resumes, before = state["step"], state["resumes"] + 1, state["before"]
+        people, log.rows = state["people"], state["history"]
         for name, scale in it.scales.items():
             scale.load_state_dict(state["scales"][name])
         if it.controller:
             it.controller.load_state_dict(state["controller"])
-        before, people = (
-            json.loads((own / f"{name}.json").read_text())
-            for name in ("samples_before", "human_rewards")
-        )
         if watch and before:
             watch(
                 [post.text for post in val_posts], before, rewards_of(it.reward, val_posts, before)
             )
         print(f"{method} s{it.seed}: resumed at step {it.first} of {it.section.steps}")
     else:
-        log.rows.clear()
+        resumes = 0
         row, before = validate(
             it.policy, it.cfg, it.section, val_posts, it.reward, it.encode, it.seed, watch
         )
         log.append({"step": 0, **row})
         people = human_rewards(it.reward, posts).tolist() if uses_ranks(it.section) else []
-        run.write_json(own / "samples_before.json", before)
-        run.write_json(own / "human_rewards.json", people)
     it.people = torch.tensor(people) if uses_ranks(it.section) else None
     return resumes, before
 
 
-def checkpoint(it: Learner, scratch: Path, step: int, resumes: int, digest: str) -> None:
-    """Write what `start_or_resume` reads: weights, optimizer, random numbers, scales and the KL controller."""
+def checkpoint(
+    it: Learner, step: int, marks: dict[str, str], log: run.History, resumes: int, before: list
+) -> None:
+    """Write what `start_or_resume` reads, all of it in one file: weights, optimizer, random numbers, scales, the KL
+    controller, and what the files of record will say of the steps so far."""
     save_state(
-        scratch,
+        it.scratch,
         it.policy,
         it.optimizer,
         {
             "step": step,
             "resumes": resumes,
-            "fingerprint": digest,
+            "marks": marks,
             "controller": it.controller.state_dict() if it.controller else None,
             "scales": {name: scale.state_dict() for name, scale in it.scales.items()},
+            "history": log.rows,
+            "before": before,
+            "people": [] if it.people is None else it.people.tolist(),
         },
     )
 
 
-def fingerprint(cfg, section, posts: list, parents: list[Path], reward=None) -> str:
-    """What a resumed run must share with the one that was killed: settings, posts, the weights it starts from, and
-    the reward it trains on, by what that says of a few human replies."""
-    parts = [
-        asdict(cfg.model),
-        asdict(cfg.sampling),
-        asdict(section),
-        [(p.text, p.gold) for p in posts],
-        [models.adapter_digest(p) for p in parents],
-    ]
-    if reward is not None:
-        few = [(post.text, post.gold[0]) for post in posts[:8]]
-        parts.append(
-            [
-                round(float(x), 3)
-                for x in reward([text for text, _ in few], [reply for _, reply in few])
-            ]
-        )
-    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def check_finite(it: Learner, batch: list, step: int, loss: float, norm: float) -> None:
+    """UserError before a loss or gradient that is not finite reaches the weights; its batch is kept in a file."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        posts = [{"post": post.text, "human": list(post.gold)} for post in batch]
+        sampled = it.scored.rollouts.texts if it.scored else []
+        folder = it.scratch or Path("scratch")
+        refuse_step(folder, step + 1, loss, norm, {"posts": posts, "sampled": sampled})
+
+
+def refuse_step(folder: Path, step: int, loss: float, norm: float, batch: dict) -> None:
+    """Keep the batch of a step in a file of `folder` and end the run with one line, a UserError."""
+    file = folder / f"not_finite_step{step}.json"
+    run.write_json(file, {"step": step, "loss": str(loss), "grad_norm": str(norm), **batch})
+    raise run.UserError(
+        f"step {step}: loss {loss}, gradient {norm}, and no weight was saved after it; its batch is in {file}; lower "
+        "lr or max_grad_norm and run again"
+    )
+
+
+def marks_of(cfg, section, posts: list, parents: list[Path], reward=None) -> dict[str, str]:
+    """What a resumed run must share with the one that was killed, by name: settings, posts, the weights it starts from,
+    the reward it trains on (by what that says of a few human replies), code, libraries, machine, processes, threads."""
+    device, dtype, _ = run.device_dtype(cfg.model)
+    few = [(post.text, post.gold[0]) for post in posts[:8]] if reward is not None else []
+    said = reward(*map(list, zip(*few, strict=True))) if few else []
+    room = Path(__file__).resolve().parent
+    code = [p for folder in (room, room.parent / "models") for p in sorted(folder.glob("*.py"))]
+    parts = {
+        "settings": [asdict(cfg.model), asdict(cfg.sampling), asdict(section)],
+        "posts": [(post.text, post.gold) for post in posts],
+        "parents": [models.adapter_digest(parent) for parent in parents],
+        "reward": [round(float(x), 3) for x in said],
+        "code": [(path.name, sha256(path.read_bytes()).hexdigest()) for path in code],
+        "libraries": [importlib.metadata.version(name) for name in run.PACKAGES],
+        "machine": [str(dtype), *hardware(str(device))],
+        "processes": os.environ.get("WORLD_SIZE", "1"),
+        "threads": torch.get_num_threads(),
+    }
+    return {
+        name: sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
+        for name, part in parts.items()
+    }
+
+
+def fingerprint(*run_of) -> str:
+    """`marks_of` in one word."""
+    return sha256(json.dumps(marks_of(*run_of), sort_keys=True).encode()).hexdigest()
 
 
 def weights_as_written(cfg, section, scales: dict, history: pd.DataFrame) -> dict:
@@ -500,8 +553,7 @@ def finish(
             ],
         },
     )
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(log.path, out / "history.csv")
+    run.atomic_write(out / "history.csv", log.path.read_bytes())
     history = pd.read_csv(out / "history.csv")
     last, first = history.iloc[-1], history.iloc[0]
     metrics = {
@@ -526,5 +578,6 @@ def finish(
         ],
     )
     run.write_env(out / "env.json", cfg, wall_seconds=seconds, resumes=resumes, **env)
+    # what a process killed in here leaves is a whole checkpoint or none: either way a rerun gives the same files
     shutil.rmtree(paths.scratch(method, seed))
     return history

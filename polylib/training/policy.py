@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
-from polylib import models
+from polylib import models, run
+from polylib.models import sealed
 from polylib.models.attention import additive_mask
 from polylib.models.packing import Packed, completion_logprobs
 
@@ -96,44 +96,59 @@ def lora_weights(model) -> dict[str, torch.nn.Parameter]:
 
 
 def save_state(folder: Path, policy: Policy, optimizer, scalars: dict) -> None:
-    """Everything a killed run needs: masters, optimizer moments, torch RNG (safetensors), scalars. Atomic."""
-    tensors = {f"master.{name}": tensor.detach() for name, tensor in policy.masters.items()}
+    """Everything a killed run needs, in one file with its checksum: masters, optimizer moments, torch RNG, scalars
+    (`step` and `marks` among them). The checkpoint before stays, those of other runs and older ones go."""
+    tensors = {f"master.{name}": tensor for name, tensor in policy.masters.items()}
     for name, tensor in policy.masters.items():
         for key, value in optimizer.state.get(tensor, {}).items():
             tensors[f"adam.{key}.{name}"] = torch.as_tensor(value)
     tensors["rng.torch"] = torch.get_rng_state()
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "state.partial"
-    save_file(
-        {k: v.cpu().contiguous() for k, v in tensors.items()},
-        partial,
-        metadata={"scalars": json.dumps(scalars)},
-    )
-    partial.rename(folder / "state.safetensors")
+    mine = f"state-{_mark(scalars['marks'])}-"
+    sealed.write(folder / f"{mine}{scalars['step']:08d}.safetensors", tensors, scalars)
+    kept = [file for file in _states(folder) if file.name.startswith(mine)][:2]
+    for file in _states(folder):
+        if file not in kept:
+            file.unlink(missing_ok=True)
 
 
-def load_state(folder: Path, policy: Policy, optimizer, fingerprint: str) -> dict | None:
-    """Restore what `save_state` wrote and return its scalars; None when there is nothing to resume.
+def load_state(folder: Path, policy: Policy, optimizer, marks: dict[str, str]) -> dict | None:
+    """Restore the last checkpoint with these `marks` that is whole, and return its scalars; None where there is none.
 
-    A state of other settings, posts or parents (another `fingerprint`) is not resumed, and one line says so.
+    A damaged file is set aside. If all there is has other marks, one line says which: it is not resumed.
     """
-    file = folder / "state.safetensors"
-    if not file.is_file():
-        return None
-    with safe_open(file, framework="pt") as handle:
-        scalars = json.loads(handle.metadata()["scalars"])
-    if scalars["fingerprint"] != fingerprint:
-        print(f"{file} belongs to other settings or data: starting from step 0")
-        return None
-    tensors = load_file(file)
-    with torch.no_grad():
-        for name, master in policy.masters.items():
-            master.copy_(tensors[f"master.{name}"])
-            # as Adam keeps them: moments on the device, the step count on the CPU
-            optimizer.state[master] = {"step": tensors[f"adam.step.{name}"]} | {
-                key: tensors[f"adam.{key}.{name}"].to(master.device)
-                for key in ("exp_avg", "exp_avg_sq")
-            }
-    torch.set_rng_state(tensors["rng.torch"])
-    policy.sync_weights()
-    return scalars
+    others = []
+    for file in _states(folder):
+        try:
+            tensors, scalars = sealed.read(file)
+        except FileNotFoundError:  # set aside by another process of this run
+            continue
+        except sealed.Damaged:
+            run.set_aside(file, "the run goes on from the checkpoint before, or from step 0")
+            continue
+        if scalars["marks"] != marks:
+            differ = ", ".join(k for k in marks if scalars["marks"].get(k) != marks[k])
+            others.append(f"{file} belongs to a run with other {differ}: starting from step 0")
+            continue
+        with torch.no_grad():
+            for name, master in policy.masters.items():
+                master.copy_(tensors[f"master.{name}"])
+                # as Adam keeps them: moments on the device, the step count on the CPU
+                optimizer.state[master] = {"step": tensors[f"adam.step.{name}"]} | {
+                    key: tensors[f"adam.{key}.{name}"].to(master.device)
+                    for key in ("exp_avg", "exp_avg_sq")
+                }
+        torch.set_rng_state(tensors["rng.torch"])
+        policy.sync_weights()
+        return scalars
+    for line in others[:1]:
+        run.say(line)
+    return None
+
+
+def _states(folder: Path) -> list[Path]:
+    """Checkpoints, the last step first."""
+    return sorted(folder.glob("state-*.safetensors"), key=lambda f: f.stem[-8:], reverse=True)
+
+
+def _mark(marks: dict[str, str]) -> str:
+    return sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()[:12]
