@@ -30,7 +30,7 @@ def batch_denominator(mask: Tensor, normalizer: str, max_tokens: int | None = No
     |------------------|----------------------------------------|--------------------------------------------|
     | "sequence"       | mean over rows of the token sum        | exact                                      |
     | "dr_grpo"        | the same / max_tokens (a constant)     | exact (Liu et al. 2025, arXiv 2503.20783)  |
-    | "dapo", "token"  | sum over tokens / tokens in the batch  | exact up to the batch's random length      |
+    | "dapo"           | sum over tokens / tokens in the batch  | exact up to the batch's random length      |
     | "grpo"           | mean over rows of the token *mean*     | biased by 1/|y|: favours short good replies|
 
     When a batch is split into microbatches, or zero-advantage rows are dropped, compute this once on the
@@ -46,13 +46,11 @@ def batch_denominator(mask: Tensor, normalizer: str, max_tokens: int | None = No
         return float(rows * max_tokens)
     if normalizer in ("grpo", "sequence"):
         return float(rows)
-    if normalizer in ("dapo", "token"):
+    if normalizer == "dapo":
         if tokens == 0:
             raise ValueError("the mask selects no token, so a token mean does not exist")
         return float(tokens)
-    raise ValueError(
-        f"unknown normalizer {normalizer!r}; use dr_grpo, grpo, dapo, token or sequence"
-    )
+    raise ValueError(f"unknown normalizer {normalizer!r}; use dr_grpo, grpo, dapo or sequence")
 
 
 def _reduce(
@@ -69,7 +67,7 @@ def _reduce(
 
 # -------------------------------------------------------------------------------------- the four terms
 def cross_entropy(
-    logprobs: Tensor, mask: Tensor, normalizer: str = "token", denominator: float | None = None
+    logprobs: Tensor, mask: Tensor, normalizer: str = "dapo", denominator: float | None = None
 ) -> Tensor:
     """Negative log-likelihood of the gold replies, nats per token. `logprobs (N, T)`, `mask (N, T)` -> scalar."""
     return _reduce(-logprobs, mask.bool(), normalizer, None, denominator)
@@ -269,14 +267,12 @@ def literal_lambda(
     An estimator of this project satisfies E[sum_i A_i grad log pi(y_i)] = grad E[D], a *sum* over the K
     samples of log-probs *summed* over tokens. `policy_loss` averages over K and divides by `tokens`, and the
     advantages were divided by `scale`, so the literal weight is lam / (scale * K * tokens). `tokens` is
-    max_tokens for "dr_grpo", the mean completion length for "dapo", unused for "sequence". NaN for "grpo":
-    its 1/|y| differs from reply to reply, so no single lambda exists. Example: scale .06, K 4, 40 tokens: lam
+    max_tokens for "dr_grpo", the mean completion length for "dapo", unused for "sequence". ValueError for
+    "grpo": its 1/|y| differs from reply to reply, so no single lambda exists. Example: scale .06, K 4, 40 tokens: lam
     1 is literally .10.
     """
-    if normalizer == "grpo":
-        return float("nan")
     if normalizer not in ("dr_grpo", "dapo", "sequence"):
-        raise ValueError(f"unknown normalizer {normalizer!r}; use dr_grpo, grpo, dapo or sequence")
+        raise ValueError(f"no lambda for normalizer {normalizer!r}; use dr_grpo, dapo or sequence")
     return lam / (scale * k * (1.0 if normalizer == "sequence" else tokens))
 
 
