@@ -259,7 +259,12 @@ FAULTS = [
         "values @ (1.0 - inside) / comb(k - 1, n)",
         "values.mean(1, keepdim=True)",
     ),
-    ("the detached control is not zero", "diversity", "torch.zeros_like(distances[", "torch.ones_like(distances["),
+    (
+        "the detached control is not zero",
+        "diversity",
+        "torch.zeros_like(distances[",
+        "torch.ones_like(distances[",
+    ),
     (
         "gate: last line removed",
         "diversity",

@@ -10,7 +10,7 @@ end of turn included, and reported as exp(mean NLL a token): the mean of exp han
 
 KL(policy || reference) is the sum over the whole vocabulary at every token of the policy's own replies, both at the
 sampling temperature: no sampling error in the next token (k1, k2 and k3 of Schulman 2020 look at the sampled token
-only). k3 = exp(-d) - 1 + d, d = log policy - log reference, stands beside it as a check: same mean, more noise.
+only).
 
 The policy is the one that wrote the replies: adapters merged and rounded to the model's dtype. In bfloat16 rounding of
 activations adds about .002 nats a token to a KL of different models (measured; equal models have exactly 0).
@@ -45,11 +45,9 @@ COLUMNS = [
     "nll_sft",
     "kl_base",
     "kl_sft",
-    "k3_base",
-    "k3_sft",
     "entropy",
 ]
-PER_REPLY = ("kl_base", "kl_sft", "k3_base", "k3_sft", "entropy")
+PER_REPLY = ("kl_base", "kl_sft", "entropy")
 CUT = 10**6  # tokens of a human reply that are read: all
 ANOTHER_MODEL = (
     0.05  # nats a token by which replies may differ from what their sampler noted, in the median
@@ -62,12 +60,11 @@ def measure(
     """A row a post, columns COLUMNS, for the first `evaluation.likelihood_prompts` posts (0 = all) and
     `evaluation.likelihood_samples` replies each (of people at most so many) at the training temperature.
 
-    nll_* are nats a token at temperature 1; kl_*, k3_* and entropy nats a reply at the sampling temperature; tokens a
+    nll_* are nats a token at temperature 1; kl_* and entropy nats a reply at the sampling temperature; tokens a
     reply, end of turn included. The tokens are those of column `ids` (`generate.replies`); without it texts are
     encoded, and replies whose text does not give back what was sampled are left out and counted in attrs["left_out"].
     NaN is what cannot be had: nobody knows the distribution that people write from, and their replies and the untrained
-    model belong to no seed whose SFT model could be the reference; under top-k or top-p the sampled token is not drawn
-    from the whole softmax, so k3 has another mean. `seed` is ignored for human and base.
+    model belong to no seed whose SFT model could be the reference. `seed` is ignored for human and base.
     Raises UserError for replies that the model in `paths` cannot have written."""
     people, tokenizer, chosen = (
         method == "human",
@@ -101,10 +98,7 @@ def measure(
         .reindex(range(len(chosen)))
         .assign(n=[len(y) for y in ids])
     )
-    cut = truncates(cfg.sampling.top_p, cfg.sampling.top_k)
-    if cut:
-        replies[["k3_base", "k3_sft"]] = np.nan
-    elif not people:
+    if not people and not truncates(cfg.sampling.top_p, cfg.sampling.top_k):
         known &= _same_model(replies["logp"], chosen, known, f"{method} seed {seed}")
     table = _per_prompt(chosen, replies, known, np.nan if people else temperature)
     table.attrs["left_out"] = int((~known).sum())
@@ -208,8 +202,8 @@ def perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
 
 
 def means(table: pd.DataFrame) -> dict[str, float]:
-    """One cell's numbers: nll_* (nats a token), perplexity_* (their exp), kl_*, k3_*, entropy (nats a reply) with
-    kl_*_se and k3_*_se over posts, kl_*_token and entropy_token (nats a token), tokens a reply; NaN where the cell has
+    """One cell's numbers: nll_* (nats a token), perplexity_* (their exp), kl_* and entropy (nats a reply) with
+    *_se over posts, kl_*_token and entropy_token (nats a token), tokens a reply; NaN where the cell has
     none. Replies weigh the same, whichever post they are under."""
     n, tokens = table["n_samples"].to_numpy(), (table["n_samples"] * table["tokens"]).to_numpy()
     out = {"replies": int(n.sum()), "tokens": float(tokens.sum() / n.sum())}

@@ -1,6 +1,6 @@
 """Generations in, one row of numbers per prompt and temperature out; people's replies through the same code.
 
-    people = yardstick.measure(validation_posts, test_posts, judge, encoder)
+    people = yardstick.measure(validation_posts, judge, encoder)
     rated = score.rate(generations, test_posts, reward, judge, encoder, people)   # each reply, once
     table = score.score(rated, test_posts, encoder, cfg.evaluation, people)       # each prompt's set
     human = score.human(rated_people, test_posts, encoder, cfg.evaluation, people)
@@ -20,7 +20,7 @@ import pandas as pd
 from polylib import metrics
 from polylib.config import EvaluationConfig, UserError
 from polylib.evaluation import failures, novelty, overlap, text
-from polylib.evaluation.yardstick import OWN_QUANTILE, Scorer, Yardstick, finite
+from polylib.evaluation.yardstick import Scorer, Yardstick, finite
 
 SET_SIZE = (
     4  # replies a set metric looks at: its value hangs on the number, and most human sets reach 4
@@ -152,7 +152,7 @@ def _per_prompt(rated, posts, encoder, settings, people, leave_one_out) -> pd.Da
             {"prompt_id": post_id, "temperature": temperature, "n_samples": len(part)}, reasons
         )
         same = scored["temperature"].eq(temperature) | pd.isna(temperature)
-        _quality(row, part, settings, people, leave_one_out)
+        _quality(row, part, settings, people)
         _variety(row, part, vectors, characters, settings, people)
         _likeness(row, part, post_of[post_id], leave_one_out)
         elsewhere = set(scored.loc[same & scored["post_id"].ne(post_id), "form"])
@@ -182,22 +182,13 @@ class Row(dict):
             self.reasons.setdefault(name, Counter())[str(error)] += 1
 
 
-def _quality(row: Row, part, settings, people, leave_one_out) -> None:
+def _quality(row: Row, part, settings, people) -> None:
     judged, rewarded, n = part["judge"].to_numpy(), part["reward"].to_numpy(), len(part)
     row["judge_mean"], row["reward_mean"] = judged.mean(), rewarded.mean()
     for q, threshold in people.thresholds(settings.judge_quantiles).items():
         passed = int((judged >= threshold).sum())
         for k in curve_ks(settings):
             row.tries(f"pass@{k}_q{q:g}", metrics.pass_at_k, n, passed, k)
-    for k in settings.ks:
-        row.tries(
-            f"pass@{k}_own_q{OWN_QUANTILE:g}",
-            people.pass_own,
-            row["prompt_id"],
-            judged,
-            k,
-            leave_one_out,
-        )
     for k in curve_ks(settings):
         row.tries(f"max@{k}", metrics.max_at_k, judged, k)  # oracle: chosen by the judge itself
         row.tries(
