@@ -435,11 +435,6 @@ def _check_training(name: str, t: TrainConfig, require: Callable[[bool, str], No
         not t.kl_target or t.kappa > 0,
         f"{name}.kl_target {t.kl_target:g} moves kappa: kappa must be above 0 to start with",
     )
-    low, high = t.kl_bounds if len(t.kl_bounds) == 2 else (0, 0)
-    require(
-        0 < low <= high and (not t.kl_target or low <= t.kappa <= high),
-        f"{name}.kl_bounds must be [low, high] with 0 < low <= kappa <= high, found {t.kl_bounds}, kappa {t.kappa:g}",
-    )
     require(
         t.eval_samples >= 1,
         f"{name}.eval_samples must be at least 1: notebooks show sampled replies",

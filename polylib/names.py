@@ -34,7 +34,6 @@ METRICS = {  # columns of per_prompt.csv
     "repeated_elsewhere": "said elsewhere",
     "bertscore": "BERTScore",
     "distinct_k": "kinds of 4 replies",
-    "utility_k": "utility of 4 replies",
     "effective_diversity": "effective diversity",
 }
 

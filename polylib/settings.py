@@ -142,7 +142,6 @@ class TrainConfig:
     kl_estimator: Literal["k2", "k3", "k3+"]
     kl_level: Literal["token", "togo"]
     kl_target: NotNegative
-    kl_bounds: list[Float]
     entropy: NotNegative
     advantage_clip: NotNegative
     mask_truncated: Bool

@@ -103,8 +103,8 @@ FAULTS = [
     (
         "KL: logged per token",
         "objective",
-        'mask,\n        "sequence",\n',
-        'mask,\n        "dapo",\n',
+        'mask, "sequence", None, None)',
+        'mask, "dapo", None, None)',
     ),
     (
         "combine: diversity punished",
@@ -273,28 +273,28 @@ FAULTS = [
     ),
     (
         "gate: ignored",
-        "measures",
+        "diversity",
         "    if valid is None:\n        return matrix",
         "    return matrix",
     ),
     (
         "gate: junk leaves the average",
-        "measures",
+        "diversity",
         "sum((-1, -2)) / max(n * (n - 1), 1)",
         "sum((-1, -2)) / (pairs != 0).sum((-1, -2)).clamp(min=1)",
     ),
-    ("distance is similarity", "measures", "distances = 1.0 - unit", "distances = unit"),
-    ("embeddings not normalised", "measures", "unit = embeddings / norms", "unit = embeddings"),
-    ("pairs with oneself counted", "measures", "max(n * (n - 1), 1)", "n**2"),
+    ("distance is similarity", "diversity", "distances = 1.0 - unit", "distances = unit"),
+    ("embeddings not normalised", "diversity", "unit = embeddings / norms", "unit = embeddings"),
+    ("pairs with oneself counted", "diversity", "max(n * (n - 1), 1)", "n**2"),
     (
         "equal replies differ by rounding",
-        "measures",
+        "diversity",
         "    distances = distances.masked_fill(distances < 1e-6, 0.0)\n",
         "",
     ),
     (
         "f_poly adds",
-        "measures",
+        "diversity",
         "rewards[:, members].mean(-1) * diversity(members)",
         "rewards[:, members].mean(-1) + diversity(members)",
     ),
@@ -309,7 +309,7 @@ FAULTS = [
     (
         "adaptive KL: no bounds",
         "schedules",
-        "min(max(self.coef * factor, self.bounds[0]), self.bounds[1])",
+        "min(max(self.coef * factor, BOUNDS[0]), BOUNDS[1])",
         "self.coef * factor",
     ),
     (

@@ -2,12 +2,6 @@
 
 FAULTS = [
     (
-        "utility: every member of a kind earns",
-        "evaluation/novelty",
-        "(worth[sizes - 1] * scores)",
-        "(worth[0] * scores)",
-    ),
-    (
         "effective diversity: one good reply is enough",
         "evaluation/novelty",
         "good[i] & good[j]",

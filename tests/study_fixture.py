@@ -132,7 +132,6 @@ def _rows(method, temperature, base, rng, n, shift=(0,) * 6):
     table |= {
         "effective_diversity": good**2 * diversity,
         "distinct_k": 4 - (1 - diversity),
-        "utility_k": 0.9 * good,
         "bertscore": 0.3 + noise[:, 6] / 5,
     }
     for k in (1, 2, 4, 5, 8, 10):

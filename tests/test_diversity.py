@@ -23,7 +23,6 @@ from enumeration import (
 )
 
 from polylib.training import diversity as dv
-from polylib.training import measures
 
 IDS, MASK = replies()
 N = len(IDS)
@@ -50,7 +49,7 @@ def plain(valid=ALL_VALID):
 def advantages(k: int, kind: str, valid=ALL_VALID, **options):
     """All 9^k sets as a batch of "prompts", through the function the loop calls."""
     sets = all_sets(N, k)
-    distances = measures.pairwise_distances(EMB[sets])
+    distances = dv.pairwise_distances(EMB[sets])
     return sets, dv.diversity_advantages(distances, valid[sets], kind, **options)
 
 
@@ -64,7 +63,7 @@ def update(k: int, kind: str, valid=ALL_VALID, **options) -> torch.Tensor:
 def test_jackknife_is_the_gradient_of_diversity_of_one_sample_less(valid):
     # the gate is part of D: with invalid replies it is the gradient of the gated D
     sets = all_sets(N, 4)
-    D = measures.semantic(measures.pairwise_distances(EMB[sets]), valid[sets])
+    D = dv.semantic(dv.pairwise_distances(EMB[sets]), valid[sets])
     found = expected_update(THETA, IDS, MASK, sets, dv.jackknife(D, 4))
     assert relative_error(found, truth(plain(valid), 3)) < 1e-6
 
@@ -131,7 +130,7 @@ def test_darling_is_a_heuristic_and_not_the_gradient_of_its_product():
 def test_centring_is_what_makes_it_learnable():
     # same expected gradient (D is a mean over pairs), so the ratio of variances is a ratio of sample sizes
     sets, jack = advantages(4, "jackknife")
-    D = measures.mean_pairwise(measures.pairwise_distances(EMB[sets]))
+    D = dv.mean_pairwise(dv.pairwise_distances(EMB[sets]))
     bare = D[:, None].expand(-1, 4)
     assert variance(THETA, IDS, MASK, sets, bare) > 4 * variance(THETA, IDS, MASK, sets, jack)
 
@@ -146,7 +145,7 @@ def test_centred_estimators_sum_to_zero(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_order_of_a_group_does_not_matter(kind):
     torch.manual_seed(0)
-    distances = measures.pairwise_distances(torch.randn(5, 4, 6, dtype=torch.float64))
+    distances = dv.pairwise_distances(torch.randn(5, 4, 6, dtype=torch.float64))
     rewards = torch.rand(5, 4)
     valid, order = torch.rand(5, 4) > 0.3, [2, 0, 3, 1]
     a = dv.diversity_advantages(distances, valid, kind, rewards=rewards)
@@ -159,7 +158,7 @@ def test_the_order_of_a_group_does_not_matter(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts_do_not_leak_into_each_other(kind):
     torch.manual_seed(0)
-    distances = measures.pairwise_distances(torch.randn(3, 4, 6, dtype=torch.float64))
+    distances = dv.pairwise_distances(torch.randn(3, 4, 6, dtype=torch.float64))
     rewards = torch.rand(3, 4)
     whole = dv.diversity_advantages(distances, None, kind, rewards=rewards)
     alone = [
@@ -172,7 +171,7 @@ def test_prompts_do_not_leak_into_each_other(kind):
 def test_identical_replies_get_exactly_zero_in_float32():
     torch.manual_seed(0)
     same = torch.randn(2, 1, 384).expand(2, 4, 384).contiguous()
-    distances = measures.pairwise_distances(same)
+    distances = dv.pairwise_distances(same)
     assert torch.equal(distances, torch.zeros(2, 4, 4))
     for kind in ("jackknife", "leave_one_out", "set_level"):
         assert torch.equal(dv.diversity_advantages(distances, None, kind), torch.zeros(2, 4))
@@ -194,7 +193,7 @@ def test_what_an_invalid_reply_says_changes_nothing(kind):
     moved[:, 1] = 100 * torch.randn(6, 5)
     valid = torch.tensor([True, False, True, True]).expand(6, 4)
     a, b = (
-        dv.diversity_advantages(measures.pairwise_distances(x), valid, kind, rewards=rewards)
+        dv.diversity_advantages(dv.pairwise_distances(x), valid, kind, rewards=rewards)
         for x in (e, moved)
     )
     assert torch.equal(a, b)
@@ -202,11 +201,11 @@ def test_what_an_invalid_reply_says_changes_nothing(kind):
 
 def test_turning_invalid_lowers_the_diversity_of_the_group_and_the_own_weight():
     torch.manual_seed(0)
-    distances = measures.pairwise_distances(torch.randn(200, 4, 5, dtype=torch.float64))
+    distances = dv.pairwise_distances(torch.randn(200, 4, 5, dtype=torch.float64))
     everyone, whole = torch.ones(200, 4, dtype=torch.bool), torch.arange(4)[None]
     gated = everyone.clone()
     gated[:, 2] = False
-    D, D_gated = (measures.semantic(distances, v)(whole)[:, 0] for v in (everyone, gated))
+    D, D_gated = (dv.semantic(distances, v)(whole)[:, 0] for v in (everyone, gated))
     assert (D_gated < D).all()
     a, a_gated = (
         dv.diversity_advantages(distances, v, "jackknife")[:, 2] for v in (everyone, gated)
@@ -218,9 +217,9 @@ def test_two_good_replies_and_junk_score_less_than_two_good_replies_and_a_third(
     # excluding junk from the average instead would give both groups the same D
     e = torch.tensor([[[1.0, 0], [0, 1.0], [-1.0, 0.0], [1.0, 0.0]]])
     junk = torch.tensor([[True, True, False, True]])
-    d = measures.pairwise_distances(e)
-    assert measures.mean_pairwise(d, junk).item() == pytest.approx((1 + 0 + 1) / 6)
-    assert measures.mean_pairwise(d).item() == pytest.approx((1 + 2 + 0 + 1 + 1 + 2) / 6)
+    d = dv.pairwise_distances(e)
+    assert dv.mean_pairwise(d, junk).item() == pytest.approx((1 + 0 + 1) / 6)
+    assert dv.mean_pairwise(d).item() == pytest.approx((1 + 2 + 0 + 1 + 1 + 2) / 6)
 
 
 # ------------------------------------------------------------------------------------- golden examples
@@ -235,7 +234,7 @@ def test_poly_epo_weights_are_the_centred_ones_times_one_minus_n_over_k():
     torch.manual_seed(0)
     k, n = 6, 3
     rewards = torch.rand(1, k, dtype=torch.float64)
-    d = measures.pairwise_distances(torch.randn(1, k, 5, dtype=torch.float64))
+    d = dv.pairwise_distances(torch.randn(1, k, 5, dtype=torch.float64))
     f = {}
     for g in combinations(range(k), n):
         pairs = [d[0, a, b].item() for a, b in combinations(g, 2)]
@@ -247,7 +246,7 @@ def test_poly_epo_weights_are_the_centred_ones_times_one_minus_n_over_k():
 
 # -------------------------------------------------------------------------------------------- refusals
 def test_what_cannot_be_computed_is_refused():
-    d = measures.pairwise_distances(torch.randn(1, 4, 5))
+    d = dv.pairwise_distances(torch.randn(1, 4, 5))
     with pytest.raises(ValueError, match="too few|sample 4"):
         dv.diversity_advantages(d[:, :2, :2])
     with pytest.raises(ValueError, match="needs rewards"):
@@ -259,8 +258,8 @@ def test_what_cannot_be_computed_is_refused():
     with pytest.raises(ValueError, match="unknown diversity gradient"):
         dv.diversity_advantages(d, kind="jacknife")
     with pytest.raises(ValueError, match="zero or not finite"):
-        measures.pairwise_distances(torch.zeros(1, 4, 5))
+        dv.pairwise_distances(torch.zeros(1, 4, 5))
     with pytest.raises(ValueError, match="zero or not finite"):
-        measures.pairwise_distances(torch.full((1, 4, 5), float("nan")))
+        dv.pairwise_distances(torch.full((1, 4, 5), float("nan")))
     with pytest.raises(ValueError, match="subsets of size"):
         dv.all_subsets(60, 30)

@@ -101,7 +101,9 @@ def generations(temperatures=(0.7,)):
         for p, replies in REPLIES.items()
         for i, r in enumerate(replies)
     ]
-    return pd.DataFrame(rows, columns=score.NEEDED)
+    return pd.DataFrame(
+        rows, columns=["post_id", "sample", "temperature", "reply", "tokens", "truncated"]
+    )
 
 
 PEOPLE = yardstick.Yardstick(np.array([2.0, 9, 10, 11, 40]), -0.5)
@@ -119,7 +121,7 @@ def scored(rows=None, encoder=None):
 
 def people_scored(count_tokens=None):
     rows = score.rate(generate.people(POSTS, count_tokens), POSTS, reward, judge, Encoder(), PEOPLE)
-    return score.human(rows, POSTS, Encoder(), SETTINGS, PEOPLE)
+    return score.score(rows, POSTS, Encoder(), SETTINGS, PEOPLE, leave_one_out=True)
 
 
 def test_a_row_per_prompt_and_temperature_with_hand_worked_numbers():
@@ -170,7 +172,7 @@ def test_a_set_s_numbers_do_not_depend_on_its_neighbours_or_on_row_order():
         "effective_diversity",
     ]
     pd.testing.assert_frame_equal(table[same], shuffled[same])
-    drawn = ["self_bleu", "vendi", "distinct_k", "utility_k"]
+    drawn = ["self_bleu", "vendi", "distinct_k"]
     pd.testing.assert_frame_equal(table[drawn], shuffled[drawn])
     alone = score.score(rated(generations()[:6]), POSTS[:1], Encoder(), SETTINGS, PEOPLE)
     assert alone[drawn].iloc[0].equals(table[drawn].iloc[0])
@@ -213,9 +215,6 @@ def test_people_set_the_bars():
         0.5: np.quantile(lengths, 0.5),
         0.9: np.quantile(lengths, 0.9),
     }
-    assert found.rank(np.array([0, lengths[0], lengths[-1], 99])).tolist() == pytest.approx(
-        [0, 0, 8 / 9, 1]
-    )
     relevance = [
         (Encoder().encode([p.text]) @ Encoder().encode([r]).T).item()
         for p in POSTS
@@ -270,9 +269,6 @@ def test_novelty_columns_are_the_metrics_of_the_set():
         and 3 < table["distinct_k"] < 4
     )
     lengths = np.array([len(r) for r in replies], dtype=float)
-    assert table["utility_k"] == pytest.approx(
-        novelty.utility_k(sizes, PEOPLE.rank(lengths)[picks])
-    )
     assert table["effective_diversity"] == novelty.effective_diversity(
         wording, lengths >= BAR, score.SAME_KIND
     )
@@ -291,25 +287,11 @@ def test_fewer_replies_at_the_other_temperatures_are_whole_sets_too():
     pd.testing.assert_frame_equal(
         table.loc[0.7], scored().set_index("prompt_id").drop(columns="temperature")
     )
-    with pytest.raises(UserError, match="at temperature 1.0 has 2 replies, expected 3"):
-        scored(few.query("not (temperature == 1.0 and post_id == 'p1' and sample == 2)"))
 
 
-def test_bad_generations_are_refused_in_one_line():
-    for broken, message in [
-        (generations().drop(columns="truncated"), "truncated"),
-        (generations().assign(post_id="p9"), "p9"),
-        (generations().iloc[1:], "p1 at temperature 0.7 has 5 replies, expected 6"),
-        (generations().query("sample < 3"), "p1 at temperature 0.7 has 3 replies, expected 6"),
-        (generations().query("post_id == 'p1'"), "p2 at temperature 0.7 has 0 replies"),
-    ]:
-        with pytest.raises(UserError, match=message) as error:
-            scored(broken)
-        assert "\n" not in str(error.value)
+def test_scores_that_are_no_numbers_are_refused():
     with pytest.raises(ValueError, match="judge: expected 9 finite"):
         yardstick.measure(POSTS, lambda posts, replies: np.full(len(replies), np.nan), Encoder())
-    with pytest.raises(UserError, match="judge"):
-        score.score(generations(), POSTS, Encoder(), SETTINGS, PEOPLE)
 
 
 def test_what_is_saved_can_be_read_back_and_explains_its_gaps(tmp_path):
@@ -432,7 +414,7 @@ def test_each_bar_is_its_own_and_a_good_reply_is_one_above_the_lowest(monkeypatc
             different[0.25]
         )
     alone = several(quantiles=(0.25,))[1]
-    names = ["effective_diversity", "pass@5_q0.25", "utility_k"]
+    names = ["effective_diversity", "pass@5_q0.25"]
     pd.testing.assert_frame_equal(
         found[names], alone[names]
     )  # stricter bars beside it change nothing

@@ -24,7 +24,7 @@ from enumeration import (
     variance,
 )
 
-from polylib.training import diversity, measures, toy
+from polylib.training import diversity, toy
 
 IDS, MASK = replies()
 MEANING = torch.nn.functional.normalize(toy.MEANING, dim=-1)
@@ -67,7 +67,7 @@ def brute_truth(kind: str, size: int) -> torch.Tensor:
 def brute_advantages(kind: str, k: int, theta) -> tuple[torch.Tensor, torch.Tensor]:
     """All 9^k ordered draws through `diversity.py`, or the set's own D less its mean or nothing."""
     sets = all_sets(9, k)
-    distances = measures.pairwise_distances(MEANING[sets])
+    distances = diversity.pairwise_distances(MEANING[sets])
     if kind not in ("shared", "bare"):
         return sets, diversity.diversity_advantages(distances, None, kind, toy.REWARD[sets])
     D = distances.sum((-1, -2)) / (k * (k - 1))
@@ -101,7 +101,7 @@ def test_a_multiset_is_as_likely_as_all_its_orders_together(k):
 
 def test_exact_gradient_against_finite_differences_over_ordered_draws():
     def score(sets):
-        return measures.mean_pairwise(measures.pairwise_distances(MEANING[sets]))
+        return diversity.mean_pairwise(diversity.pairwise_distances(MEANING[sets]))
 
     found = toy.exact_gradient(score, 3, toy.policy())
     assert relative_error(found, brute_truth("jackknife", 3)) < 1e-6

@@ -75,7 +75,6 @@ def provenance(cfg: Config, encoder, tokenizer, judge, judge_file: Path, people:
             "cosine": score.SAME_KIND,
             "encoder": "TF-IDF of hashed character 3- to 5-grams",
         },
-        "utility_patience": novelty.PATIENCE,
         "off_topic_below": people.off_topic_below,
         "self_bleu": text.bleu_signature(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},

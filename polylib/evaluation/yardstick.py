@@ -2,7 +2,6 @@
 
     people = yardstick.measure(validation_posts, judge, encoder)
     people.thresholds([0.5, 0.9])         # judge scores that half, a tenth of people's replies reach
-    people.rank(scores)                   # judge scores -> share of people's replies below, 0 to 1
 
 Bars come from *validation* posts, so that test posts stay unseen.
 """
@@ -31,10 +30,6 @@ class Yardstick:
     def thresholds(self, quantiles: Iterable[float]) -> dict[float, float]:
         """{quantile: judge score}."""
         return {float(q): float(np.quantile(self.judged, q)) for q in quantiles}
-
-    def rank(self, scores: np.ndarray) -> np.ndarray:
-        """Share of people's replies that the judge ranks below each score: utility between 0 and 1."""
-        return np.searchsorted(self.judged, scores, side="left") / len(self.judged)
 
 
 def measure(posts: Iterable, judge: Scorer, encoder) -> Yardstick:

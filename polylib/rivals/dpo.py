@@ -165,23 +165,13 @@ def dpo(
     )
     with run.enough_memory(f"dpo s{seed}", "lower dpo.prompts_per_step"):
         trainer.train()
+    last = pd.read_csv(log.path).iloc[-1]
+    numbers = {f"{name}_last": float(last[name]) for name in ("pair_accuracy", "margin")}
+    numbers |= {"steps": section.steps, "resumes": 0}
+    record = {"wall_seconds": time.monotonic() - started, "resumes": 0, "trl": version("trl")}
+    replies = samples["before"], samples["after"]
     return loop.finish(
-        cfg,
-        "dpo",
-        seed,
-        policy,
-        log,
-        paths,
-        parents,
-        val_posts,
-        (samples["before"], samples["after"]),
-        steps=section.steps,
-        resumes=0,
-        seconds=time.monotonic() - started,
-        trl=version("trl"),
-        more=lambda history: {
-            f"{name}_last": float(history[name].iloc[-1]) for name in ("pair_accuracy", "margin")
-        },
+        cfg, "dpo", seed, policy, log, paths, parents, val_posts, replies, numbers, record
     )
 
 

@@ -260,24 +260,16 @@ def train(
     if rank:
         return own_history  # read before the barrier: behind it the first process drops the folder
 
-    def more(history: pd.DataFrame) -> dict:
-        early = {"stopped_early": stopped} if stopped else {}
-        return early | weights_as_written(cfg, section, it.scales, history)
-
+    numbers = weights_as_written(cfg, section, it.scales, own_history) | {
+        "steps": section.steps,
+        "resumes": resumes,
+    }
+    if stopped:
+        numbers["stopped_early"] = stopped
+    record = {"wall_seconds": time.monotonic() - started, "resumes": resumes}
+    samples = before, after
     return finish(
-        cfg,
-        method,
-        seed,
-        it.policy,
-        log,
-        paths,
-        parents,
-        val_posts,
-        (before, after),
-        steps=section.steps,
-        resumes=resumes,
-        seconds=time.monotonic() - started,
-        more=more,
+        cfg, method, seed, it.policy, log, paths, parents, val_posts, samples, numbers, record
     )
 
 
@@ -355,11 +347,7 @@ def learner(cfg, section, seed: int, parents: list[Path] = (), reward=None, enco
         policy.masters.values(), lr=section.lr, weight_decay=section.weight_decay
     )
     scales = {"reward": RunningScale(), "diversity": RunningScale()}
-    controller = (
-        AdaptiveKL(section.kappa, section.kl_target, tuple(section.kl_bounds))
-        if section.kl_target
-        else None
-    )
+    controller = AdaptiveKL(section.kappa, section.kl_target) if section.kl_target else None
     return Learner(
         cfg, section, seed, policy, optimizer, accelerator, reward, encode, scales, controller
     )
@@ -497,64 +485,52 @@ def weights_as_written(cfg, section, scales: dict, history: pd.DataFrame) -> dic
 
 def finish(
     cfg,
-    method,
-    seed,
-    policy,
-    log,
-    paths,
-    parents,
-    val_posts,
-    samples,
-    *,
-    steps,
-    resumes,
-    seconds,
-    more,
-    **env,
+    method: str,
+    seed: int,
+    policy: Policy,
+    log: run.History,
+    paths: run.Paths,
+    parents: list[Path],
+    val_posts: list,
+    samples: tuple[list, list],
+    numbers: dict,
+    record: dict,
 ) -> pd.DataFrame:
     """Write the adapter and the files of record of a trained run, drop its scratch folder, return the history.
 
-    samples: replies to `val_posts` before and after training; `more(history)` are the method's own numbers for
-    metrics.json; `env` goes into env.json."""
-    out, folder = paths.results(method, seed), paths.models(method, seed)
+    samples: replies to `val_posts` before and after training; `numbers` are the method's own for metrics.json, `record`
+    is what env.json says besides the settings."""
+    out = paths.results(method, seed)
+    chain = [
+        {"folder": os.path.relpath(parent, paths.root), "sha256": models.adapter_digest(parent)}
+        for parent in parents
+    ]
     models.save_adapter(
-        folder,
+        paths.models(method, seed),
         policy.masters,
         cfg.model,
-        {
-            "method": method,
-            "seed": seed,
-            "parents": [
-                {"folder": str(Path(p).relative_to(paths.root)), "sha256": models.adapter_digest(p)}
-                for p in parents
-            ],
-        },
+        {"method": method, "seed": seed, "parents": chain},
     )
     run.atomic_write(out / "history.csv", log.path.read_bytes())
     history = pd.read_csv(out / "history.csv")
-    last, first = history.iloc[-1], history.iloc[0]
     metrics = {
         f"{name}_{when}": float(row[name])
         for name in history.columns
         if name.startswith("val_")
-        for when, row in (("before", first), ("after", last))
+        for when, row in (("before", history.iloc[0]), ("after", history.iloc[-1]))
         if np.isfinite(row[name])
     }
     metrics |= {
-        "steps": steps,
-        "resumes": resumes,
         "tokens_per_s": float(history.tokens_per_s.median()),
         "train_seconds": float(history.seconds.sum()),
     }
-    run.write_json(out / "metrics.json", metrics | more(history))
-    run.write_json(
-        out / "samples.json",
-        [
-            {"post": post.text, "human": list(post.gold), "before": b, "after": a}
-            for post, b, a in zip(val_posts, *samples)
-        ],
-    )
-    run.write_env(out / "env.json", cfg, wall_seconds=seconds, resumes=resumes, **env)
+    run.write_json(out / "metrics.json", metrics | numbers)
+    replies = [
+        {"post": post.text, "human": list(post.gold), "before": b, "after": a}
+        for post, b, a in zip(val_posts, *samples)
+    ]
+    run.write_json(out / "samples.json", replies)
+    run.write_env(out / "env.json", cfg, **record)
     # what a process killed in here leaves is a whole checkpoint or none: either way a rerun gives the same files
     shutil.rmtree(paths.scratch(method, seed))
     return history

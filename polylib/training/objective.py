@@ -198,22 +198,14 @@ def kl_penalty(
 
 
 @torch.no_grad()
-def kl_value(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: str = "k3") -> Tensor:
-    """KL(pi || ref) in nats *per sequence* for the log, mean over rows. `(N, T)` -> scalar without gradient.
+def kl_value(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """KL(pi || ref) in nats *per sequence* for the log, mean over rows, by k3. `(N, T)` -> scalar without gradient.
 
-    Unbiased only while the completions come from the current policy. k1 may be negative on a sample; k3 never
-    is. k2 is refused: its value is biased. Raises ValueError on any other name.
+    Unbiased only while the completions come from the current policy; never negative.
     """
-    if estimator not in ("k1", "k3"):
-        raise ValueError(f"{estimator!r} is not an unbiased value of the KL; log k1 or k3")
     mask = mask.bool()
-    return _reduce(
-        _kl_terms((logprobs - ref_logprobs).masked_fill(~mask, 0.0), estimator),
-        mask,
-        "sequence",
-        None,
-        None,
-    )
+    log_ratio = (logprobs - ref_logprobs).masked_fill(~mask, 0.0)
+    return _reduce(_kl_terms(log_ratio, "k3"), mask, "sequence", None, None)
 
 
 # --------------------------------------------------------------------------------- putting it together
