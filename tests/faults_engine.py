@@ -430,8 +430,8 @@ FAULTS = [
     (
         "parents not recorded",
         "training/loop",
-        "for p in parents\n            ]",
-        "for p in parents[:0]\n            ]",
+        "for parent in parents\n    ]\n    models.save",
+        "for parent in parents[:0]\n    ]\n    models.save",
     ),
     (
         "warm start: second parent not merged",

@@ -689,15 +689,6 @@ def test_a_gamed_reward_ends_the_run_where_that_is_asked(tmp_path, capsys, actio
     assert not paths.scratch("m", 3).exists() and adapter
 
 
-def test_a_watch_may_not_write_other_columns(tmp_path):
-    with pytest.raises(ValueError, match="val_reward"):
-        train(
-            tmp_path,
-            change(eval_samples=1),
-            watch=lambda posts, replies, rewards: {"val_reward": 0.0},
-        )
-
-
 # ----------------------------------------------------------------------------------------------- the settings
 @pytest.mark.parametrize(
     "section, settings, says",

@@ -202,8 +202,8 @@ def _likeness(row: Row, part, post, leave_one_out) -> None:
     )
     row["relevance"] = part["relevance"].mean()
     row["length_words"] = np.mean([len(text.words(reply)) for reply in replies])
-    row.tries("length_tokens", _known, part["tokens"], "not counted in the model's tokens")
-    row.tries("truncated", _known, part["truncated"], "people have no token limit")
+    row.tries("length_tokens", _mean, part["tokens"], "not counted in the model's tokens")
+    row.tries("truncated", _mean, part["truncated"], "people have no token limit")
 
 
 def curve_ks(settings: EvaluationConfig) -> list[int]:
@@ -235,11 +235,5 @@ def _rouge_l(replies: list[str], references: list[str], leave_one_out: bool) -> 
 def _mean(values: pd.Series, reason: str) -> float:
     """Over the replies that define it."""
     if values.isna().all():
-        raise metrics.Undefined(reason)
-    return float(values.mean())
-
-
-def _known(values: pd.Series, reason: str) -> float:
-    if values.isna().any():
         raise metrics.Undefined(reason)
     return float(values.astype(float).mean())

@@ -166,12 +166,27 @@ def dpo(
     with run.enough_memory(f"dpo s{seed}", "lower dpo.prompts_per_step"):
         trainer.train()
     last = pd.read_csv(log.path).iloc[-1]
-    numbers = {f"{name}_last": float(last[name]) for name in ("pair_accuracy", "margin")}
-    numbers |= {"steps": section.steps, "resumes": 0}
-    record = {"wall_seconds": time.monotonic() - started, "resumes": 0, "trl": version("trl")}
-    replies = samples["before"], samples["after"]
     return loop.finish(
-        cfg, "dpo", seed, policy, log, paths, parents, val_posts, replies, numbers, record
+        cfg,
+        "dpo",
+        seed,
+        policy,
+        log,
+        paths,
+        parents,
+        val_posts,
+        (samples["before"], samples["after"]),
+        numbers={
+            "steps": section.steps,
+            "resumes": 0,
+            "pair_accuracy_last": float(last["pair_accuracy"]),
+            "margin_last": float(last["margin"]),
+        },
+        record={
+            "wall_seconds": time.monotonic() - started,
+            "resumes": 0,
+            "trl": version("trl"),
+        },
     )
 
 

@@ -76,10 +76,8 @@ def f_poly(rewards: Tensor, diversity: SetFunction) -> SetFunction:
     """Mean reward of the set times its diversity (Polychromic objectives, arXiv 2509.25424). `rewards (B, K)`
     in [0, 1].
 
-    A product of a negative reward and a diversity would punish diversity, hence the range check (ValueError).
+    A product of a negative reward and a diversity would punish diversity, hence `scoring.percentile`.
     """
-    if not ((rewards >= 0) & (rewards <= 1)).all():
-        raise ValueError("f_poly multiplies reward by diversity and needs rewards in [0, 1]")
     return lambda members: rewards[:, members].mean(-1) * diversity(members)
 
 
@@ -132,13 +130,9 @@ def set_level(f: SetFunction, k: int, n: int) -> Tensor:
     """(n/K) * (mean of f over size-n subsets with i - mean over those without i). `(B, K)`, unbiased for grad
     E f_n.
 
-    With f = `f_poly` this is Poly-EPO (arXiv 2604.17654), whose weights are these times (1 - n/K). Raises
-    ValueError unless 1 <= n < K.
+    With f = `f_poly` this is Poly-EPO (arXiv 2604.17654), whose weights are these times (1 - n/K). n must
+    be below K.
     """
-    if n >= k:
-        raise ValueError(
-            f"subset size {n} leaves no subset without a given sample; it must be below K = {k}"
-        )
     members = all_subsets(k, n)
     values = f(members)  # (B, M)
     inside = torch.zeros(len(members), k).to(values).scatter_(1, members.to(values.device), 1.0)
@@ -153,10 +147,8 @@ def darling(rewards: Tensor, distances: Tensor, valid: Tensor | None = None) -> 
 
     Credits only what a sample's distance does to its *own* product, not to its neighbours', and centres by a
     mean that involves y_i: a heuristic of the literature, not the gradient of any mean product (a test shows
-    it). Rewards must be >= 0 (ValueError): a negative one would turn diversity into a penalty.
+    it). Rewards are shares (`scoring.percentile`): a negative one would turn diversity into a penalty.
     """
-    if (rewards < 0).any():
-        raise ValueError("DARLING multiplies reward by distance and needs rewards >= 0")
     k = rewards.shape[1]
     product = rewards * gate(distances, valid).sum(-1) / (k - 1)
     return product - product.mean(1, keepdim=True)
@@ -175,14 +167,10 @@ def diversity_advantages(
     D is the mean pairwise distance. `kind`: jackknife, leave_one_out, set_level, f_poly, darling, detached.
     `rewards (B, K)` for f_poly and darling; `size` of the subsets for set_level and f_poly (default K // 2, at
     least 2). An invalid sample never gets a positive advantage: for all but darling that follows from the gate,
-    the last line enforces it. Raises ValueError on an unknown name or missing rewards.
+    the last line enforces it. Raises ValueError on an unknown name.
     """
     distances, k = distances.detach(), distances.shape[-1]
     if kind in ("f_poly", "darling"):
-        if rewards is None:
-            raise ValueError(
-                f"kind {kind!r} multiplies diversity by reward and needs rewards (B, K)"
-            )
         rewards = rewards.detach() if valid is None else rewards.detach() * valid
     D, n = semantic(distances, valid), size or max(2, k // 2)
     if kind == "jackknife":

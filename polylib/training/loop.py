@@ -260,16 +260,20 @@ def train(
     if rank:
         return own_history  # read before the barrier: behind it the first process drops the folder
 
-    numbers = weights_as_written(cfg, section, it.scales, own_history) | {
-        "steps": section.steps,
-        "resumes": resumes,
-    }
-    if stopped:
-        numbers["stopped_early"] = stopped
-    record = {"wall_seconds": time.monotonic() - started, "resumes": resumes}
-    samples = before, after
     return finish(
-        cfg, method, seed, it.policy, log, paths, parents, val_posts, samples, numbers, record
+        cfg,
+        method,
+        seed,
+        it.policy,
+        log,
+        paths,
+        parents,
+        val_posts,
+        (before, after),
+        numbers={"steps": section.steps, "resumes": resumes}
+        | ({"stopped_early": stopped} if stopped else {})
+        | weights_as_written(cfg, section, it.scales, own_history),
+        record={"wall_seconds": time.monotonic() - started, "resumes": resumes},
     )
 
 
@@ -493,6 +497,7 @@ def finish(
     parents: list[Path],
     val_posts: list,
     samples: tuple[list, list],
+    *,
     numbers: dict,
     record: dict,
 ) -> pd.DataFrame:

@@ -177,10 +177,6 @@ def kl_penalty(
     if level == "token":
         values = _kl_terms(log_ratio, estimator)
     elif level == "sequence":
-        if normalizer == "grpo":
-            raise ValueError(
-                "level 'sequence' has one term a reply; the token mean of 'grpo' does not apply"
-            )
         if denominator is None:
             denominator = batch_denominator(mask, normalizer, max_tokens)
         return _kl_terms(log_ratio.sum(-1), estimator).sum() / denominator
