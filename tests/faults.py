@@ -266,12 +266,6 @@ FAULTS = [
         "torch.ones_like(distances[",
     ),
     (
-        "gate: last line removed",
-        "diversity",
-        "advantages if valid is None else torch.where(valid, advantages, advantages.clamp(max=0.0))",
-        "advantages",
-    ),
-    (
         "gate: ignored",
         "diversity",
         "    if valid is None:\n        return matrix",

@@ -166,8 +166,8 @@ def diversity_advantages(
 
     D is the mean pairwise distance. `kind`: jackknife, leave_one_out, set_level, f_poly, darling, detached.
     `rewards (B, K)` for f_poly and darling; `size` of the subsets for set_level and f_poly (default K // 2, at
-    least 2). An invalid sample never gets a positive advantage: for all but darling that follows from the gate,
-    the last line enforces it. Raises ValueError on an unknown name.
+    least 2). An invalid sample never gets a positive advantage: that follows from the gate, but for rounding, which
+    the last line takes off. Raises ValueError on an unknown name.
     """
     distances, k = distances.detach(), distances.shape[-1]
     if kind in ("f_poly", "darling"):
