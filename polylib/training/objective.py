@@ -181,10 +181,6 @@ def kl_penalty(
             denominator = batch_denominator(mask, normalizer, max_tokens)
         return _kl_terms(log_ratio.sum(-1), estimator).sum() / denominator
     elif level == "togo":
-        if estimator != "k2":
-            raise ValueError(
-                f"level 'togo' is a form of k2's gradient; it is not defined for {estimator!r}"
-            )
         to_go = log_ratio.detach().flip(-1).cumsum(-1).flip(-1)
         own = 0.5 * log_ratio**2
         values = own.detach() + to_go * (log_ratio - log_ratio.detach())
@@ -218,10 +214,8 @@ def combined_advantages(
 
     With the scales of two `RunningScale`s both parts have unit size and `beta`, `lam` are dimensionless. A
     part may be None when its weight is 0. `limit` > 0 clips the sum to +- limit: where it acts, both parts
-    shrink alike. Raises ValueError if a weighted part is missing or a scale is <= 0.
+    shrink alike. Raises ValueError if a weighted part is missing.
     """
-    if reward_scale <= 0 or diversity_scale <= 0:
-        raise ValueError(f"scales must be positive, got {reward_scale} and {diversity_scale}")
     parts = [
         (beta, reward_advantages, reward_scale, "reward"),
         (lam, diversity_advantages, diversity_scale, "diversity"),
@@ -255,12 +249,10 @@ def literal_lambda(
     An estimator of this project satisfies E[sum_i A_i grad log pi(y_i)] = grad E[D], a *sum* over the K
     samples of log-probs *summed* over tokens. `policy_loss` averages over K and divides by `tokens`, and the
     advantages were divided by `scale`, so the literal weight is lam / (scale * K * tokens). `tokens` is
-    max_tokens for "dr_grpo", the mean completion length for "dapo", unused for "sequence". ValueError for
-    "grpo": its 1/|y| differs from reply to reply, so no single lambda exists. Example: scale .06, K 4, 40 tokens: lam
+    max_tokens for "dr_grpo", the mean completion length for "dapo", unused for "sequence". There is none
+    for "grpo": its 1/|y| differs from reply to reply. Example: scale .06, K 4, 40 tokens: lam
     1 is literally .10.
     """
-    if normalizer not in ("dr_grpo", "dapo", "sequence"):
-        raise ValueError(f"no lambda for normalizer {normalizer!r}; use dr_grpo, dapo or sequence")
     return lam / (scale * k * (1.0 if normalizer == "sequence" else tokens))
 
 
