@@ -34,11 +34,7 @@ METRICS = {  # columns of per_prompt.csv
     "repeated_elsewhere": "said elsewhere",
     "bertscore": "BERTScore",
     "distinct_k": "kinds of 4 replies",
-    "utility_k": "utility of 4 replies",
     "effective_diversity": "effective diversity",
-    "pass@1_own_q0.5": "pass@1, the post's own bar",
-    "pass@5_own_q0.5": "pass@5, the post's own bar",
-    "pass@10_own_q0.5": "pass@10, the post's own bar",
 }
 
 

@@ -106,21 +106,3 @@ def plain_semantic(e: np.ndarray, ok: np.ndarray) -> float:
     n = len(e)
     pairs = [(1 - e[i] @ e[j]) * ok[i] * ok[j] for i in range(n) for j in range(i)]
     return float(np.mean(pairs))
-
-
-def plain_logdet(e: np.ndarray, ok: np.ndarray) -> float:
-    e = e * ok[:, None]
-    return float(np.log(np.linalg.det(np.eye(len(e)) + e @ e.T)))
-
-
-def plain_vendi(e: np.ndarray, ok: np.ndarray) -> float:
-    """exp(entropy of the eigenvalues of K / n) over the valid replies, times their share."""
-    good = e[ok.astype(bool)]
-    if len(good) == 0:
-        return 0.0
-    eigenvalues = np.linalg.eigvalsh(good @ good.T / len(good))
-    eigenvalues = eigenvalues[eigenvalues > 1e-12]
-    return float(np.exp(-(eigenvalues * np.log(eigenvalues)).sum()) * len(good) / len(e))
-
-
-PLAIN = {"semantic": plain_semantic, "logdet": plain_logdet, "vendi": plain_vendi}

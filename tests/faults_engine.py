@@ -99,14 +99,14 @@ FAULTS = [
     (
         "resume: running scales forgotten",
         "training/loop",
-        'scale.load_state_dict(state["scales"][name])',
+        'vars(scale).update(state["scales"][name])',
         "pass",
     ),
     (
         "warm start: loads nothing",
         "models/__init__",
-        "weight.float() + delta",
-        "weight.float() + 0 * delta",
+        "weight.float() + delta.to(",
+        "weight.float() + 0 * delta.to(",
     ),
     ("warm start: scale omitted", "models/__init__", "delta = scale * tensors", "delta = tensors"),
     (
@@ -148,8 +148,8 @@ FAULTS = [
     (
         "loop: later steps forget the policy that sampled",
         "training/rollouts",
-        "old_logprobs=old if off_policy else None",
-        "old_logprobs=None",
+        "old_logprobs=old)",
+        "old_logprobs=None)",
     ),
     (
         "loop: each process counts only its own tokens",
@@ -335,7 +335,7 @@ FAULTS = [
     (
         "resume: kappa forgotten",
         "training/loop",
-        'controller.load_state_dict(state["controller"])',
+        'it.controller.coef = state["kappa"]',
         "pass",
     ),
     (
@@ -350,7 +350,6 @@ FAULTS = [
         "divmod(step, it.updates)",
         "(step, step % it.updates)",
     ),
-    ("KL in reward left out", "training/scoring", "shaped = kl_in_reward(", "_ = kl_in_reward("),
     (
         "entropy bonus detached",
         "training/step",
@@ -387,26 +386,8 @@ FAULTS = [
         "section.advantage_clip\n        )[1]",
         "section.advantage_clip\n        )[1] * 0.0",
     ),
-    (
-        "tokens: EOS counted",
-        "training/scoring",
-        "rollouts.lengths - (~rollouts.truncated).long()",
-        "rollouts.lengths",
-    ),
     ("curriculum upside down", "training/rollouts", "levels > np.quantile", "levels < np.quantile"),
     ("hacked: goes on", "training/loop", 'section.on_hacked == "stop"', "False"),
-    (
-        "batch scale of advantages",
-        "training/scoring",
-        "gather(shaped if plain else advantages)",
-        "gather(advantages)",
-    ),
-    (
-        "self-BLEU: hits not clipped",
-        "training/measures",
-        "(counts & ceiling).total()",
-        "sum(c for g, c in counts.items() if g in ceiling)",
-    ),
     (
         "KL: each token for itself alone",
         "training/step",
@@ -449,8 +430,8 @@ FAULTS = [
     (
         "parents not recorded",
         "training/loop",
-        "for p in parents\n            ]",
-        "for p in parents[:0]\n            ]",
+        "for parent in parents\n    ]\n    models.save",
+        "for parent in parents[:0]\n    ]\n    models.save",
     ),
     (
         "warm start: second parent not merged",

@@ -2,12 +2,6 @@
 
 FAULTS = [
     (
-        "utility: every member of a kind earns",
-        "evaluation/novelty",
-        "(worth[sizes - 1] * scores)",
-        "(worth[0] * scores)",
-    ),
-    (
         "effective diversity: one good reply is enough",
         "evaluation/novelty",
         "good[i] & good[j]",
@@ -26,18 +20,11 @@ FAULTS = [
         "np.fill_diagonal(values, 1.0)",
     ),
     (
-        "own bar: people among their own bar",
-        "evaluation/yardstick",
-        "np.quantile(np.delete(human, i), OWN_QUANTILE)",
-        "np.quantile(human, OWN_QUANTILE)",
-    ),
-    (
         "KL the wrong way round",
         "evaluation/token_kl",
         "(p * (log_p - log_r)).sum(-1)",
         "(p * (log_r - log_p)).sum(-1)",
     ),
-    ("k3 of the inverse ratio", "evaluation/token_kl", "torch.expm1(-d) + d", "torch.expm1(d) - d"),
     (
         "reference at temperature 1",
         "evaluation/token_kl",

@@ -221,8 +221,8 @@ ROWS = [
         GOLDEN,
         "adaptive KL: wrong way",
         "training/schedules",
-        "kl / self.target - 1.0",
-        "1.0 - kl / self.target",
+        "1.5 if kl > self.target",
+        "1.5 if kl < self.target",
     ),
     (
         25,
@@ -239,8 +239,8 @@ ROWS = [
         INVARIANCE,
         "summed accumulation: each slice has its own denominator",
         "training/step",
-        "denominator=denominator)\n            terms",
-        "denominator=None)\n            terms",
+        "gold_mask, denominator=ce_denominator",
+        "gold_mask, denominator=None",
     ),
     (
         27,
@@ -266,8 +266,8 @@ ROWS = [
         GOLDEN,
         "a fresh adapter is not the identity",
         "models/__init__",
-        'task_type="CAUSAL_LM")',
-        'task_type="CAUSAL_LM", init_lora_weights=False)',
+        'task_type="CAUSAL_LM",',
+        'task_type="CAUSAL_LM", init_lora_weights=False,',
     ),
     (
         30,

@@ -107,7 +107,6 @@ FIRST = {  # room -> the test files to try before the others of its suite
     "training/objective": ["normalizers", "objective", "kl"],
     "training/advantages": ["advantages", "kl"],
     "training/diversity": ["diversity"],
-    "training/measures": ["diversity"],
     "training/schedules": ["schedules"],
     "training/anatomy": ["anatomy"],
     "training/toy": ["toy"],

@@ -132,12 +132,7 @@ def _rows(method, temperature, base, rng, n, shift=(0,) * 6):
     table |= {
         "effective_diversity": good**2 * diversity,
         "distinct_k": 4 - (1 - diversity),
-        "utility_k": 0.9 * good,
         "bertscore": 0.3 + noise[:, 6] / 5,
-    }
-    table |= {
-        f"pass@{k}_own_q0.5": np.where(k <= n and (n == 10 or k == 1), 1 - (1 - good) ** k, np.nan)
-        for k in (1, 5, 10)
     }
     for k in (1, 2, 4, 5, 8, 10):
         for q, cut in ((0.5, 0.35), (0.75, 0.55), (0.9, 0.7)):

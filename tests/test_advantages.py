@@ -21,19 +21,16 @@ def test_group_std_by_hand_uses_ddof_one():
     assert four.flatten().tolist() == pytest.approx(
         [x / math.sqrt(5 / 3) for x in (-1.5, -0.5, 0.5, 1.5)]
     )
-    batch = ob.group_advantages(r, "batch").flatten().tolist()  # 0, 1, 3, 1: variance 19/12
-    assert batch == pytest.approx([x / math.sqrt(19 / 12) for x in (-0.5, 0.5, 1, -1)])
 
 
 def test_tiny_rewards_keep_their_advantages_and_trls_eps_shows_why():
     r = torch.rand(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for scale in ("group", "batch"):
-        whole, tiny = ob.group_advantages(r, scale), ob.group_advantages(1e-3 * r, scale)
-        assert torch.allclose(whole, tiny, rtol=1e-3)
-        assert not torch.allclose(ob.group_advantages(1e-3 * r, scale, eps=1e-4), whole, rtol=0.1)
+    whole, tiny = ob.group_advantages(r, "group"), ob.group_advantages(1e-3 * r, "group")
+    assert torch.allclose(whole, tiny, rtol=1e-3)
+    assert not torch.allclose(ob.group_advantages(1e-3 * r, "group", eps=1e-4), whole, rtol=0.1)
 
 
-@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+@pytest.mark.parametrize("scale", ["none", "group"])
 def test_equal_rewards_give_exactly_zero(scale):
     r = torch.tensor([[0.9, 0.9, 0.9], [0.3, 0.7, 0.2]])
     assert (r[0] - r[0].mean()).abs().max() > 0  # in float32 the mean of three .9 is not .9
@@ -120,7 +117,7 @@ def test_running_scale_resumes_and_ignores_silence():
     a.update(torch.zeros(2, 2))
     assert a.scale == kept == 1.0
     a.update(torch.tensor([[5.0, -2.0]]))
-    b.load_state_dict(a.state_dict())
+    vars(b).update(vars(a))
     x = torch.tensor([[0.3, -0.1]])
     assert (b.update(x), b.scale) == (a.update(x), a.scale)
     with pytest.raises(ValueError, match="NaN"):
@@ -135,8 +132,6 @@ def test_combined_advantages_by_hand():
     assert torch.equal(ob.combined_advantages(r, None, 1.0, 0.0), r)
     with pytest.raises(ValueError, match="diversity is 1.0 but"):
         ob.combined_advantages(r, None, 1.0, 1.0)
-    with pytest.raises(ValueError, match="positive"):
-        ob.combined_advantages(r, d, 1.0, 1.0, 0.0, 1.0)
 
 
 def test_advantage_clip_of_ten_never_acts_at_k_four():
@@ -147,12 +142,3 @@ def test_advantage_clip_of_ten_never_acts_at_k_four():
     assert torch.equal(clipped, a) and share == 0.0
     clipped, share = adv.clip_advantages(torch.tensor([[-3.0, 1.0, 1.0, 1.0]]), 2.0)
     assert share == 0.25 and clipped.sum() != 0  # when it acts, the zero sum is gone: biased
-
-
-def test_gdpo_keeps_a_large_unit_from_drowning_a_small_one():
-    torch.manual_seed(0)
-    r = torch.rand(6, 4, 2, dtype=torch.float64)
-    loud = r * torch.tensor([1.0, 1e6])
-    weights = torch.tensor([0.5, 0.5], dtype=torch.float64)
-    assert torch.allclose(adv.gdpo(loud, weights), adv.gdpo(r, weights), atol=1e-2)
-    assert adv.gdpo(r, weights).mean().abs() < 1e-12

@@ -10,7 +10,7 @@ import pytest
 import reward_rows
 from study_fixture import small_config, write_study
 
-from polylib import stats
+from polylib import run, stats
 from polylib.analysis import results, reward_parts
 from polylib.config import UserError
 from polylib.evaluation import components
@@ -138,7 +138,8 @@ def test_components_of_a_study(study):
             for i, p in enumerate(posts)
             for t in ([np.nan] if method == "human" else [0.7, 1.0])
         ]
-        components.save(pd.DataFrame(rows), study.paths.evaluation(method, seed))
+        file = study.paths.evaluation(method, seed) / components.FILE
+        run.write_csv(file, pd.DataFrame(rows))
     table = reward_parts.decompose(study)
     assert list(table["method"].unique()) == ["lambda0", "polychromic", "grpo", "hybrid"]
     grpo = table[table["method"].eq("grpo")].set_index("component")

@@ -110,19 +110,6 @@ def test_kl_in_the_reward_is_exact():
 def test_kl_value_is_in_nats_per_sequence():
     p = log_p(THETA, IDS, MASK).exp()
     rows = [token_logprobs(t, IDS) for t in (THETA, REF)]
-    for estimator in ("k1", "k3"):
-        each = torch.stack(
-            [ob.kl_value(rows[0][[i]], rows[1][[i]], MASK[[i]], estimator) for i in range(N)]
-        )
-        assert (p * each).sum().item() == pytest.approx(KL)
+    each = torch.stack([ob.kl_value(rows[0][[i]], rows[1][[i]], MASK[[i]]) for i in range(N)])
+    assert (p * each).sum().item() == pytest.approx(KL)
     assert ob.kl_value(torch.zeros(3, 2), torch.zeros(3, 2), torch.ones(3, 2)) == 0
-    with pytest.raises(ValueError, match="not an unbiased"):
-        ob.kl_value(rows[0], rows[1], MASK, "k2")
-
-
-def test_forms_that_do_not_exist_are_refused():
-    x, mask = torch.zeros(1, 2), torch.ones(1, 2)
-    with pytest.raises(ValueError, match="one term a reply"):
-        ob.kl_penalty(x, x, mask, "k2", "grpo", level="sequence")
-    with pytest.raises(ValueError, match="not defined for 'k3'"):
-        ob.kl_penalty(x, x, mask, "k3", "sequence", level="togo")

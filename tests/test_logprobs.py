@@ -168,8 +168,6 @@ def test_one_temperature_a_completion(model):
 def test_what_cannot_be_packed_raises():
     with pytest.raises(ValueError, match="same number"):
         pack(PROMPTS, [[[1]], [[1], [2]], [[1]]], pad_id=0)
-    with pytest.raises(ValueError, match="empty"):
-        pack([[]], [[[1]]], pad_id=0)
 
 
 def test_special_tokens_typed_by_a_user_stay_text():

@@ -13,7 +13,7 @@ NORMALIZERS = ["sequence", "dr_grpo", "dapo", "grpo"]
 
 @pytest.mark.parametrize(
     "normalizer, expected",
-    [("sequence", -0.5), ("dr_grpo", -0.125), ("dapo", -1 / 3), ("token", -1 / 3), ("grpo", 0.0)],
+    [("sequence", -0.5), ("dr_grpo", -0.125), ("dapo", -1 / 3), ("grpo", 0.0)],
 )
 def test_normalisers_by_hand(normalizer, expected):
     # two replies of 2 and 1 tokens, A = +1 and -1, on policy: token losses -1, -1 | +1

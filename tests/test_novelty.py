@@ -27,26 +27,6 @@ def similarity(classes, inside=0.8, outside=0.1):
 # ---- kinds -------------------------------------------------------------------------------------------------
 
 
-def test_utility_gives_noveltybench_s_value():
-    assert novelty.utility([5, 10, 8], [0, 0, 1], 0.8) == pytest.approx(
-        4.147541, abs=1e-6
-    )  # its test_metrics.py
-    assert novelty.utility([1, 1, 1], [0, 1, 2]) == 1.0  # bounded by the scores
-
-
-def test_utility_k_is_the_mean_over_all_orders():
-    classes, scores = np.array([0, 0, 1, 2, 1, 1]), RNG.random(6)
-    sizes = (classes[:, None] == classes).sum(1)
-    orders = [list(order) for order in itertools.permutations(range(6))]
-    brute = np.mean([novelty.utility(scores[order], classes[order].tolist()) for order in orders])
-    assert novelty.utility_k(sizes[None], scores[None]) == pytest.approx(brute, abs=1e-12)
-    picks = novelty.sets(6, 3, rng())  # and of sets of three, each partitioned by itself
-    sizes = novelty.class_sizes(similarity(classes)[picks[:, :, None], picks[:, None]], 0.5)
-    orders = [list(order) for order in itertools.permutations(range(6), 3)]
-    brute = np.mean([novelty.utility(scores[order], classes[order].tolist()) for order in orders])
-    assert novelty.utility_k(sizes, scores[picks]) == pytest.approx(brute, abs=1e-12)
-
-
 def test_kinds_are_chains_of_likeness_and_depend_on_the_threshold():
     s = np.eye(4)
     s[0, 1] = s[1, 0] = s[1, 2] = s[2, 1] = 0.75  # 0-1-2 a chain, 3 alone
@@ -113,7 +93,7 @@ def test_greedy_matching_is_brute_force_token_by_token():
     # By hand: two tokens against one at right angles to the first and equal to the second: P 1/2, R 1, F 2/3.
     e = np.eye(2)
     assert overlap.match([e], [e[1:]])[0, 0] == pytest.approx(2 / 3)
-    assert overlap.match([e[:1]], [e[1:]])[0, 0] == 0.0 and overlap.match([], [e]).shape == (0, 1)
+    assert overlap.match([e[:1]], [e[1:]])[0, 0] == 0.0
 
 
 def test_bertscore_takes_the_nearest_person_and_leaves_oneself_out():

@@ -122,8 +122,3 @@ def test_inverse_cdf_never_picks_an_impossible_token():
     probs = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]]).expand(3, -1)
     picked = sampling.inverse_cdf(probs, torch.tensor([0.0, 0.3, 1.0 - 2**-24]))
     assert picked.tolist() == [1, 3, 3]
-
-
-def test_nothing_to_sample_raises(setup):
-    with pytest.raises(ValueError, match="at least one post"):
-        sampling.sample(*setup, [], 4, SAMPLING, seed=0)

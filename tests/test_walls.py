@@ -40,7 +40,6 @@ PURE = {  # module: what it may import besides mathematics and the other pure mo
     "polylib.training.objective": {"torch"},
     "polylib.training.diversity": {"torch"},
     "polylib.training.advantages": {"torch"},
-    "polylib.training.measures": {"torch"},
     "polylib.training.schedules": {"torch"},
     "polylib.training.anatomy": {"torch"},
     "polylib.training.toy": {"torch"},

@@ -1,7 +1,7 @@
 """The trained reward taken apart: what each of its parts pays for replies, and what is left without one.
 
     table = components.measure(reward, rated)            # a row a post and temperature: parts of the mean reward
-    components.save(table, folder)                       # components.csv
+    run.write_csv(folder / components.FILE, table)
 
 The parts are those of the reward's own definition, not of a fit: weight times value of the learned score, of every
 heuristic rule and of coherence, and what the floor under relevance takes away. They add up to the reward but for one
@@ -10,13 +10,10 @@ constant, which no gain sees. `analysis.reward_parts` reads the file.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
 from polylib.rewards import CombinedReward, HeuristicReward
-from polylib.run import write_csv
 
 FILE = "components.csv"
 KEYS = ["prompt_id", "temperature"]
@@ -90,8 +87,3 @@ def _lowered(reward: CombinedReward, values: pd.DataFrame, weighted: np.ndarray)
         return weighted
     above = np.maximum(weighted - reward.floor["median"], 0)
     return weighted - values["off_topic"].to_numpy() * (reward.floor["sd"] + above)
-
-
-def save(table: pd.DataFrame, folder: Path) -> None:
-    """components.csv in `folder`, six significant digits."""
-    write_csv(Path(folder) / FILE, table)

@@ -88,8 +88,7 @@ def flags(
 
     One set: a method's replies at one temperature, `posts[i]` above `replies[i]` (equal texts are one post).
     relevance (N,): cosine to the post; off_topic_below: people's OFF_TOPIC_QUANTILE. truncated (N,), or None or
-    NaN for people, who have no token limit. Any Unicode is taken; texts are read up to 2000 characters.
-    ValueError for lengths that differ or a relevance or threshold that is not finite."""
+    NaN for people, who have no token limit. Any Unicode is taken; texts are read up to 2000 characters."""
     posts, replies = list(posts), list(replies)
     relevance = np.asarray(relevance, dtype=float)
     cut = (
@@ -97,13 +96,6 @@ def flags(
         if truncated is None
         else np.array([t == 1 for t in truncated], bool)
     )
-    if not len(posts) == len(replies) == len(relevance) == len(cut):
-        raise ValueError(
-            f"{len(posts)} posts, {len(replies)} replies, {len(relevance)} relevances, "
-            f"{len(cut)} truncated"
-        )
-    if not np.isfinite([*relevance, off_topic_below]).all():
-        raise ValueError("relevance and off_topic_below must be finite")
     same, template = _elsewhere(posts, replies), _template(posts, replies)
     found = []
     for i, (post, reply) in enumerate(zip(posts, replies)):

@@ -1,7 +1,7 @@
 """How likely are a model's own replies to others, and how far is it from them? Perplexity and exact KL.
 
     table = likelihood.measure(generations, cfg, paths, "grpo", 42)     # a row a post
-    likelihood.save(table, paths.evaluation("grpo", 42))                # likelihood.csv
+    run.write_csv(paths.evaluation("grpo", 42) / likelihood.FILE, table)
     likelihood.means(table)                                             # of the cell
 
 Negative log-likelihood (NLL) of the replies under the frozen base model and under the SFT model of the same seed is a
@@ -10,7 +10,7 @@ end of turn included, and reported as exp(mean NLL a token): the mean of exp han
 
 KL(policy || reference) is the sum over the whole vocabulary at every token of the policy's own replies, both at the
 sampling temperature: no sampling error in the next token (k1, k2 and k3 of Schulman 2020 look at the sampled token
-only). k3 = exp(-d) - 1 + d, d = log policy - log reference, stands beside it as a check: same mean, more noise.
+only).
 
 The policy is the one that wrote the replies: adapters merged and rounded to the model's dtype. In bfloat16 rounding of
 activations adds about .002 nats a token to a KL of different models (measured; equal models have exactly 0).
@@ -29,11 +29,11 @@ import torch
 from polylib import models
 from polylib.config import Config, UserError
 from polylib.evaluation import token_kl
-from polylib.metrics import Undefined
+from polylib.models.encoder import plain_utf8
 from polylib.models.likelihood import batches
 from polylib.models.packing import Packed
 from polylib.models.truncation import truncates
-from polylib.run import Paths, write_csv
+from polylib.run import Paths
 
 FILE = "likelihood.csv"
 COLUMNS = [
@@ -45,11 +45,9 @@ COLUMNS = [
     "nll_sft",
     "kl_base",
     "kl_sft",
-    "k3_base",
-    "k3_sft",
     "entropy",
 ]
-PER_REPLY = ("kl_base", "kl_sft", "k3_base", "k3_sft", "entropy")
+PER_REPLY = ("kl_base", "kl_sft", "entropy")
 CUT = 10**6  # tokens of a human reply that are read: all
 ANOTHER_MODEL = (
     0.05  # nats a token by which replies may differ from what their sampler noted, in the median
@@ -62,26 +60,20 @@ def measure(
     """A row a post, columns COLUMNS, for the first `evaluation.likelihood_prompts` posts (0 = all) and
     `evaluation.likelihood_samples` replies each (of people at most so many) at the training temperature.
 
-    nll_* are nats a token at temperature 1; kl_*, k3_* and entropy nats a reply at the sampling temperature; tokens a
-    reply, end of turn included. The tokens are those of column `ids` (`generate.replies`); without it texts are
-    encoded, and replies whose text does not give back what was sampled are left out and counted in attrs["left_out"].
+    nll_* are nats a token at temperature 1; kl_* and entropy nats a reply at the sampling temperature; tokens a
+    reply, end of turn included. The tokens are those of column `ids` (`generate.replies`), people's those of their
+    texts. Replies whose log-probability is not what their sampler noted are left out and counted in attrs["left_out"].
     NaN is what cannot be had: nobody knows the distribution that people write from, and their replies and the untrained
-    model belong to no seed whose SFT model could be the reference; under top-k or top-p the sampled token is not drawn
-    from the whole softmax, so k3 has another mean. `seed` is ignored for human and base.
+    model belong to no seed whose SFT model could be the reference. `seed` is ignored for human and base.
     Raises UserError for replies that the model in `paths` cannot have written."""
     people, tokenizer, chosen = (
         method == "human",
         models.load_tokenizer(cfg.model),
         _chosen(generations, cfg),
     )
-    if "ids" in chosen:
-        ids, known = list(chosen["ids"]), np.full(len(chosen), True)
-    else:  # people's, or read from a file
-        ids = [
-            _encode(tokenizer, reply, cut)
-            for reply, cut in zip(chosen["reply"], chosen["truncated"])
-        ]
-        known = np.array([people or len(y) == n for y, n in zip(ids, chosen["tokens"])])
+    ids, known = list(chosen.get("ids", [])), np.full(len(chosen), True)
+    if people:
+        ids = [models.encode_reply(tokenizer, plain_utf8(reply), CUT) for reply in chosen["reply"]]
     packed, order = rows(tokenizer, chosen, ids, cfg.sampling.max_prompt_tokens)
     found, chains = {}, _chains(paths, method, seed)
     for name, chain in chains.items():
@@ -101,11 +93,8 @@ def measure(
         .reindex(range(len(chosen)))
         .assign(n=[len(y) for y in ids])
     )
-    cut = truncates(cfg.sampling.top_p, cfg.sampling.top_k)
-    if cut:
-        replies[["k3_base", "k3_sft"]] = np.nan
-    elif not people:
-        known &= _same_model(replies["logp"], chosen, known, f"{method} seed {seed}")
+    if not people and not truncates(cfg.sampling.top_p, cfg.sampling.top_k):
+        known = _same_model(replies["logp"], chosen, f"{method} seed {seed}")
     table = _per_prompt(chosen, replies, known, np.nan if people else temperature)
     table.attrs["left_out"] = int((~known).sum())
     return table
@@ -145,15 +134,6 @@ def _chosen(generations: pd.DataFrame, cfg: Config) -> pd.DataFrame:
     return rows.reset_index(drop=True)
 
 
-def _encode(tokenizer, reply: str, truncated) -> list[int]:
-    """Token ids of a reply; one that was cut has no end of turn."""
-    clean = reply.encode("utf-8", "replace").decode(
-        "utf-8"
-    )  # a tokenizer refuses unpaired surrogates
-    ids = models.encode_reply(tokenizer, clean, CUT)
-    return ids[:-1] if truncated == 1 else ids
-
-
 def _chains(paths: Paths, method: str, seed: int | None) -> dict[str, list[Path]]:
     """{policy, sft, base: adapters to merge}, as far as they exist for this cell."""
     chains = {"base": []}
@@ -166,15 +146,14 @@ def _chains(paths: Paths, method: str, seed: int | None) -> dict[str, list[Path]
     return chains
 
 
-def _same_model(logp: pd.Series, chosen: pd.DataFrame, known: np.ndarray, cell: str) -> np.ndarray:
+def _same_model(logp: pd.Series, chosen: pd.DataFrame, cell: str) -> np.ndarray:
     """(N,) bool, which replies have the log-probability that their sampler noted, rounding aside. UserError if most of
-    the `known` ones have not: then another model wrote them."""
+    them have not: then another model wrote them."""
     gap = (logp - chosen["logprob"]).abs().to_numpy() / chosen["tokens"].to_numpy()
-    middle = np.median(gap[known]) if known.any() else 0.0
-    if middle > ANOTHER_MODEL:
+    if np.median(gap) > ANOTHER_MODEL:
         raise UserError(
             f"likelihood: the replies of {cell} are not of the model saved for it (log-probabilities are "
-            f"{middle:.2f} nats a token apart); run notebook 07 again"
+            f"{np.median(gap):.2f} nats a token apart); run notebook 07 again"
         )
     return gap < 10 * ANOTHER_MODEL
 
@@ -195,8 +174,6 @@ def _per_prompt(
             name: mine[name].sum(skipna=False) / mine["n"].sum() for name in ("nll_base", "nll_sft")
         }
         rows.append(row | {name: mine[name].mean(skipna=False) for name in PER_REPLY})
-    if not rows:
-        raise Undefined("likelihood: no reply's text gives back the tokens that were sampled")
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(
         "prompt_id", kind="stable", ignore_index=True
     )
@@ -208,8 +185,8 @@ def perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
 
 
 def means(table: pd.DataFrame) -> dict[str, float]:
-    """One cell's numbers: nll_* (nats a token), perplexity_* (their exp), kl_*, k3_*, entropy (nats a reply) with
-    kl_*_se and k3_*_se over posts, kl_*_token and entropy_token (nats a token), tokens a reply; NaN where the cell has
+    """One cell's numbers: nll_* (nats a token), perplexity_* (their exp), kl_* and entropy (nats a reply) with
+    *_se over posts, kl_*_token and entropy_token (nats a token), tokens a reply; NaN where the cell has
     none. Replies weigh the same, whichever post they are under."""
     n, tokens = table["n_samples"].to_numpy(), (table["n_samples"] * table["tokens"]).to_numpy()
     out = {"replies": int(n.sum()), "tokens": float(tokens.sum() / n.sum())}
@@ -221,8 +198,3 @@ def means(table: pd.DataFrame) -> dict[str, float]:
         out[f"{name}_token"] = out[name] / out["tokens"]
         out[f"{name}_se"] = float(table[name].sem())
     return out
-
-
-def save(table: pd.DataFrame, folder: Path) -> None:
-    """likelihood.csv in `folder`, six significant digits."""
-    write_csv(Path(folder) / FILE, table)

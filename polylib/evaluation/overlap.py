@@ -17,8 +17,6 @@ def match(candidates: list[np.ndarray], references: list[np.ndarray]) -> np.ndar
 
     Each text is an array (L, d) of unit token vectors, L >= 1 -> (candidates, references). Every token is matched
     greedily with its nearest in the other text; a cosine below 0 counts as no match."""
-    if not candidates or not references:
-        return np.zeros((len(candidates), len(references)))
     rows, columns = (np.cumsum([0, *map(len, side)])[:-1] for side in (candidates, references))
     cosine = np.maximum(np.concatenate(candidates) @ np.concatenate(references).T, 0)
     lengths = [np.array([*map(len, side)], dtype=float) for side in (candidates, references)]

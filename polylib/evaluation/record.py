@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from polylib.config import Config
-from polylib.evaluation import novelty, score, text, yardstick
+from polylib.evaluation import novelty, score, text
 from polylib.evaluation.yardstick import Yardstick
 from polylib.run import write_csv, write_json
 
@@ -75,9 +75,6 @@ def provenance(cfg: Config, encoder, tokenizer, judge, judge_file: Path, people:
             "cosine": score.SAME_KIND,
             "encoder": "TF-IDF of hashed character 3- to 5-grams",
         },
-        "utility_patience": novelty.PATIENCE,
-        "own_bar": {"quantile": yardstick.OWN_QUANTILE, "human_replies": yardstick.OWN_REPLIES},
-        "bertscore_floor": people.bertscore_floor,
         "off_topic_below": people.off_topic_below,
         "self_bleu": text.bleu_signature(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},

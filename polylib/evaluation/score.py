@@ -1,9 +1,9 @@
 """Generations in, one row of numbers per prompt and temperature out; people's replies through the same code.
 
-    people = yardstick.measure(validation_posts, test_posts, judge, encoder)
+    people = yardstick.measure(validation_posts, judge, encoder)
     rated = score.rate(generations, test_posts, reward, judge, encoder, people)   # each reply, once
     table = score.score(rated, test_posts, encoder, cfg.evaluation, people)       # each prompt's set
-    human = score.human(rated_people, test_posts, encoder, cfg.evaluation, people)
+    human = score.score(rated_people, test_posts, encoder, cfg.evaluation, people, leave_one_out=True)
 
 Every metric belongs to one prompt's set of replies; nothing is pooled over prompts. What a set does not
 define is NaN, and `table.attrs["reasons"]` says why and how often. `record.save` writes the files.
@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 
 from polylib import metrics
-from polylib.config import EvaluationConfig, UserError
+from polylib.config import EvaluationConfig
 from polylib.evaluation import failures, novelty, overlap, text
-from polylib.evaluation.yardstick import OWN_QUANTILE, Scorer, Yardstick, finite
+from polylib.evaluation.yardstick import Scorer, Yardstick, finite
 
 SET_SIZE = (
     4  # replies a set metric looks at: its value hangs on the number, and most human sets reach 4
@@ -32,7 +32,6 @@ TOKEN_BUDGET = 40  # words of distinct-n, for the same reason
 SAME_KIND = 0.5
 BLOCK = 16  # posts whose token states are in memory at once
 KEYS = ["prompt_id", "temperature"]
-NEEDED = ["post_id", "sample", "temperature", "reply", "tokens", "truncated"]
 
 
 def rate(
@@ -47,9 +46,7 @@ def rate(
     against the nearest human reply (NaN where not defined), flags (names of `failures.RULES`).
 
     People (no temperature) are compared with the other replies to their post: `sample` is the place in
-    `post.replies`. Raises UserError for missing columns or unknown posts, ValueError when a scorer returns a number
-    that is none."""
-    _check(generations, NEEDED, posts)
+    `post.replies`. Raises ValueError when a scorer returns a number that is none."""
     rated, text_of = generations.reset_index(drop=True), {post.id: post.text for post in posts}
     texts, replies = [text_of[i] for i in rated["post_id"]], list(rated["reply"])
     rated["bertscore"] = _nearest_human(rated, posts, encoder)  # first: it embeds on the way
@@ -93,50 +90,18 @@ def _nearest_human(rated: pd.DataFrame, posts: list, encoder) -> np.ndarray:
 
 
 def score(
-    rated: pd.DataFrame, posts: list, encoder, settings: EvaluationConfig, people: Yardstick
+    rated: pd.DataFrame,
+    posts: list,
+    encoder,
+    settings: EvaluationConfig,
+    people: Yardstick,
+    leave_one_out: bool = False,
 ) -> pd.DataFrame:
     """One row per (prompt_id, temperature): prompt_id, temperature, n_samples and the metrics.
 
-    rated: what `rate` returned, `settings.samples` rows per post at one temperature, `settings.sweep_samples` at the
-    others. References are all human replies of the post. Raises UserError for missing columns, unknown posts or
-    incomplete sets."""
-    _check(rated, [*NEEDED, "judge"], posts)
-    sizes = rated.groupby(["post_id", "temperature"]).size().unstack("temperature", fill_value=0)
-    sizes = sizes.reindex([post.id for post in posts], fill_value=0)
-    largest = sizes.max().max()  # some temperature has the full number: that of training
-    for temperature, found in sizes.items():
-        full = found.max() > settings.sweep_samples or found.max() == largest
-        wanted = settings.samples if full else settings.sweep_samples
-        short = found[found != wanted]
-        if len(short):
-            raise UserError(
-                f"generations: post {short.index[0]} at temperature {temperature} has {short.iloc[0]} "
-                f"replies, expected {wanted}; run notebook 07 again"
-            )
-    return _per_prompt(rated, posts, encoder, settings, people, leave_one_out=False)
-
-
-def human(
-    rated: pd.DataFrame, posts: list, encoder, settings: EvaluationConfig, people: Yardstick
-) -> pd.DataFrame:
-    """The same columns for people's own replies, temperature empty; what compares a reply with people leaves the
-    reply itself out. k above the number of replies, and truncation, are NaN with reason."""
-    _check(rated, [*NEEDED, "judge"], posts)
-    return _per_prompt(rated, posts, encoder, settings, people, leave_one_out=True)
-
-
-def _check(table: pd.DataFrame, needed: list[str], posts: list) -> None:
-    missing = [name for name in needed if name not in table]
-    if missing:
-        raise UserError(f"generations: columns {missing} are missing; run notebook 07 again")
-    unknown = sorted(set(table["post_id"]) - {post.id for post in posts})
-    if unknown:
-        raise UserError(
-            f"generations: posts {unknown[:3]} are no test posts; run notebook 07 again"
-        )
-
-
-def _per_prompt(rated, posts, encoder, settings, people, leave_one_out) -> pd.DataFrame:
+    rated: what `rate` returned. References are all human replies of the post. leave_one_out: for people's own
+    replies, temperature empty; what compares a reply with people leaves the reply itself out. k above the number of
+    replies, and truncation of people, are NaN with reason."""
     post_of = {post.id: post for post in posts}
     scored = rated.assign(form=[text.normalise(reply) for reply in rated["reply"]]).sort_values(
         "sample", kind="stable"
@@ -152,7 +117,7 @@ def _per_prompt(rated, posts, encoder, settings, people, leave_one_out) -> pd.Da
             {"prompt_id": post_id, "temperature": temperature, "n_samples": len(part)}, reasons
         )
         same = scored["temperature"].eq(temperature) | pd.isna(temperature)
-        _quality(row, part, settings, people, leave_one_out)
+        _quality(row, part, settings, people)
         _variety(row, part, vectors, characters, settings, people)
         _likeness(row, part, post_of[post_id], leave_one_out)
         elsewhere = set(scored.loc[same & scored["post_id"].ne(post_id), "form"])
@@ -182,22 +147,13 @@ class Row(dict):
             self.reasons.setdefault(name, Counter())[str(error)] += 1
 
 
-def _quality(row: Row, part, settings, people, leave_one_out) -> None:
+def _quality(row: Row, part, settings, people) -> None:
     judged, rewarded, n = part["judge"].to_numpy(), part["reward"].to_numpy(), len(part)
     row["judge_mean"], row["reward_mean"] = judged.mean(), rewarded.mean()
     for q, threshold in people.thresholds(settings.judge_quantiles).items():
         passed = int((judged >= threshold).sum())
         for k in curve_ks(settings):
             row.tries(f"pass@{k}_q{q:g}", metrics.pass_at_k, n, passed, k)
-    for k in settings.ks:
-        row.tries(
-            f"pass@{k}_own_q{OWN_QUANTILE:g}",
-            people.pass_own,
-            row["prompt_id"],
-            judged,
-            k,
-            leave_one_out,
-        )
     for k in curve_ks(settings):
         row.tries(f"max@{k}", metrics.max_at_k, judged, k)  # oracle: chosen by the judge itself
         row.tries(
@@ -228,13 +184,6 @@ def _variety(row: Row, part, vectors, characters, settings, people) -> None:
             novelty.class_sizes(_blocks(wording, _sets(part, size, settings)), SAME_KIND)
         ),
     )
-    row.tries(
-        "utility_k",
-        lambda: novelty.utility_k(
-            novelty.class_sizes(_blocks(wording, _sets(part, size, settings)), SAME_KIND),
-            people.rank(judged)[_sets(part, size, settings)],
-        ),
-    )
     row.tries("self_bleu", text.self_bleu, replies, size - 1, _rng(settings))
     for n in (1, 2):
         row.tries(f"distinct_{n}", text.distinct_n, replies, n, TOKEN_BUDGET, _rng(settings))
@@ -253,8 +202,8 @@ def _likeness(row: Row, part, post, leave_one_out) -> None:
     )
     row["relevance"] = part["relevance"].mean()
     row["length_words"] = np.mean([len(text.words(reply)) for reply in replies])
-    row.tries("length_tokens", _known, part["tokens"], "not counted in the model's tokens")
-    row.tries("truncated", _known, part["truncated"], "people have no token limit")
+    row.tries("length_tokens", _mean, part["tokens"], "not counted in the model's tokens")
+    row.tries("truncated", _mean, part["truncated"], "people have no token limit")
 
 
 def curve_ks(settings: EvaluationConfig) -> list[int]:
@@ -286,11 +235,5 @@ def _rouge_l(replies: list[str], references: list[str], leave_one_out: bool) -> 
 def _mean(values: pd.Series, reason: str) -> float:
     """Over the replies that define it."""
     if values.isna().all():
-        raise metrics.Undefined(reason)
-    return float(values.mean())
-
-
-def _known(values: pd.Series, reason: str) -> float:
-    if values.isna().any():
         raise metrics.Undefined(reason)
     return float(values.astype(float).mean())

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from polylib.models.likelihood import last_hidden
 from polylib.models.packing import Packed
 
-COLUMNS = ["logp", "entropy", "nll_base", "nll_sft", "kl_base", "kl_sft", "k3_base", "k3_sft"]
+COLUMNS = ["logp", "entropy", "nll_base", "nll_sft", "kl_base", "kl_sft"]
 LOGITS = (
     2**24
 )  # numbers in one block of logits: 64 MB in float32, of which about eight are alive at once
@@ -40,7 +40,7 @@ def per_token(
     states: dict[str, torch.Tensor], head, targets: torch.Tensor, temperature: float
 ) -> pd.DataFrame:
     """A row a token. nll_base, nll_sft at temperature 1; logp, entropy of the policy, and for both references kl_*
-    (whole vocabulary) and k3_* (sampled token), at `temperature`: all in nats, NaN for a model that is not there.
+    (whole vocabulary), at `temperature`: all in nats, NaN for a model that is not there.
 
     states: {policy, sft, base: (n, d)}, each optional; head maps them to logits; targets (n,). The head is applied in
     float32: rounding of logits to bfloat16 alone adds some .002 nats a token to a KL."""
@@ -61,11 +61,7 @@ def per_token(
             part |= {"logp": logp, "entropy": -(p * log_p).sum(-1)}
             for name in list(logits):
                 log_r = (logits.pop(name) / temperature).log_softmax(-1)
-                d = logp - log_r.gather(1, target)[:, 0]
-                part |= {
-                    f"kl_{name}": (p * (log_p - log_r)).sum(-1),
-                    f"k3_{name}": torch.expm1(-d) + d,
-                }
+                part[f"kl_{name}"] = (p * (log_p - log_r)).sum(-1)
         parts.append(
             pd.DataFrame({name: value.double().cpu().numpy() for name, value in part.items()})
         )

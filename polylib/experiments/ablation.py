@@ -35,23 +35,6 @@ WATCHED_POSTS = (
 COLUMNS = ["cell", "split", "post_id", "judge", "reward", "diversity", "length", "level", "z"]
 
 
-class CellPaths(run.Paths):
-    """A training run whose adapter and files lie below scratch/: an ablation keeps numbers, not models."""
-
-    def __init__(self, paths: run.Paths, seed: int, cell: str):
-        super().__init__(paths.study, paths.root)
-        self.folder = paths.scratch("ablation", seed) / cell
-
-    def models(self, method: str, seed: int) -> Path:
-        return self.folder / "models" / method / f"s{seed}"
-
-    def results(self, stage: str, seed: int | None = None) -> Path:
-        return self.folder / "results" / stage / (f"s{seed}" if seed is not None else "")
-
-    def scratch(self, stage: str, seed: int | None = None) -> Path:
-        return self.folder / "running" / stage / (f"s{seed}" if seed is not None else "")
-
-
 def grid(cfg: Config) -> dict[str, TrainConfig]:
     """{name: hybrid section} of every combination, in the order of the preset: "lam=1 beta=0"."""
     keys = list(cfg.ablation.grid)
@@ -90,8 +73,10 @@ def train(
 ) -> list[Path]:
     """Train one cell and return its chain of adapters. A cell that a killed run had finished is not trained again; one
     that it had begun goes on where it was."""
+    # below scratch/: an ablation keeps numbers, not models
+    root = paths.scratch("ablation", seed) / name.replace(" ", "_")
     own, mark = (
-        CellPaths(paths, seed, name.replace(" ", "_")),
+        run.Paths(paths.study, root),
         loop.fingerprint(cfg, section, posts, parents, reward),
     )
     folder = own.models("cell", seed)

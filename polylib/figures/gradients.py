@@ -20,7 +20,7 @@ from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish
 from polylib.names import ordered
 from polylib.training.anatomy import COLUMNS
 
-# One colour and marker an estimator; the last four involve the reward and climb other objectives.
+# One colour and marker an estimator; the last two involve the reward and climb other objectives.
 ESTIMATORS = {
     "jackknife": {"label": "jackknife (default)", "color": "#0072B2", "marker": "o"},
     "leave_one_out": {"label": "leave one out", "color": "#E69F00", "marker": "s"},
@@ -30,18 +30,8 @@ ESTIMATORS = {
     "detached": {"label": "detached", "color": "#000000", "marker": "x"},
     "f_poly": {"label": "reward × D of sets", "color": "#56B4E9", "marker": "P"},
     "darling": {"label": "DARLING", "color": "#D55E00", "marker": "X"},
-    "max_at_k": {"label": "max@K/2", "color": "#004D40", "marker": "<"},
-    "pass_at_k": {"label": "pass@K/2", "color": "#8C510A", "marker": ">"},
 }
 OF_DIVERSITY = ("jackknife", "leave_one_out", "set_level", "shared", "bare", "detached")
-MEASURE_LABELS = {
-    "semantic": "mean distance",
-    "logdet": "log det",
-    "vendi": "Vendi",
-    "distinct_1": "distinct-1",
-    "distinct_2": "distinct-2",
-    "self_bleu": "1 −\nself-BLEU",
-}
 TERM_STYLE = {
     "ce": {"label": "cross-entropy", "color": "#7F7F7F", "linestyle": "-", "marker": "o"},
     "reward": {"label": "reward", "color": "#0072B2", "linestyle": "-.", "marker": "^"},
@@ -53,33 +43,23 @@ SHORT = {"ce": "CE", "reward": "reward", "diversity": "diversity", "kl": "KL"}
 
 
 def snr_figure(table: Sequence[dict] | pd.DataFrame, columns: int = 2) -> Picture:
-    """Signal-to-noise ratio of each estimator by set function D, a panel for each K.
+    """Signal-to-noise ratio of each estimator, a panel for each K.
 
     table: rows of `toy.snr_table`. The signal is the part of the mean update along the true gradient for all
     K replies, so that neither scale nor a target of smaller sets counts as signal. Marks are means over
     policies, bars their range."""
     data = pd.DataFrame(table)
     ks = sorted(set(data["K"]))
-    drawn = data[
-        data["estimator"].isin(OF_DIVERSITY)
-        | data["measure"].isin(["semantic", "reward", "success"])
-    ]
-    drawn = drawn.assign(aligned_snr=drawn["aligned_snr"].where(drawn["signal"].gt(0), 0.0))
-    groups = [name for name in MEASURE_LABELS if name in set(drawn["measure"])]
+    drawn = data.assign(aligned_snr=data["aligned_snr"].where(data["signal"].gt(0), 0.0))
+    groups = (OF_DIVERSITY, [name for name in ESTIMATORS if name not in OF_DIVERSITY])
     size = 4.5 if columns == 2 else 3.2
     with rc_context(STYLE):
         figure, axes = canvas(len(ks), 1, 1.1 + 1.55 * len(ks), columns, sharex=True, sharey=True)
         for ax, k in zip(axes[:, 0], ks, strict=True):
             part = drawn[drawn["K"].eq(k)]
-            for i, measure in enumerate([*groups, None]):
-                names = (
-                    OF_DIVERSITY if measure else [n for n in ESTIMATORS if n not in OF_DIVERSITY]
-                )
+            for i, names in enumerate(groups):
                 for j, name in enumerate(names):
-                    of = part[part["estimator"].eq(name)]
-                    values = (of if measure is None else of[of["measure"].eq(measure)])[
-                        "aligned_snr"
-                    ]
+                    values = part.loc[part["estimator"].eq(name), "aligned_snr"]
                     x = i + 0.13 * (j - (len(names) - 1) / 2)
                     look = {key: ESTIMATORS[name][key] for key in ("color", "marker")}
                     ax.plot(
@@ -90,16 +70,14 @@ def snr_figure(table: Sequence[dict] | pd.DataFrame, columns: int = 2) -> Pictur
                         alpha=0.45,
                     )
                     ax.plot(x, values.mean(), **_mark(look, size), clip_on=False)
-            ax.axvline(len(groups) - 0.5, color="#999999", lw=0.7, ls=":")
+            ax.axvline(0.5, color="#999999", lw=0.7, ls=":")
             ax.set_title(f"K = {k} replies to a prompt", loc="left")
             ax.set_ylabel("signal / noise")
             ax.grid(axis="x", visible=False)
             ax.set_ylim(0, 1.06 * drawn["aligned_snr"].max())
-        names = [*(MEASURE_LABELS[name] for name in groups), "with the\nreward"]
-        turn = {} if columns == 2 else {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
-        axes[-1, 0].set_xticks(range(len(names)), names, **turn)
+        axes[-1, 0].set_xticks([0, 1], ["mean distance", "with the\nreward"])
         axes[-1, 0].tick_params(axis="x", length=0)
-        axes[-1, 0].set_xlim(-0.5, len(names) - 0.5)
+        axes[-1, 0].set_xlim(-0.5, 1.5)
         legend = [
             Line2D(
                 [],

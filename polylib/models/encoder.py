@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -36,13 +36,6 @@ WIDTH = (
 SHAPES = f"{BATCH}x{WIDTH}n"
 CHUNK = 1024  # texts tokenised, computed and stored at once: what a killed process loses
 LIBRARIES = ("torch", "transformers", "sentence-transformers")
-
-
-class _Settings(NamedTuple):
-    """The two fields of a ModelConfig that `run.device_dtype` reads."""
-
-    device: str
-    dtype: str
 
 
 class Encoder:
@@ -64,7 +57,7 @@ class Encoder:
     ):
         self.source = source
         self.path = Path(sources.resolve(source))
-        place, precision, _ = run.device_dtype(_Settings(device, dtype))
+        place, precision, _ = run.device_dtype(SimpleNamespace(device=device, dtype=dtype))
         self.device, self.dtype = str(place), str(precision).removeprefix("torch.")
         self._file = Path(cache or sources.cache_dir()) / "embeddings.sqlite"
         with run.writing(self._file):
@@ -81,7 +74,7 @@ class Encoder:
         Unpaired surrogates (legal in JSON, not in UTF-8) become '?', as a tokenizer would refuse them."""
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts, not one string")
-        clean = [_utf8(text) for text in texts]
+        clean = [plain_utf8(text) for text in texts]
         keys = self._keys(clean)
         todo = {key: text for key, text in zip(keys, clean) if key not in self._memory}
         if todo:
@@ -96,11 +89,8 @@ class Encoder:
                     vectors.update((chunk[row], vector) for row, vector in zip(rows, found))
                 self._store(vectors)
         if not keys:
-            return np.zeros((0, self._dimension()), dtype=np.float32)
+            return self.encode([""])[:0]
         return np.stack([self._memory[key] for key in keys])
-
-    def _dimension(self) -> int:
-        return self.encode([""]).shape[1]
 
     def token_states(self, texts: list[str]) -> dict[str, np.ndarray]:
         """{text: (L, d) float32 unit vectors of its tokens in the last layer}, for BERTScore.
@@ -110,7 +100,7 @@ class Encoder:
         `encode`; token states are not: a study's would fill gigabytes, so pass a few posts at a time."""
         if not texts:
             return {}
-        clean = {text: _utf8(text) for text in dict.fromkeys(texts)}
+        clean = {text: plain_utf8(text) for text in dict.fromkeys(texts)}
         names, keys = list(clean), self._keys(clean.values())
         self._load_cached([key for key in keys if key not in self._memory])
         tokenizer = self._load().tokenizer
@@ -267,7 +257,8 @@ def hardware(device: str) -> list[str]:
     return [kind, platform.machine(), torch.backends.cpu.get_cpu_capability(), *flags]
 
 
-def _utf8(text: str) -> str:
+def plain_utf8(text: str) -> str:
+    """`text` with ? for unpaired surrogates, which are legal in JSON and which a tokenizer refuses."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

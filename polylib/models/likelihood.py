@@ -12,6 +12,7 @@ import torch
 
 from polylib.models import encode_reply, format_prompt, load_model, load_tokenizer
 from polylib.models.attention import additive_mask
+from polylib.models.encoder import plain_utf8
 from polylib.models.packing import Packed, completion_logprobs, pack
 
 POST_TOKENS = 128  # longer posts are cut, as in sampling
@@ -45,9 +46,10 @@ class Likelihood:
         """Sums of log-probabilities and numbers of tokens (the end of turn is one), each of length N.
 
         Equal pairs are computed once; the last CALLS sets of pairs are remembered whole, never a pair by itself."""
-        if len(posts) != len(replies):
-            raise ValueError(f"{len(posts)} posts but {len(replies)} replies")
-        pairs = [(_utf8(post), _utf8(reply)) for post, reply in zip(posts, replies)]
+        pairs = [
+            (plain_utf8(post), plain_utf8(reply))
+            for post, reply in zip(posts, replies, strict=True)
+        ]
         call = tuple(sorted(set(pairs)))
         known = self._calls.pop(call, None)
         if known is None:
@@ -139,9 +141,3 @@ def last_hidden(model, packed: Packed) -> torch.Tensor:
         attention_mask=additive_mask(packed.attention_mask.to(model.device), model.dtype),
         use_cache=False,
     ).last_hidden_state
-
-
-def _utf8(text: str) -> str:
-    return text.encode("utf-8", "replace").decode(
-        "utf-8"
-    )  # a tokenizer refuses unpaired surrogates

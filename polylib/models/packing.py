@@ -41,13 +41,11 @@ def pack(
     """Pack B prompts with N completions each (lists of token ids, EOS included, no padding) into `Packed` rows.
 
     The first completion token is predicted from the last prompt position, each later one from its predecessor.
-    Raises ValueError for an empty prompt, or rows with different numbers of completions.
+    Raises ValueError for rows with different numbers of completions.
     """
     counts = {len(group) for group in completions}
     if len(counts) != 1 or len(prompts) != len(completions):
         raise ValueError(f"need the same number of completions in every row, got {sorted(counts)}")
-    if any(not prompt for prompt in prompts):
-        raise ValueError("a prompt is empty: its first completion token would have no predecessor")
     n = counts.pop()
     rows, longest = len(prompts), max((len(y) for group in completions for y in group), default=0)
     length = max(len(p) + sum(map(len, group)) for p, group in zip(prompts, completions))

@@ -130,12 +130,8 @@ def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> R
     Temperature comes first, then `sampling.top_k` (0 = off), then `sampling.top_p` (1 = off), see `kept_tokens`.
     `model` has no adapters, see `models.sampling_copy`. The same seed gives the same completions on the same
     device. Every row has its own stream of random numbers, so its completion does not depend on which other rows
-    finished first. Raises ValueError for k < 1, no posts, or top_p and top_k out of range.
+    finished first.
     """
-    if k < 1 or not posts:
-        raise ValueError(
-            f"need at least one post and one sample a post, got {len(posts)} posts and k={k}"
-        )
     limit, temperature = sampling.max_new_tokens, sampling.temperature
     prompts = [format_prompt(tokenizer, post, sampling.max_prompt_tokens) for post in posts]
     rows = len(prompts) * k

@@ -16,11 +16,7 @@ FIRST_DEPTH = (
 
 
 def truncates(top_p: float, top_k: int) -> bool:
-    """Whether these settings leave any token out. Raises ValueError unless 0 < top_p <= 1 and top_k >= 0."""
-    if not 0 < top_p <= 1 or top_k < 0:
-        raise ValueError(
-            f"need 0 < top_p <= 1 (1 = off) and top_k >= 0 (0 = off), got top_p={top_p}, top_k={top_k}"
-        )
+    """Whether these settings leave any token out."""
     return top_p < 1 or top_k > 0
 
 

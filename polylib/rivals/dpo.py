@@ -165,6 +165,7 @@ def dpo(
     )
     with run.enough_memory(f"dpo s{seed}", "lower dpo.prompts_per_step"):
         trainer.train()
+    last = pd.read_csv(log.path).iloc[-1]
     return loop.finish(
         cfg,
         "dpo",
@@ -175,12 +176,16 @@ def dpo(
         parents,
         val_posts,
         (samples["before"], samples["after"]),
-        steps=section.steps,
-        resumes=0,
-        seconds=time.monotonic() - started,
-        trl=version("trl"),
-        more=lambda history: {
-            f"{name}_last": float(history[name].iloc[-1]) for name in ("pair_accuracy", "margin")
+        numbers={
+            "steps": section.steps,
+            "resumes": 0,
+            "pair_accuracy_last": float(last["pair_accuracy"]),
+            "margin_last": float(last["margin"]),
+        },
+        record={
+            "wall_seconds": time.monotonic() - started,
+            "resumes": 0,
+            "trl": version("trl"),
         },
     )
 

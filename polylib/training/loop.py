@@ -131,7 +131,7 @@ def take_step(it: Learner, posts: list, step: int) -> dict:
     # Sample and score. A replay learns from the same samples again.
     if uses_samples(section) and replay == 0:
         if not it.pending:
-            it.pending = sample_and_score(it, posts, step, len(batch), kappa)
+            it.pending = sample_and_score(it, posts, step, len(batch))
         it.scored = it.pending.pop(0)
 
     # Loss and gradient: alpha * CE - beta * reward - lam * diversity + kappa * KL.
@@ -184,7 +184,7 @@ def own_batch(it: Learner, posts: list, position: int) -> list:
     ]
 
 
-def sample_and_score(it: Learner, posts: list, step: int, size: int, kappa: float) -> list:
+def sample_and_score(it: Learner, posts: list, step: int, size: int) -> list:
     """Scored samples for the next `rollout_every` batches of `size` posts, drawn at once; never past a checkpoint."""
     ahead = min(
         it.section.rollout_every,
@@ -210,7 +210,6 @@ def sample_and_score(it: Learner, posts: list, step: int, size: int, kappa: floa
         it.scales,
         it.gather,
         it.people,
-        kappa,
     )
 
 
@@ -261,10 +260,6 @@ def train(
     if rank:
         return own_history  # read before the barrier: behind it the first process drops the folder
 
-    def more(history: pd.DataFrame) -> dict:
-        early = {"stopped_early": stopped} if stopped else {}
-        return early | weights_as_written(cfg, section, it.scales, history)
-
     return finish(
         cfg,
         method,
@@ -275,10 +270,10 @@ def train(
         parents,
         val_posts,
         (before, after),
-        steps=section.steps,
-        resumes=resumes,
-        seconds=time.monotonic() - started,
-        more=more,
+        numbers={"steps": section.steps, "resumes": resumes}
+        | ({"stopped_early": stopped} if stopped else {})
+        | weights_as_written(cfg, section, it.scales, own_history),
+        record={"wall_seconds": time.monotonic() - started, "resumes": resumes},
     )
 
 
@@ -325,20 +320,15 @@ def learn(
 
 
 def check_callables(section, method: str, reward, encode) -> None:
-    """UserError when a term has a weight but its callable is missing; one line for a kappa without effect."""
-    ranked = uses_ranks(section)
-    if (section.beta or ranked) and reward is None:
+    """UserError when a term has a weight but its callable is missing."""
+    if section.beta and reward is None:
+        raise run.UserError(f"{method}: beta is {section.beta} but no reward was given")
+    if uses_ranks(section) and reward is None:
         raise run.UserError(
-            f"{method}: beta is {section.beta} but no reward was given"
-            if section.beta
-            else f"{method}: {section.diversity_gradient} multiplies by a reward but no reward was given"
+            f"{method}: {section.diversity_gradient} multiplies by a reward but no reward was given"
         )
     if section.lam and encode is None:
         raise run.UserError(f"{method}: lam is {section.lam} but no encoder was given")
-    if section.kappa and section.kl_estimator == "k1":
-        print(
-            f"{method}: kl_estimator k1 in the loss has an expected gradient of zero: kappa does nothing"
-        )
 
 
 def check_processes(section, method: str, world: int) -> None:
@@ -347,10 +337,6 @@ def check_processes(section, method: str, world: int) -> None:
     if size % world:
         raise run.UserError(
             f"{method}: prompts_per_step {size} cannot be shared by {world} processes"
-        )
-    if section.lam and section.diversity_gradient == "shared" and size == world:
-        raise run.UserError(
-            f"{method}: diversity_gradient shared needs two posts a process; raise prompts_per_step"
         )
 
 
@@ -365,13 +351,7 @@ def learner(cfg, section, seed: int, parents: list[Path] = (), reward=None, enco
         policy.masters.values(), lr=section.lr, weight_decay=section.weight_decay
     )
     scales = {"reward": RunningScale(), "diversity": RunningScale()}
-    controller = (
-        AdaptiveKL(
-            section.kappa, section.kl_target, section.kl_rule, bounds=tuple(section.kl_bounds)
-        )
-        if section.kl_target
-        else None
-    )
+    controller = AdaptiveKL(section.kappa, section.kl_target) if section.kl_target else None
     return Learner(
         cfg, section, seed, policy, optimizer, accelerator, reward, encode, scales, controller
     )
@@ -393,9 +373,9 @@ def start_or_resume(
         it.first, resumes, before = state["step"], state["resumes"] + 1, state["before"]
         people, log.rows = state["people"], state["history"]
         for name, scale in it.scales.items():
-            scale.load_state_dict(state["scales"][name])
+            vars(scale).update(state["scales"][name])
         if it.controller:
-            it.controller.load_state_dict(state["controller"])
+            it.controller.coef = state["kappa"]
         if watch and before:
             watch(
                 [post.text for post in val_posts], before, rewards_of(it.reward, val_posts, before)
@@ -425,8 +405,8 @@ def checkpoint(
             "step": step,
             "resumes": resumes,
             "marks": marks,
-            "controller": it.controller.state_dict() if it.controller else None,
-            "scales": {name: scale.state_dict() for name, scale in it.scales.items()},
+            "kappa": it.controller.coef if it.controller else None,
+            "scales": {name: vars(scale) for name, scale in it.scales.items()},
             "history": log.rows,
             "before": before,
             "people": [] if it.people is None else it.people.tolist(),
@@ -486,98 +466,76 @@ def fingerprint(*run_of) -> str:
 def weights_as_written(cfg, section, scales: dict, history: pd.DataFrame) -> dict:
     """literal_lambda, diversity_scale, reward_scale for metrics.json: what the dimensionless weights amount to; a
     reason instead of a number where no single number exists."""
-    why = (
-        None
-        if section.scale_advantages in ("running", "none")
-        else {
-            "value": None,
-            "reason": f"scale_advantages {section.scale_advantages}: another scale at every step",
-        }
-    )
-    found = {
-        f"{name}_scale": why or scales[name].scale
-        for name, weight in (("reward", section.beta), ("diversity", section.lam))
-        if weight
-    }
-    if not section.lam:
-        return found
-    tokens, normalizer = cfg.sampling.max_new_tokens, section.loss_normalizer
-    if normalizer in ("dapo", "token"):  # divided by the tokens there were
-        tokens, normalizer = float(history["length"].mean()), "dapo"
-    if normalizer == "grpo":
-        literal = {
-            "value": None,
-            "reason": "loss_normalizer grpo: 1/|y| differs from reply to reply",
-        }
-    elif isinstance(found["diversity_scale"], dict):
-        literal = found["diversity_scale"]
-    else:
-        literal = obj.literal_lambda(
-            section.lam, found["diversity_scale"], section.samples_per_prompt, tokens, normalizer
+    found, scale = {}, scales["diversity"].scale
+    if section.beta:
+        reason = "scale_advantages group: another scale at every step"
+        by_group = section.scale_advantages == "group"
+        found["reward_scale"] = (
+            {"value": None, "reason": reason} if by_group else scales["reward"].scale
         )
-    return found | {"literal_lambda": literal}
+    if section.lam and section.loss_normalizer == "grpo":
+        reason = "loss_normalizer grpo: 1/|y| differs from reply to reply"
+        found |= {"diversity_scale": scale, "literal_lambda": {"value": None, "reason": reason}}
+    elif section.lam:
+        tokens = cfg.sampling.max_new_tokens
+        if section.loss_normalizer == "dapo":  # divided by the tokens there were
+            tokens = float(history["length"].mean())
+        literal = obj.literal_lambda(
+            section.lam, scale, section.samples_per_prompt, tokens, section.loss_normalizer
+        )
+        found |= {"diversity_scale": scale, "literal_lambda": literal}
+    return found
 
 
 def finish(
     cfg,
-    method,
-    seed,
-    policy,
-    log,
-    paths,
-    parents,
-    val_posts,
-    samples,
+    method: str,
+    seed: int,
+    policy: Policy,
+    log: run.History,
+    paths: run.Paths,
+    parents: list[Path],
+    val_posts: list,
+    samples: tuple[list, list],
     *,
-    steps,
-    resumes,
-    seconds,
-    more,
-    **env,
+    numbers: dict,
+    record: dict,
 ) -> pd.DataFrame:
     """Write the adapter and the files of record of a trained run, drop its scratch folder, return the history.
 
-    samples: replies to `val_posts` before and after training; `more(history)` are the method's own numbers for
-    metrics.json; `env` goes into env.json."""
-    out, folder = paths.results(method, seed), paths.models(method, seed)
+    samples: replies to `val_posts` before and after training; `numbers` are the method's own for metrics.json, `record`
+    is what env.json says besides the settings."""
+    out = paths.results(method, seed)
+    chain = [
+        {"folder": os.path.relpath(parent, paths.root), "sha256": models.adapter_digest(parent)}
+        for parent in parents
+    ]
     models.save_adapter(
-        folder,
+        paths.models(method, seed),
         policy.masters,
         cfg.model,
-        {
-            "method": method,
-            "seed": seed,
-            "parents": [
-                {"folder": str(Path(p).relative_to(paths.root)), "sha256": models.adapter_digest(p)}
-                for p in parents
-            ],
-        },
+        {"method": method, "seed": seed, "parents": chain},
     )
     run.atomic_write(out / "history.csv", log.path.read_bytes())
     history = pd.read_csv(out / "history.csv")
-    last, first = history.iloc[-1], history.iloc[0]
     metrics = {
         f"{name}_{when}": float(row[name])
         for name in history.columns
         if name.startswith("val_")
-        for when, row in (("before", first), ("after", last))
+        for when, row in (("before", history.iloc[0]), ("after", history.iloc[-1]))
         if np.isfinite(row[name])
     }
     metrics |= {
-        "steps": steps,
-        "resumes": resumes,
         "tokens_per_s": float(history.tokens_per_s.median()),
         "train_seconds": float(history.seconds.sum()),
     }
-    run.write_json(out / "metrics.json", metrics | more(history))
-    run.write_json(
-        out / "samples.json",
-        [
-            {"post": post.text, "human": list(post.gold), "before": b, "after": a}
-            for post, b, a in zip(val_posts, *samples)
-        ],
-    )
-    run.write_env(out / "env.json", cfg, wall_seconds=seconds, resumes=resumes, **env)
+    run.write_json(out / "metrics.json", metrics | numbers)
+    replies = [
+        {"post": post.text, "human": list(post.gold), "before": b, "after": a}
+        for post, b, a in zip(val_posts, *samples)
+    ]
+    run.write_json(out / "samples.json", replies)
+    run.write_env(out / "env.json", cfg, **record)
     # what a process killed in here leaves is a whole checkpoint or none: either way a rerun gives the same files
     shutil.rmtree(paths.scratch(method, seed))
     return history

@@ -30,7 +30,7 @@ def batch_denominator(mask: Tensor, normalizer: str, max_tokens: int | None = No
     |------------------|----------------------------------------|--------------------------------------------|
     | "sequence"       | mean over rows of the token sum        | exact                                      |
     | "dr_grpo"        | the same / max_tokens (a constant)     | exact (Liu et al. 2025, arXiv 2503.20783)  |
-    | "dapo", "token"  | sum over tokens / tokens in the batch  | exact up to the batch's random length      |
+    | "dapo"           | sum over tokens / tokens in the batch  | exact up to the batch's random length      |
     | "grpo"           | mean over rows of the token *mean*     | biased by 1/|y|: favours short good replies|
 
     When a batch is split into microbatches, or zero-advantage rows are dropped, compute this once on the
@@ -46,13 +46,11 @@ def batch_denominator(mask: Tensor, normalizer: str, max_tokens: int | None = No
         return float(rows * max_tokens)
     if normalizer in ("grpo", "sequence"):
         return float(rows)
-    if normalizer in ("dapo", "token"):
+    if normalizer == "dapo":
         if tokens == 0:
             raise ValueError("the mask selects no token, so a token mean does not exist")
         return float(tokens)
-    raise ValueError(
-        f"unknown normalizer {normalizer!r}; use dr_grpo, grpo, dapo, token or sequence"
-    )
+    raise ValueError(f"unknown normalizer {normalizer!r}; use dr_grpo, grpo, dapo or sequence")
 
 
 def _reduce(
@@ -69,7 +67,7 @@ def _reduce(
 
 # -------------------------------------------------------------------------------------- the four terms
 def cross_entropy(
-    logprobs: Tensor, mask: Tensor, normalizer: str = "token", denominator: float | None = None
+    logprobs: Tensor, mask: Tensor, normalizer: str = "dapo", denominator: float | None = None
 ) -> Tensor:
     """Negative log-likelihood of the gold replies, nats per token. `logprobs (N, T)`, `mask (N, T)` -> scalar."""
     return _reduce(-logprobs, mask.bool(), normalizer, None, denominator)
@@ -179,18 +177,10 @@ def kl_penalty(
     if level == "token":
         values = _kl_terms(log_ratio, estimator)
     elif level == "sequence":
-        if normalizer == "grpo":
-            raise ValueError(
-                "level 'sequence' has one term a reply; the token mean of 'grpo' does not apply"
-            )
         if denominator is None:
             denominator = batch_denominator(mask, normalizer, max_tokens)
         return _kl_terms(log_ratio.sum(-1), estimator).sum() / denominator
     elif level == "togo":
-        if estimator != "k2":
-            raise ValueError(
-                f"level 'togo' is a form of k2's gradient; it is not defined for {estimator!r}"
-            )
         to_go = log_ratio.detach().flip(-1).cumsum(-1).flip(-1)
         own = 0.5 * log_ratio**2
         values = own.detach() + to_go * (log_ratio - log_ratio.detach())
@@ -200,22 +190,14 @@ def kl_penalty(
 
 
 @torch.no_grad()
-def kl_value(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: str = "k3") -> Tensor:
-    """KL(pi || ref) in nats *per sequence* for the log, mean over rows. `(N, T)` -> scalar without gradient.
+def kl_value(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """KL(pi || ref) in nats *per sequence* for the log, mean over rows, by k3. `(N, T)` -> scalar without gradient.
 
-    Unbiased only while the completions come from the current policy. k1 may be negative on a sample; k3 never
-    is. k2 is refused: its value is biased. Raises ValueError on any other name.
+    Unbiased only while the completions come from the current policy; never negative.
     """
-    if estimator not in ("k1", "k3"):
-        raise ValueError(f"{estimator!r} is not an unbiased value of the KL; log k1 or k3")
     mask = mask.bool()
-    return _reduce(
-        _kl_terms((logprobs - ref_logprobs).masked_fill(~mask, 0.0), estimator),
-        mask,
-        "sequence",
-        None,
-        None,
-    )
+    log_ratio = (logprobs - ref_logprobs).masked_fill(~mask, 0.0)
+    return _reduce(_kl_terms(log_ratio, "k3"), mask, "sequence", None, None)
 
 
 # --------------------------------------------------------------------------------- putting it together
@@ -232,10 +214,8 @@ def combined_advantages(
 
     With the scales of two `RunningScale`s both parts have unit size and `beta`, `lam` are dimensionless. A
     part may be None when its weight is 0. `limit` > 0 clips the sum to +- limit: where it acts, both parts
-    shrink alike. Raises ValueError if a weighted part is missing or a scale is <= 0.
+    shrink alike. Raises ValueError if a weighted part is missing.
     """
-    if reward_scale <= 0 or diversity_scale <= 0:
-        raise ValueError(f"scales must be positive, got {reward_scale} and {diversity_scale}")
     parts = [
         (beta, reward_advantages, reward_scale, "reward"),
         (lam, diversity_advantages, diversity_scale, "diversity"),
@@ -269,14 +249,10 @@ def literal_lambda(
     An estimator of this project satisfies E[sum_i A_i grad log pi(y_i)] = grad E[D], a *sum* over the K
     samples of log-probs *summed* over tokens. `policy_loss` averages over K and divides by `tokens`, and the
     advantages were divided by `scale`, so the literal weight is lam / (scale * K * tokens). `tokens` is
-    max_tokens for "dr_grpo", the mean completion length for "dapo", unused for "sequence". NaN for "grpo":
-    its 1/|y| differs from reply to reply, so no single lambda exists. Example: scale .06, K 4, 40 tokens: lam
+    max_tokens for "dr_grpo", the mean completion length for "dapo", unused for "sequence". There is none
+    for "grpo": its 1/|y| differs from reply to reply. Example: scale .06, K 4, 40 tokens: lam
     1 is literally .10.
     """
-    if normalizer == "grpo":
-        return float("nan")
-    if normalizer not in ("dr_grpo", "dapo", "sequence"):
-        raise ValueError(f"unknown normalizer {normalizer!r}; use dr_grpo, grpo, dapo or sequence")
     return lam / (scale * k * (1.0 if normalizer == "sequence" else tokens))
 
 

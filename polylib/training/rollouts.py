@@ -126,7 +126,6 @@ def collect(
     scales: dict,
     gather: Callable,
     people: torch.Tensor | None,
-    kappa: float = 0.0,
 ) -> list[Scored]:
     """Sample and score `posts` at once, cut into batches of `size`; arguments as of `score`.
     Log-probs of the policy that sampled are kept for every update that a moved policy will make: later batches, and
@@ -139,15 +138,9 @@ def collect(
         cfg.sampling,
         seed,
     )
-    in_reward = kappa and section.kl_estimator == "k1_in_reward"
     off_policy = len(posts) > size or section.updates_per_rollout > 1
     rows = section.micro_prompts or size
-    old = behaviour_logprobs(policy, cfg, rollouts, rows) if off_policy or in_reward else None
-    logprobs = (
-        (old, behaviour_logprobs(policy, cfg, rollouts, rows, reference=True))
-        if in_reward
-        else None
-    )
+    old = behaviour_logprobs(policy, cfg, rollouts, rows) if off_policy else None
     whole = score(
         section,
         posts,
@@ -157,10 +150,8 @@ def collect(
         scales,
         gather,
         people,
-        logprobs,
-        kappa,
     )
-    parts = split(replace(whole, old_logprobs=old if off_policy else None), size)
+    parts = split(replace(whole, old_logprobs=old), size)
     if section.updates_per_rollout == 1:
         parts[
             0

@@ -10,9 +10,7 @@ import torch
 
 from polylib.models import sampling
 from polylib.training import diversity as div
-from polylib.training import objective as obj
-from polylib.training.advantages import kl_in_reward, zero_variance
-from polylib.training.measures import TOKEN_MEASURES
+from polylib.training.advantages import group_advantages, zero_variance
 
 
 @dataclass
@@ -29,9 +27,6 @@ class Scored:
     old_logprobs: torch.Tensor | None = (
         None  # (B, K, T) of the policy that sampled; None = the current policy
     )
-    kl: torch.Tensor | None = (
-        None  # (B,) KL of that policy to the reference, where it is in the reward
-    )
     reward_scale: float = 1.0  # what the advantages are divided by: section.scale_advantages
     diversity_scale: float = 1.0
 
@@ -43,12 +38,7 @@ def uses_samples(section) -> bool:
 
 def uses_ranks(section) -> bool:
     """Does any term need rewards in [0, 1] (`percentile`) instead of the reward's own units?"""
-    return bool(
-        section.beta
-        and section.reward_gradient.startswith("pass_at_k")
-        or section.lam
-        and section.diversity_gradient in ("f_poly", "darling")
-    )
+    return bool(section.lam and section.diversity_gradient in ("f_poly", "darling"))
 
 
 def human_rewards(reward: Callable, posts: list) -> torch.Tensor:
@@ -69,43 +59,6 @@ def percentile(rewards: torch.Tensor, people: torch.Tensor) -> torch.Tensor:
     return (below + upto) / (2.0 * len(people))
 
 
-def reward_advantages(section, rewards: torch.Tensor, ranks: torch.Tensor | None) -> torch.Tensor:
-    """Unweighted advantages `(B, K)` of the mean reward, or of the best of `subset_size` replies."""
-    k = rewards.shape[1]
-    n = section.subset_size or min(k - 1, max(2, k // 2))
-    if section.reward_gradient == "mean":
-        return obj.group_advantages(
-            rewards, "group" if section.scale_advantages == "group" else "none"
-        )
-    if section.reward_gradient == "max_at_k":
-        return div.max_at_k(rewards, n)
-    passes = (ranks > 0.5).float()
-    return (
-        div.max_at_k(passes, n)
-        if section.reward_gradient == "pass_at_k"
-        else div.pass_at_k_training(passes, n)
-    )
-
-
-def diversity_advantages(
-    section, rollouts, distances: torch.Tensor, valid: torch.Tensor, ranks: torch.Tensor | None
-) -> torch.Tensor:
-    """Unweighted advantages `(B, K)` of `section.diversity`. Token measures count the reply without its EOS."""
-    measure = section.diversity
-    if measure in TOKEN_MEASURES:
-        content = rollouts.lengths - (~rollouts.truncated).long()
-        mask = torch.arange(rollouts.completion_ids.shape[-1]) < content.cpu()[..., None]
-        measure = TOKEN_MEASURES[measure](rollouts.completion_ids.cpu(), mask, valid)
-    return div.diversity_advantages(
-        distances,
-        valid,
-        section.diversity_gradient,
-        measure,
-        rewards=ranks,
-        size=section.subset_size or None,
-    )
-
-
 def score(
     section,
     posts: list,
@@ -115,19 +68,16 @@ def score(
     scales: dict,
     gather: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
     people: torch.Tensor | None = None,
-    logprobs: tuple[torch.Tensor, torch.Tensor] | None = None,
-    kappa: float = 0.0,
 ) -> Scored:
     """Rewards, diversity and their advantages for rollouts of `posts`. Calls the reward and the encoder once each.
 
     `gather` collects numbers of all processes, so that the scales are the same everywhere; `people`, their sorted
-    rewards, are needed where `uses_ranks`; `logprobs`, policy and reference `(B, K, T)` each, and `kappa` where the KL
-    is part of the reward (kappa is then in units of the reward, and scaled with it).
+    rewards, are needed where `uses_ranks`.
     """
     b, k = rollouts.truncated.shape
     flat_posts = [post.text for post in posts for _ in range(k)]
     flat = [text for group in rollouts.texts for text in group]
-    rewards = d = distances = ranks = kl = None
+    rewards = d = distances = ranks = None
     found = {}
     valid = torch.tensor([len(text.split()) >= 2 for text in flat]).view(b, k)
     if reward is not None:
@@ -139,25 +89,16 @@ def score(
         valid &= torch.einsum("bkd,bd->bk", embeddings, of_posts) >= section.min_relevance
         distances = div.pairwise_distances(embeddings)
         d = div.mean_pairwise(distances)
-    shaped = rewards
-    if logprobs is not None:
-        now, reference = (x.cpu() for x in logprobs)
-        mask = rollouts.completion_mask.cpu()
-        shaped = kl_in_reward(rewards, now, reference, mask, kappa)
-        kl = torch.stack([obj.kl_value(*group) for group in zip(now, reference, mask)])
     if section.beta:
-        found["reward"] = reward_advantages(section, shaped, ranks)
+        scale = "group" if section.scale_advantages == "group" else "none"
+        found["reward"] = group_advantages(rewards, scale)
     if section.lam:
-        found["diversity"] = diversity_advantages(section, rollouts, distances, valid, ranks)
+        found["diversity"] = div.diversity_advantages(
+            distances, valid, section.diversity_gradient, ranks, section.subset_size or None
+        )
     divisors = {"reward": 1.0, "diversity": 1.0}
-    for name, advantages in found.items():
-        if section.scale_advantages == "running":
-            divisors[name] = scales[name].update(gather(advantages))
-        elif (
-            section.scale_advantages == "batch"
-        ):  # as TRL: the std of all rewards; of advantages where there is none
-            plain = name == "reward" and section.reward_gradient == "mean"
-            divisors[name] = gather(shaped if plain else advantages).std(correction=1).item() or 1.0
+    if section.scale_advantages == "running":
+        divisors |= {name: scales[name].update(gather(a)) for name, a in found.items()}
     nothing = torch.zeros(b, k)
     return Scored(
         posts,
@@ -167,7 +108,6 @@ def score(
         found.get("reward", nothing),
         found.get("diversity", nothing),
         valid,
-        kl=kl,
         reward_scale=divisors["reward"],
         diversity_scale=divisors["diversity"],
     )

@@ -54,7 +54,7 @@ def backward(
         ]
     )
     k = 0 if scored is None else scored.rollouts.truncated.shape[1]
-    kappa = kappa if k and section.kl_estimator != "k1_in_reward" else 0.0
+    kappa = kappa if k else 0.0
     entropy = section.entropy if k else 0.0
     denominator = sampled_tokens = 0
     if k:
@@ -78,7 +78,7 @@ def backward(
         sampled = sampled_ids(scored.rollouts, needed.long().to(scored.rollouts.lengths.device))
         sampled_tokens = int(counted.sum())
         # a token mean of no token at all: every reply was cut off, and so is its term
-        empty = sampled_tokens == 0 and section.loss_normalizer in ("dapo", "token")
+        empty = sampled_tokens == 0 and section.loss_normalizer == "dapo"
         denominator = (
             average(
                 0.0 if empty else obj.batch_denominator(counted, section.loss_normalizer, limit)
@@ -99,8 +99,6 @@ def backward(
         "entropy": 0.0 if entropy else nan,
         "clip_fraction": 0.0 if k else nan,
     }
-    if k and scored.kl is not None:
-        totals["kl"] = scored.kl.mean().item()
     if k and section.advantage_clip:
         totals["advantage_clipped"] = clip_advantages(
             advantages_of(beta, lam), section.advantage_clip

@@ -17,17 +17,14 @@ from itertools import combinations_with_replacement, product
 import torch
 from torch import Tensor
 
-from polylib.training import diversity, measures
+from polylib.training import diversity
 
 V, T, N = 3, 2, 9
 REPLIES = torch.tensor(list(product(range(V), repeat=T)))  # (9, 2) token ids
 # What each reply means (a direction) and how good it is; fixed, arbitrary, without symmetry.
 MEANING = torch.randn(N, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 REWARD = torch.tensor([0.1, 0.9, 0.4, 0.0, 1.0, 0.3, 0.7, 0.2, 0.6], dtype=torch.float64)
-SUCCESS = (REWARD >= 0.7).double()  # three of nine replies pass
-
-SET_MEASURES = ("semantic", "logdet", "vendi", "distinct_1", "distinct_2", "self_bleu")
-DIVERSITY_KINDS = (
+KINDS = (
     "jackknife",
     "leave_one_out",
     "set_level",
@@ -35,8 +32,8 @@ DIVERSITY_KINDS = (
     "bare",
     "detached",
     "f_poly",
+    "darling",
 )
-OTHER_KINDS = (("darling", "semantic"), ("max_at_k", "reward"), ("pass_at_k", "success"))
 
 
 # ------------------------------------------------------------------------------- policies and expectations
@@ -103,114 +100,50 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return (a @ b).item() / size if size > 0 else float("nan")
 
 
-# ------------------------------------------------------------------------------------------ set functions
-@lru_cache(None)
-def _bleu(reply: int, others: frozenset[int]) -> float:
-    """A reference that comes twice changes nothing in BLEU, so few cases are different."""
-    ids = REPLIES.tolist()
-    return measures.sentence_bleu(ids[reply], [ids[i] for i in others])
-
-
-@lru_cache
-def values(measure: str, n: int) -> Tensor:
-    """A set function of every multiset of n replies, `(M,)`. ValueError on an unknown name."""
-    sets = multisets(n)
-    whole = torch.arange(n)[None]
-    distances = measures.pairwise_distances(MEANING[sets])
-    if measure in measures.MEASURES:
-        return measures.MEASURES[measure](distances)(whole)[:, 0]
-    if measure in ("distinct_1", "distinct_2"):
-        ids = REPLIES[sets]
-        return measures.distinct_n(ids, torch.ones_like(ids), int(measure[-1]))(whole)[
-            :, 0
-        ].double()
-    if measure == "self_bleu":
-        found = [
-            sum(1.0 - _bleu(s[i], frozenset(s[:i] + s[i + 1 :])) for i in range(n)) / n
-            for s in sets.tolist()
-        ]
-        return torch.tensor(found, dtype=torch.float64)
-    if measure == "reward":
-        return REWARD[sets].amax(-1)
-    if measure == "success":
-        return SUCCESS[sets].amax(-1)
-    raise ValueError(
-        f"unknown set function {measure!r}; use {', '.join(SET_MEASURES)}, reward or success"
-    )
-
-
-def set_function(measure: str, k: int) -> measures.SetFunction:
-    """The set function as the estimators want it, with all multisets of k as the batch of prompts.
-
-    A subset's value depends on what is in it alone, so values are looked up, not computed again."""
-    sets = multisets(k)
-
-    def D(members: Tensor) -> Tensor:
-        n = members.shape[1]
-        place = N ** torch.arange(
-            n - 1, -1, -1
-        )  # a sorted multiset as a number in base 9: ascending order
-        code = (sets[:, members].sort(-1).values * place).sum(-1)
-        return values(measure, n)[torch.searchsorted((multisets(n) * place).sum(-1), code)]
-
-    return D
-
-
-def _objective(kind: str, measure: str, n: int) -> Tensor:
+# -------------------------------------------------------------------------------------- signal and noise
+def _values(kind: str, n: int) -> Tensor:
     """The function of n replies whose expectation an estimator climbs, for every multiset, `(M,)`."""
     sets = multisets(n)
-    if kind == "f_poly":
-        return REWARD[sets].mean(-1) * values(measure, n)
+    distances = diversity.pairwise_distances(MEANING[sets])
     if kind == "darling":
-        own = measures.pairwise_distances(MEANING[sets]).sum(-1) / (n - 1)
+        own = distances.sum(-1) / (n - 1)
         return (REWARD[sets] * own).mean(-1)
-    return values(measure, n)
+    D = diversity.mean_pairwise(distances)
+    return REWARD[sets].mean(-1) * D if kind == "f_poly" else D
 
 
-# -------------------------------------------------------------------------------------- signal and noise
-@lru_cache
-def _advantages(kind: str, measure: str, k: int, baseline: float) -> Tensor:
-    """What `diversity.py` gives every multiset of k, `(M, k)`; `baseline` counts for shared alone."""
-    sets, n = multisets(k), max(2, k // 2)
-    if kind in ("max_at_k", "pass_at_k"):
-        return diversity.max_at_k((REWARD if kind == "max_at_k" else SUCCESS)[sets], n)
-    return diversity.diversity_advantages(
-        measures.pairwise_distances(MEANING[sets]),
-        None,
-        kind,
-        set_function(measure, k),
-        REWARD[sets],
-        n,
-        baseline,
-    )
+def _advantages(kind: str, k: int, chance: Tensor) -> Tensor:
+    """What `diversity.py` gives every multiset of k, `(M, k)`; the set's own D for the two that share it."""
+    if kind in ("shared", "bare"):
+        D = _values("", k)
+        return (D - chance @ D if kind == "shared" else D)[:, None].expand(-1, k)
+    distances = diversity.pairwise_distances(MEANING[multisets(k)])
+    return diversity.diversity_advantages(distances, None, kind, REWARD[multisets(k)])
 
 
-def snr(kind: str, measure: str, k: int, seed: int = 0) -> dict[str, str | float]:
+def snr(kind: str, k: int, seed: int = 0) -> dict[str, str | float]:
     """Exact signal and noise of one estimator's update from one prompt with K replies.
 
     signal = ||E g||, noise = sqrt(tr Cov g), snr = signal / noise (0 for an update that is always 0: 1 / snr^2
     prompts make them equal); relative_error against the estimator's own target, E of sets of `target`
     replies; cosine and aligned_snr (cosine * snr) against the common reference, the gradient for all K
-    replies. `kind`: those of `diversity_advantages`, max_at_k, pass_at_k, or "bare", which is shared without
-    a baseline. "shared" gets the exact E[D] as its baseline, better than any batch could estimate it. Sizes
-    that are not given by the name are K // 2. -> estimator, measure, K, policy, target, and the numbers.
+    replies. `kind`: those of `diversity_advantages`, or "bare", D for each of its replies, or "shared", D less
+    the exact E[D], better than any batch could estimate it. -> estimator, K, policy, target, and the numbers.
     """
-    theta, chance = policy(seed), chances(policy(seed), k)
-    baseline = (chance @ values(measure, k)).item() if kind == "shared" else 0.0
-    update = updates(_advantages("shared" if kind == "bare" else kind, measure, k, baseline), theta)
-    n = {"jackknife": k - 1} | dict.fromkeys(
-        ("set_level", "f_poly", "max_at_k", "pass_at_k"), max(2, k // 2)
+    theta = policy(seed)
+    chance = chances(theta, k)
+    update = updates(_advantages(kind, k, chance), theta)
+    target = {"jackknife": k - 1, "set_level": max(2, k // 2), "f_poly": max(2, k // 2)}.get(
+        kind, k
     )
-    target = n.get(kind, k)
     mean = chance @ update
     signal, noise = mean.norm().item(), (chance @ (update - mean).square().sum(-1)).sqrt().item()
     truth, reference = (
-        exact_gradient(lambda _, m=m: _objective(kind, measure, m), m, theta) for m in (target, k)
+        exact_gradient(lambda _, m=m: _values(kind, m), m, theta) for m in (target, k)
     )
     ratio, angle = signal / noise if noise > 0 else 0.0, cosine(mean, reference)
     return {
         "estimator": kind,
-        "measure": measure,
         "K": k,
         "policy": seed,
         "target": target,
@@ -226,9 +159,6 @@ def snr(kind: str, measure: str, k: int, seed: int = 0) -> dict[str, str | float
 def snr_table(
     ks: Iterable[int] = (4, 8), seeds: Iterable[int] = (0, 1, 2, 3, 4)
 ) -> list[dict[str, str | float]]:
-    """`snr` of every estimator with every measure it takes, a row for each K and policy."""
-    pairs = [(kind, measure) for measure in SET_MEASURES for kind in DIVERSITY_KINDS] + list(
-        OTHER_KINDS
-    )
+    """`snr` of every estimator, a row for each K and policy."""
     seeds = list(seeds)
-    return [snr(kind, measure, k, seed) for k in ks for kind, measure in pairs for seed in seeds]
+    return [snr(kind, k, seed) for k in ks for kind in KINDS for seed in seeds]
