@@ -99,13 +99,11 @@ class DataConfig:
 @dataclass(frozen=True, config=KNOWN)
 class RewardModelConfig:
     epochs: AtLeastOne
-    objective: Literal["conditional", "pairs", "nmse"]
     negatives: Count
     lr: Rate
     hidden: AtLeastOne
     weight_decay: NotNegative
     members: AtLeastOne
-    uncertainty_penalty: NotNegative
     learned_weight: NotNegative
     heuristic_weight: NotNegative
     coherence_weight: NotNegative

@@ -11,26 +11,17 @@ FOLDS = 5
 
 
 class Threads:
-    """Replies grouped by parent: likes, share of the parent's likes, offset, and target = likes over the post's
-    own likes, at most 1 (NaN where those are unknown); all (N,), in the order of `rows`. A score below 0 has no
-    share: share and target take 0 for it."""
+    """Replies grouped by parent: share of the parent's likes and offset, both (N,), in the order of `rows`. A score
+    below 0 has no share: it counts 0."""
 
     def __init__(self, rows: pd.DataFrame, offset: np.ndarray):
         group = pd.factorize(rows["tweet_id"])[0]
-        likes = rows["reply_likes"].to_numpy(dtype=float)
-        liked = np.maximum(likes, 0)
+        liked = np.maximum(rows["reply_likes"].to_numpy(dtype=float), 0)
         total = np.bincount(group, liked)[group]
         self.share = torch.from_numpy(
             np.divide(liked, total, out=np.zeros_like(liked), where=total > 0)
         ).float()
         self.offset = torch.from_numpy(offset).float()
-        self.likes = torch.from_numpy(likes).float()
-        popularity = (
-            rows["tweet_likes"].to_numpy(dtype=float)
-            if "tweet_likes" in rows
-            else np.full(len(rows), np.nan)
-        )
-        self.target = torch.from_numpy(np.minimum(liked / np.maximum(popularity, 1), 1)).float()
         self.order = np.argsort(group, kind="stable")
         self.sizes = np.bincount(group)
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])

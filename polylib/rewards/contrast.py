@@ -15,13 +15,13 @@ SHUFFLED_WORDS = 3  # at least; the order of two words can be right by chance ha
 def negatives(rows: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     """For every post of `rows`, up to n replies of other threads and up to n of its own with the words shuffled.
 
-    Columns tweet_id, thread_id, tweet, tweet_likes (where known), reply, reply_likes = 0 (the post's lowest score
+    Columns tweet_id, thread_id, tweet, reply, reply_likes = 0 (the post's lowest score
     if that is below) and kind (shuffled_post | shuffled_words); followers and delay are absent, so they neither help
     nor harm. Fewer than n where a post has fewer replies of three words, or there is no other thread."""
     rng, lines = np.random.default_rng(seed), []
     threads, replies = rows["thread_id"].to_numpy(), rows["reply"].to_numpy(dtype=object)
     likes = rows["reply_likes"].to_numpy()
-    context = [name for name in ("tweet_id", "thread_id", "tweet", "tweet_likes") if name in rows]
+    context = ["tweet_id", "thread_id", "tweet"]
     for own in rows.groupby("tweet_id", sort=True).indices.values():
         post = rows.iloc[own[0]][context].to_dict()
         drawn = rng.integers(len(rows), size=8 * n)

@@ -60,11 +60,6 @@ class Judge:
     def components(self, posts: list[str], replies: list[str]) -> pd.DataFrame:
         return pd.DataFrame({"judge": self(posts, replies)})
 
-    def prefer(self, posts: list[str], a: list[str], b: list[str]) -> np.ndarray:
-        """Calibrated probability (N,) that reply a draws more controlled engagement than reply b to the same
-        post."""
-        return 1 / (1 + np.exp(self(posts, b) - self(posts, a)))
-
     def _regress(self, x: np.ndarray) -> np.ndarray:
         support, dual = self.arrays["support"], self.arrays["dual"]
         out = np.empty(len(x))
