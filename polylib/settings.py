@@ -203,7 +203,7 @@ class AblationConfig:
 class LLMJudgeConfig:
     url: Str
     model: Str
-    cache: Literal["live", "record", "replay", "off"]
+    cache: Literal["live", "replay"]
     max_calls: Count
     max_cost: NotNegative
     price_in: NotNegative

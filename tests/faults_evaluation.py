@@ -209,7 +209,7 @@ FAULTS = [
     (
         "llm: the estimate forgets the cache",
         "rewards/llm_client",
-        "(key := key_of(request)) not in self.cache",
+        "(key := key_of(request)) not in self.known",
         "(key := key_of(request))",
     ),
     (

@@ -173,8 +173,8 @@ FAULTS = [
     (
         "llm: one call too many",
         "rewards/llm_client",
-        "self.ledger.calls >= self.cfg.max_calls",
-        "self.ledger.calls > self.cfg.max_calls",
+        "self.calls >= self.cfg.max_calls",
+        "self.calls > self.cfg.max_calls",
     ),
     ("llm: swap ignored", "rewards/llm", "1 - shown_first[:, 1]", "shown_first[:, 1]"),
     (

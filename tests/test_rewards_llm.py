@@ -26,8 +26,7 @@ from polylib import rewards
 from polylib.config import LLMJudgeConfig, UserError
 from polylib.rewards import llm_controls
 from polylib.rewards.llm import CRITERIA, LLMReward, parse_letter, parse_score
-from polylib.rewards.llm_cache import Cache, key_of
-from polylib.rewards.llm_client import Client
+from polylib.rewards.llm_client import Client, key_of, read_answers
 
 SECRET = "sk-never/written+"
 RECORDED = (
@@ -228,12 +227,12 @@ def test_scores_keep_their_order_whatever_finishes_first(server, tmp_path):
 def test_an_answer_is_paid_once_and_replayed_without_a_server(server, tmp_path):
     first = LLMReward(client(server, tmp_path))
     scores = first.score(POSTS + POSTS, REPLIES + REPLIES)  # the second half is the first
-    assert len(server.seen) == 6 and first.client.ledger.calls == 6
+    assert len(server.seen) == 6 and first.client.calls == 6
     again = LLMReward(client(server, tmp_path))
     np.testing.assert_array_equal(again.score(POSTS + POSTS, REPLIES + REPLIES), scores)
     replay = LLMReward(client(server, tmp_path, cache="replay", url=""))
     np.testing.assert_array_equal(replay.score(POSTS, REPLIES), scores[:6])
-    assert len(server.seen) == 6 and again.client.ledger.calls == replay.client.ledger.calls == 0
+    assert len(server.seen) == 6 and again.client.calls == replay.client.calls == 0
     with pytest.raises(
         UserError, match="no answer to question .*; llm_judge.cache: live would ask"
     ):
@@ -244,27 +243,12 @@ def test_an_answer_is_paid_once_and_replayed_without_a_server(server, tmp_path):
     assert len(server.seen) == 12
 
 
-def test_record_asks_again_and_off_keeps_nothing(server, tmp_path):
-    LLMReward(client(server, tmp_path)).score(POSTS, REPLIES)
-    server.say = lambda data, question: "2"
-    assert LLMReward(client(server, tmp_path)).score(POSTS, REPLIES)[0] == 7
-    assert LLMReward(client(server, tmp_path, cache="record")).score(POSTS, REPLIES)[0] == 2
-    assert (
-        LLMReward(client(server, tmp_path, cache="replay")).score(POSTS, REPLIES)[0] == 2
-    )  # the later line counts
-    LLMReward(client(server, tmp_path / "off", cache="off")).score(POSTS, REPLIES)
-    assert (
-        not (tmp_path / "off" / "answers.jsonl").exists()
-        and (tmp_path / "off" / "ledger.jsonl").exists()
-    )
-
-
 def test_the_key_is_sent_and_neither_it_nor_a_text_is_written(server, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_API_KEY", SECRET)
     LLMReward(client(server, tmp_path)).score(POSTS, REPLIES)
     assert server.headers[0]["Authorization"] == f"Bearer {SECRET}"
     written = "".join(file.read_text() for file in tmp_path.rglob("*.jsonl"))
-    assert written.count("\n") == 7  # six answers and a line of the ledger
+    assert written.count("\n") == 6  # the answers
     assert SECRET not in written and "post 0" not in written and "reply 0" not in written
 
 
@@ -334,7 +318,7 @@ def test_a_server_that_echoes_the_key_puts_it_nowhere(
         ask(errors=[status], detail=echo)
     ask(errors=[500] * 9, detail=echo)
     files = [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
-    assert len(files) >= 12 and len(server.seen) >= 12
+    assert len(files) >= 2 and len(server.seen) >= 12
     out = capsys.readouterr()
     for text in (*said, *files, caplog.text, out.out, out.err):
         assert echo.lower().rstrip("=") not in text.lower()
@@ -359,7 +343,7 @@ def test_an_answer_with_any_line_end_is_one_line_of_the_cache(server, tmp_path, 
     (tmp_path / "older.jsonl").write_text(
         raw + "\n", encoding="utf-8"
     )  # written before answers were escaped
-    assert Cache(tmp_path / "older.jsonl", "live").get("k")["text"] == "7\u2028\x85"
+    assert read_answers(tmp_path / "older.jsonl")["k"] == "7\u2028\x85"
 
 
 @pytest.mark.parametrize(
@@ -368,13 +352,11 @@ def test_an_answer_with_any_line_end_is_one_line_of_the_cache(server, tmp_path, 
         ("<think>9 or 3?</think>\n7", "stop", 7),
         ("Hm, 9.</think>7", "stop", 7),
         ("<THINKING>9</THINKING> 7", None, 7),
-        ([{"type": "thinking", "text": "9"}, {"type": "text", "text": "7"}], "stop", 7),
-        ([{"type": "text", "text": "7"}], None, 7),
         ("", "stop", None),
         ("I give it a 7 since", "length", None),  # answers, though no scores: kept
     ],
 )
-def test_thinking_and_parts_are_read(server, tmp_path, said, finish, score):
+def test_thinking_is_read_over(server, tmp_path, said, finish, score):
     server.say, server.finish = lambda data, question: said, finish
     for mode in ("live", "replay"):
         found = LLMReward(client(server, tmp_path, cache=mode)).score(["p"], ["r"])
@@ -402,9 +384,10 @@ def test_thinking_and_parts_are_read(server, tmp_path, said, finish, score):
 )
 def test_what_is_no_answer_is_missing_paid_and_not_kept(server, tmp_path, said, finish):
     server.say, server.finish = lambda data, question: said, finish
-    reward = LLMReward(client(server, tmp_path))
+    reward = LLMReward(client(server, tmp_path, price_in=1e4, price_out=1e4, max_cost=9.0))
     np.testing.assert_array_equal(reward.score(["p"], ["r"]), [np.nan])
-    assert reward.client.ledger.tokens_in == 100 and not (tmp_path / "answers.jsonl").exists()
+    assert reward.client.cost == pytest.approx(1.02)
+    assert not (tmp_path / "answers.jsonl").exists()
     server.say = lambda data, question: "7"
     np.testing.assert_array_equal(
         LLMReward(client(server, tmp_path)).score(["p"], ["r"]), [7]
@@ -418,6 +401,7 @@ def test_what_is_no_answer_is_missing_paid_and_not_kept(server, tmp_path, said, 
         "many",
         7,
         {},
+        None,
         {"prompt_tokens": [100], "completion_tokens": 2},
         {"prompt_tokens": "100", "completion_tokens": 2},
         {"prompt_tokens": -1, "completion_tokens": 2},
@@ -426,9 +410,9 @@ def test_what_is_no_answer_is_missing_paid_and_not_kept(server, tmp_path, said, 
 )
 def test_token_counts_that_are_none_are_estimated(server, tmp_path, usage):
     server.usage = usage
-    reward = LLMReward(client(server, tmp_path))
+    reward = LLMReward(client(server, tmp_path, price_in=1e3, price_out=1e3))
     assert reward.score(["p"], ["r"])[0] == 7
-    assert reward.client.ledger.unpriced == 1 and reward.client.ledger.tokens_in > 30
+    assert reward.client.cost > 0.03 + 0.008
 
 
 @pytest.mark.parametrize(
@@ -514,11 +498,7 @@ def test_a_users_text_cannot_end_its_quotation(server, tmp_path):
 def test_overload_is_retried_and_refusal_is_not(server, tmp_path):
     server.errors = [429, 503]
     reward = LLMReward(client(server, tmp_path, concurrency=1))
-    assert (
-        reward.score(["p"], ["r"])[0] == 7
-        and len(server.seen) == 3
-        and reward.client.ledger.calls == 3
-    )
+    assert reward.score(["p"], ["r"])[0] == 7 and len(server.seen) == 3 and reward.client.calls == 3
     server.errors = [401]
     with pytest.raises(UserError, match=r"refused with status 401.*\$LLM_API_KEY"):
         LLMReward(client(server, tmp_path / "b")).score(["p"], ["r"])
@@ -546,40 +526,25 @@ def test_cost_is_refused_before_it_is_spent(server, tmp_path):
     paid = client(server, tmp_path, price_in=1e4, price_out=1e4)  # 100 + 2 tokens: 1.02 a call
     with pytest.raises(UserError, match="max_cost: the next call could exceed 1 "):
         LLMReward(paid).score(POSTS, REPLIES)
-    assert not server.seen and paid.ledger.cost == 0
+    assert not server.seen and paid.cost == 0
     paid = client(
         server, tmp_path, price_in=1e4, price_out=1e4, max_cost=5.0, concurrency=1
     )  # 5 of 6 at most
     with pytest.raises(UserError, match="max_cost"):
         LLMReward(paid).score(POSTS, REPLIES)
-    assert 0 < paid.ledger.cost <= 5.0 and paid.ledger.cost == pytest.approx(
-        1.02 * len(server.seen)
-    )
-    line = json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[-1])
-    assert line["calls"] == len(server.seen) and line["tokens_in"] == 100 * len(server.seen)
+    assert 0 < paid.cost <= 5.0 and paid.cost == pytest.approx(1.02 * len(server.seen))
+    assert paid.calls == len(server.seen)
 
 
-def test_calls_under_way_count_as_spent_until_they_are_settled(server, tmp_path):
-    question = {
-        "messages": [{"role": "user", "content": "x" * 25}]
-    }  # 16 + 10 tokens in and 8 out: .34 a call
-    paid = client(server, tmp_path, price_in=1e4, price_out=1e4, max_cost=0.8)
-    guesses = [paid._reserve(question), paid._reserve(question)]
+def test_calls_under_way_count_as_spent(server, tmp_path):
+    paid = client(server, tmp_path, max_cost=0.8)
+    paid._reserve(0.34)
+    paid._reserve(0.34)
     with pytest.raises(
         UserError, match="max_cost: the next call could exceed 0.8 .0.68 spent or under way"
     ):
-        paid._reserve(question)
-    paid._settle(guesses[0], {"tokens_in": 10, "tokens_out": 1}, True)
-    assert paid._reserve(question) == pytest.approx(0.34) and paid.ledger.cost == pytest.approx(
-        0.11
-    )
-
-
-def test_tokens_the_server_does_not_count_are_estimated_and_said(server, tmp_path):
-    server.usage = None
-    reward = LLMReward(client(server, tmp_path))
-    reward.score(POSTS, REPLIES)
-    assert reward.client.ledger.unpriced == 6 and reward.client.ledger.tokens_in > 0
+        paid._reserve(0.34)
+    assert paid.cost == pytest.approx(0.68)
 
 
 def test_a_win_must_survive_the_swap(server, tmp_path):
@@ -598,7 +563,6 @@ def test_a_win_must_survive_the_swap(server, tmp_path):
     server.say = lambda data, question: "A" if data["A"] == "a" else "hm"
     judge = LLMReward(client(server, tmp_path / "c"))
     np.testing.assert_array_equal(judge.compare(["p"], ["a"], ["c"]).wins, [np.nan])
-    assert judge.controls(["p"], ["a"], ["c"])["right"] == 0
 
 
 def by_overlap(data, question):
@@ -685,8 +649,8 @@ def test_the_estimate_is_what_asking_then_takes(server, tmp_path):
     ) and not server.seen
     server.say = lambda data, question: "A"
     judge.compare(*pairs)
-    assert len(server.seen) == judge.client.ledger.calls == 2
-    assert expected["tokens_in"] >= 2 * 100 and expected["cost"] >= judge.client.ledger.cost > 0
+    assert len(server.seen) == judge.client.calls == 2
+    assert expected["tokens_in"] >= 2 * 100 and expected["cost"] >= judge.client.cost > 0
     after = judge.client.estimate(judge.questions(*pairs))
     assert (after["calls"], after["known"], after["cost"]) == (0, 4, 0)
 
@@ -709,10 +673,7 @@ def test_a_reply_without_score_takes_its_posts_mean_but_not_too_many(server, tmp
     posts, replies = ["p"] * 3 + ["q"] * 7, ["r0", "r1", "r2", *(f"s{i}" for i in range(7))]
     reward = LLMReward(client(server, tmp_path))
     np.testing.assert_array_equal(reward(posts, replies), [6, 4, 8] + [1] * 7)
-    assert (
-        reward.missing == pytest.approx(0.1)
-        and "10.0% of 10 replies without score" in capsys.readouterr().out
-    )
+    assert "10.0% of 10 replies without score" in capsys.readouterr().out
     assert np.isnan(reward.components(posts, replies)["llm"][0])
     np.testing.assert_array_equal(
         reward(posts[:3], replies[:3]), [6, 4, 8]
@@ -728,10 +689,10 @@ def test_a_reply_without_score_takes_its_posts_mean_but_not_too_many(server, tmp
 def test_a_broken_line_and_missing_settings_are_said(tmp_path, server):
     file = tmp_path / "answers.jsonl"
     good = '{"key": "k", "model": "m", "text": "7", "tokens_in": 1, "tokens_out": 1}\n'
-    for other in ('{"key": "half"}', "7", good.replace('"7"', '["7"]')):
+    for other in ('{"key": "half"}', "7", "[]", good.replace('"7"', '["7"]')):
         file.write_text(f"{good}{other}\n")
-        with pytest.raises(UserError, match=r"answers.jsonl:2: not an answer .*; delete that line"):
-            Cache(file, "live")
+        with pytest.raises(UserError, match=r"answers.jsonl:2: not an answer; delete that line"):
+            read_answers(file)
     file.unlink()
     with pytest.raises(UserError, match="llm_judge.url and llm_judge.model are empty"):
         client(server, tmp_path, url="")
@@ -781,28 +742,21 @@ def test_a_language_model_behind_transformers_serve_answers_and_is_refused(tmp_p
             Client(cfg, tmp_path / "scores", timeout=120)
         )  # tries until the server is up
         texts = ["My kettle took eleven minutes."], ["Rain."]
-        scores, ledger = scoring.score(*texts), scoring.client.ledger
+        scores, cost = scoring.score(*texts), scoring.client.cost
         assert np.isnan(scores[0]) or 1 <= scores[0] <= 10
-        assert (
-            ledger.unpriced == 0
-            and ledger.tokens_in > 60
-            and ledger.tokens_out > 0
-            and ledger.cost > 0
-        )
+        assert scoring.client.calls >= 1 and cost > 60 / 1e6
         np.testing.assert_array_equal(scoring.score(*texts), scores)
-        assert ledger.known == 1
+        assert scoring.client.cost == cost
         judge = LLMReward(Client(cfg, tmp_path, timeout=120))
         talk = [part[: llm_controls.FEWEST] for part in TALK]
         table = llm_controls.battery(judge, *talk)
     finally:
         serve.kill_server()
-    ledger = judge.client.ledger
-    assert ledger.calls == 4 and ledger.unpriced == 0 and ledger.tokens_in > 4 * 60, (
+    assert judge.client.calls == 4 and judge.client.cost > 4 * 60 / 1e6, (
         f"other questions than recorded: delete {RECORDED.name}, run this again and put the new answers.jsonl there"
     )
-    assert {
-        key: Cache(tmp_path / "answers.jsonl", "live").get(key)["text"] for key in left_out
-    } == left_out
+    answers = read_answers(tmp_path / "answers.jsonl")
+    assert {key: answers[key] for key in left_out} == left_out
     print(table.to_string())
     refused = table.set_index("control")["verdict"].eq("refused")
     assert refused["constant"] or refused["off_topic"], (

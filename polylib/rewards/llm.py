@@ -63,24 +63,24 @@ class LLMReward:
     """reward(posts, replies) -> (N,) float64 in [1, 10]: the model's score of `criterion`.
 
     As a reward every reply needs a number: one without score gets the mean of its post's other replies in the call
-    (advantage 0), or of the whole call; `missing` is the share of those in the last call. UserError above 20 %."""
+    (advantage 0), or of the whole call. UserError where more than 20 % have none."""
 
     name = "llm"
 
     def __init__(self, client: Client, criterion: str = CRITERION):
-        self.client, self.criterion, self.missing = client, criterion, 0.0
+        self.client, self.criterion = client, criterion
 
     def __call__(self, posts: list[str], replies: list[str]) -> np.ndarray:
         scores = pd.Series(self.score(posts, replies))
-        self.missing = float(scores.isna().mean()) if len(scores) else 0.0
-        if self.missing > MISSING and (len(scores) >= ENOUGH or self.missing == 1):
-            share, model = f"{self.missing:.0%} of {len(scores)}", self.client.cfg.model
+        missing = float(scores.isna().mean())
+        if missing > MISSING and (len(scores) >= ENOUGH or missing == 1):
             raise UserError(
-                f"llm_judge.model {model}: {share} answers have no score from 1 to 10; use another model"
+                f"llm_judge.model {self.client.cfg.model}: {missing:.0%} of {len(scores)} answers have no score "
+                "from 1 to 10; use another model"
             )
-        if self.missing:
+        if missing:
             print(
-                f"llm: {self.missing:.1%} of {len(scores)} replies without score take their post's mean"
+                f"llm: {missing:.1%} of {len(scores)} replies without score take their post's mean"
             )
         of_post = scores.groupby(np.asarray(posts, dtype=object)).transform("mean")
         return scores.fillna(of_post).fillna(scores.mean()).to_numpy()
@@ -91,56 +91,43 @@ class LLMReward:
 
     def score(self, posts: list[str], replies: list[str]) -> np.ndarray:
         """(N,) float64, 1 to 10; NaN where the answer is not a number from 1 to 10."""
-        _same_length(posts, replies)
         question = ASK_SCORE.format(criterion=self.criterion)
         answers = self.client.ask(
-            [_messages(RATE, question, post=p, reply=r) for p, r in zip(posts, replies)]
+            [
+                _messages(RATE, question, post=p, reply=r)
+                for p, r in zip(posts, replies, strict=True)
+            ]
         )
         return np.array([parse_score(answer) for answer in answers], dtype=float)
 
     def compare(self, posts: list[str], a: list[str], b: list[str]) -> Comparison:
         """Every pair in both orders (2N questions). Equal texts tie without being asked."""
-        _same_length(posts, a)
-        _same_length(posts, b)
         asked = [i for i in range(len(posts)) if a[i] != b[i]]
         answers = self.client.ask(self.questions(posts, a, b))
-        shown_first = np.array([parse_letter(answer) for answer in answers], dtype=float).reshape(
-            -1, 2
-        )
-        for_a = np.stack(
-            [shown_first[:, 0], 1 - shown_first[:, 1]], axis=1
-        )  # verdicts in favour of a, by order
+        shown_first = np.array([parse_letter(answer) for answer in answers]).reshape(-1, 2)
+        one, other = shown_first[:, 0], 1 - shown_first[:, 1]  # verdicts for a, by order
+        unread, given = np.isnan(one + other), shown_first[~np.isnan(shown_first)]
         wins = np.full(len(posts), 0.5)
-        wins[asked] = np.where(
-            np.isnan(for_a).any(1), np.nan, np.where(for_a[:, 0] == for_a[:, 1], for_a[:, 0], 0.5)
-        )
-        both, given = for_a[~np.isnan(for_a).any(1)], shown_first[~np.isnan(shown_first)]
+        wins[asked] = np.select([unread, one == other], [np.nan, one], 0.5)
         return Comparison(
             wins,
-            float((both[:, 0] == both[:, 1]).mean()) if len(both) else np.nan,
+            float((one == other)[~unread].mean()) if not unread.all() else np.nan,
             float(given.mean()) if len(given) else np.nan,
-            float(np.isnan(for_a).any(1).mean()) if len(for_a) else 0.0,
+            float(unread.mean()) if len(unread) else 0.0,
         )
 
     def questions(self, posts: list[str], a: list[str], b: list[str]) -> list[list[dict]]:
         """What `compare` asks, two lists of chat messages a pair of different texts: for `Client.estimate`."""
         ask = ASK_LETTER.format(criterion=self.criterion)
-        orders = [(p, *pair) for p, x, y in zip(posts, a, b) if x != y for pair in ((x, y), (y, x))]
+        orders = [
+            (p, *pair)
+            for p, x, y in zip(posts, a, b, strict=True)
+            if x != y
+            for pair in ((x, y), (y, x))
+        ]
         return [
             _messages(COMPARE, ask, post=post, A=first, B=second) for post, first, second in orders
         ]
-
-    def controls(self, posts: list[str], good: list[str], bad: list[str]) -> dict[str, float]:
-        """Pairs whose answer is known: `right` share of wins of `good` (ties half, missing = wrong), with
-        `consistent`, `first` and `missing`. `llm_controls.battery` has the pairs, and the verdict."""
-        result = self.compare(posts, good, bad)
-        return {
-            "right": float(np.nan_to_num(result.wins, nan=0.0).mean()),
-            "consistent": result.consistent,
-            "first": result.first,
-            "missing": result.missing,
-            "n": len(posts),
-        }
 
 
 def parse_score(answer: str) -> float:
@@ -158,8 +145,3 @@ def parse_letter(answer: str) -> float:
 def _messages(system: str, question: str, **texts: str) -> list[dict]:
     user = f"{json.dumps(texts, ensure_ascii=False)}\n\n{question}"
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
-
-
-def _same_length(posts: list[str], replies: list[str]) -> None:
-    if len(posts) != len(replies):
-        raise ValueError(f"{len(posts)} posts but {len(replies)} replies")
