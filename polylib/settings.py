@@ -153,7 +153,7 @@ class TrainConfig:
     subset_size: Count
     curriculum: Quantile
     min_relevance: Cosine
-    reward: Literal["combined", "learned", "heuristic", "coherence", "llm"]
+    reward: Literal["combined", "learned", "heuristic", "coherence"]
     eval_every: AtLeastOne
     eval_prompts: Count
     eval_samples: Count
@@ -172,7 +172,7 @@ class RivalConfig:
     lr: Rate
     warmup_steps: Count
     max_grad_norm: Learning
-    reward: Literal["combined", "learned", "heuristic", "coherence", "llm"]
+    reward: Literal["combined", "learned", "heuristic", "coherence"]
     eval_every: AtLeastOne
     eval_prompts: Count
     eval_samples: Count

@@ -233,7 +233,7 @@ def test_missing_rewards_and_unknown_names_are_said(tmp_path):
     with pytest.raises(UserError, match="run stage reward_model first"):
         rewards.load(tmp_path, ENCODER)
     (tmp_path / "card.json").write_text("{}")
-    with pytest.raises(UserError, match="use combined, learned, heuristic, coherence, llm"):
+    with pytest.raises(UserError, match="use combined, learned, heuristic, coherence"):
         rewards.load(tmp_path, ENCODER, "best")
 
 

@@ -8,23 +8,19 @@ The language model behind coherence is read only by rewards that use it, and onl
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from polylib import run
-from polylib.config import LLMJudgeConfig, ModelConfig, RewardModelConfig, UserError
-from polylib.rewards import coherence, combined, heuristic, judge, learned, llm_controls
+from polylib.config import ModelConfig, RewardModelConfig, UserError
+from polylib.rewards import coherence, combined, heuristic, judge, learned
 from polylib.rewards.coherence import Coherence
 from polylib.rewards.combined import CombinedReward
 from polylib.rewards.heuristic import HeuristicReward
 from polylib.rewards.judge import Judge
 from polylib.rewards.learned import EngagementReward
-from polylib.rewards.llm import Comparison, LLMReward
-from polylib.rewards.llm_client import Client
 
 __all__ = [
     "Coherence",
@@ -33,15 +29,11 @@ __all__ = [
     "Fitted",
     "HeuristicReward",
     "Judge",
-    "LLMReward",
     "fit_all",
     "load",
     "load_judge",
 ]
-NAMES = ("combined", "learned", "heuristic", "coherence", "llm")
-CONTROLS = (
-    20  # human replies a language model has to know from planted ones before it may reward anything
-)
+NAMES = ("combined", "learned", "heuristic", "coherence")
 
 
 @dataclass(frozen=True)
@@ -64,7 +56,7 @@ def fit_all(
     cfg_model: ModelConfig | None = None,
 ) -> Fitted:
     """Fit rewards on split train (learned: stopped on validation) and the judge on split judge; save all in
-    `folder`, with the human replies that `load` tests a language model on. Coherence is fitted if `cfg_model` is
+    `folder`. Coherence is fitted if `cfg_model` is
     given; UserError if its weight is above 0 and it is not.
 
     `rows` are those of data.prepare.load_rows; nothing of split test is read here."""
@@ -84,7 +76,6 @@ def fit_all(
     fitted = Fitted(engagement, rules, both, judge.fit(judged, seed), sense)
     for part in filter(None, (engagement, rules, both, fitted.judge, sense)):
         part.save(folder)
-    run.write_json(Path(folder) / "controls.json", _best_liked(train, seed))
     run.seal(folder)
     return fitted
 
@@ -94,23 +85,9 @@ def load(
     encoder,
     name: str = "combined",
     cfg_model: ModelConfig | None = None,
-    cfg_llm: LLMJudgeConfig | None = None,
-) -> CombinedReward | EngagementReward | HeuristicReward | Coherence | LLMReward:
-    """The reward `name` that `fit_all` saved: combined, learned, heuristic or coherence; llm is the endpoint of
-    `cfg_llm`, which nothing is fitted for and which first has to pass `llm_controls`, comparing and scoring (about
-    260 questions, kept like all answers: a second load asks nothing). UserError if it is not there or does not pass,
+) -> CombinedReward | EngagementReward | HeuristicReward | Coherence:
+    """The reward `name` that `fit_all` saved: combined, learned, heuristic or coherence. UserError if it is not there,
     or if it scores with a language model (coherence, or combined with a weight on it) and `cfg_model` is not given."""
-    if name == "llm":
-        if cfg_llm is None:
-            raise UserError("reward llm needs cfg.llm_judge, the section that names the endpoint")
-        reward = LLMReward(Client(cfg_llm))
-        known = json.loads(
-            (_existing(folder, "controls.json") / "controls.json").read_text(encoding="utf-8")
-        )
-        for what, tested in (("comparing", reward), ("scoring", _ByScore(reward))):
-            table = llm_controls.battery(tested, known["posts"], known["replies"])
-            llm_controls.require(table, f"{cfg_llm.model}, {what},")
-        return reward
     if name not in NAMES:
         raise UserError(f"unknown reward {name!r}; use {', '.join(NAMES)}")
     folder = _existing(folder, "card.json")
@@ -135,26 +112,6 @@ def load(
 def load_judge(folder: Path) -> Judge:
     """The judge that `fit_all` saved. UserError if it is not there."""
     return judge.load(_existing(folder, "judge.json"))
-
-
-class _ByScore:
-    """A judge that compares by the scores it would pay: what a policy is trained on is `score`, not `compare`."""
-
-    def __init__(self, reward: LLMReward):
-        self.reward = reward
-
-    def compare(self, posts: list[str], a: list[str], b: list[str]) -> Comparison:
-        """Scores know no order, so the only inconsistency left is a missing one; `first` is unknown (NaN)."""
-        gap = self.reward.score(posts, a) - self.reward.score(posts, b)
-        return Comparison(0.5 + 0.5 * np.sign(gap), 1.0, np.nan, float(np.isnan(gap).mean()))
-
-
-def _best_liked(train: pd.DataFrame, seed: int) -> dict[str, list[str]]:
-    """{posts, replies}: the best liked reply to each of up to CONTROLS posts. Not any reply: many that people write
-    are hardly better than "Agreed!", and a judge that says so is right."""
-    best = train.sort_values("reply_likes", ascending=False, kind="stable").drop_duplicates("tweet")
-    best = best.sample(min(CONTROLS, len(best)), random_state=seed)
-    return {"posts": list(best["tweet"]), "replies": list(best["reply"])}
 
 
 def _existing(folder: Path, file: str) -> Path:
