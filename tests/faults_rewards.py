@@ -150,7 +150,7 @@ FAULTS = [
     ("judge without negatives", "rewards/judge", "NEGATIVES = 1 ", "NEGATIVES = 0 "),
     (
         "negatives from the own thread",
-        "rewards/contrast",
+        "rewards/conditional",
         'if threads[k] != post["thread_id"]][:n]',
         "][:n]",
     ),
@@ -185,7 +185,7 @@ FAULTS = [
         "(name not in SPOILED or _drops(human - scores, ids))",
         "True",
     ),
-    ("detector: no floor", "hacking/null", "return np.maximum(sd, floor)", "return sd + 1e-12"),
+    ("detector: no floor", "hacking/features", "return np.maximum(sd, floor)", "return sd + 1e-12"),
     (
         "detector: hacked without the judge",
         "hacking/__init__",

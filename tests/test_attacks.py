@@ -36,8 +36,8 @@ def oracle():
     return Reward("oracle", lambda post, reply: float((post, reply) in known))
 
 
-def outcome(reward, **options):
-    return attacks.table([reward], ROWS, 0, **options).set_index("attack")
+def outcome(reward, pieces=240):
+    return attacks.table([reward], ROWS, 0, pieces).set_index("attack")
 
 
 def test_a_reward_that_knows_people_is_not_flagged():
@@ -107,7 +107,7 @@ def test_search_beats_the_bank_and_every_pair_of_pieces():
 
 def test_the_search_never_sees_test_posts():
     reward = oracle()
-    table = attacks.table([reward], ROWS, 0)
+    table = attacks.table([reward], ROWS, 0, 240)
     test = set(ROWS.loc[ROWS["split"] == "test", "tweet"])
     under_test = {reply for post, reply in reward.seen if post in test}
     constants = under_test & set(attacks.BANK)
@@ -127,18 +127,11 @@ def test_bank_is_large_generic_and_holds_the_published_sentence():
 
 def test_the_same_seed_gives_the_same_table_and_no_found_string_is_in_it():
     reward = Reward("length", lambda post, reply: len(set(reply.split())))
-    one, two = attacks.table([reward], ROWS, 3), attacks.table([reward], ROWS, 3)
+    one, two = attacks.table([reward], ROWS, 3, 240), attacks.table([reward], ROWS, 3, 240)
     pd.testing.assert_frame_equal(one, two)
     assert one.attrs["found"] == two.attrs["found"]
     assert list(one.columns) == ["reward", "attack", "score", "human_median", "passed", "beats"]
     assert one.attrs["found"]["length"] not in one.to_csv()
-
-
-def test_limit_bounds_the_posts_scored():
-    reward = Reward("length", lambda post, reply: len(reply))
-    attacks.table([reward], ROWS, 0, limit=3, pieces=0)
-    test = set(ROWS.loc[ROWS["split"] == "test", "tweet"])
-    assert len({post for post, _ in reward.seen} & test) == 3
 
 
 def test_flags_stand_in_the_cards(tmp_path):
@@ -159,7 +152,7 @@ def test_padding_reaches_its_length_without_content():
 
 def test_no_posts_and_no_numbers_are_refused():
     with pytest.raises(UserError, match="need test and validation posts"):
-        attacks.table([oracle()], ROWS[ROWS["split"] != "test"], 0)
+        attacks.table([oracle()], ROWS[ROWS["split"] != "test"], 0, 0)
     with pytest.raises(ValueError, match="broken: a score under attack"):
         attacks.table(
             [Reward("broken", lambda post, reply: np.nan if post == reply else 1.0)],

@@ -226,12 +226,10 @@ def test_three_parts_weigh_what_they_say_and_survive_the_disk(fitted, rows):
 def test_no_language_model_is_needed_without_its_weight(rows, tmp_path):
     fit = rewards.fit_all(rows, ENCODER, FAST, tmp_path, 0)
     assert fit.coherence is None and rewards.load(tmp_path, ENCODER).weights["coherence"] == 0
-    with pytest.raises(UserError, match="coherence_weight is above 0: fit_all needs cfg.model"):
+    with pytest.raises(UserError, match="coherence_weight is above 0, but no language model"):
         rewards.fit_all(rows, ENCODER, dataclasses.replace(FAST, coherence_weight=0.1), tmp_path, 0)
-    with pytest.raises(UserError, match="must be >= 0, not all 0"):
+    with pytest.raises(UserError, match="must not all be 0"):
         CombinedReward(fit.learned, fit.heuristic, 0.0, 0.0)
-    with pytest.raises(UserError, match="relevance_floor must be at least 0 and below 1"):
-        fit.combined.fit(rows, 1.0, 0)
 
 
 class Style:

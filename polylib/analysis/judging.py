@@ -20,8 +20,7 @@ from polylib.analysis import replies, winrate
 from polylib.analysis.length_control import win_rate
 from polylib.analysis.results import UNSEEDED, Results
 from polylib.config import UserError
-from polylib.reward_checks import verdicts
-from polylib.reward_checks.agreement import kappa
+from polylib.reward_checks.agreement import hard, kappa, soft_wins
 from polylib.rewards import llm_controls
 from polylib.rewards.llm import CRITERIA, LLMJudge
 from polylib.rewards.llm_client import Client
@@ -86,7 +85,7 @@ def llm_comparison(
                 list(pairs["post"]), list(pairs["reply"]), list(pairs["reply_other"])
             )
             rate = win_rate(seen.wins, pairs["length"], pairs["length_other"], pairs["post_id"])
-            own = verdicts.hard(verdicts.soft_wins(pairs["judge"], pairs["judge_other"]))
+            own = hard(soft_wins(pairs["judge"], pairs["judge_other"]))
             agreed = kappa(seen.wins, own, pairs["post_id"])
             found[method, seed, criterion] = rate
             rows.append(

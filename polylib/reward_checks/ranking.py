@@ -56,7 +56,9 @@ class Ranking:
         self.i, self.j = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), dtype=int)
 
     def compare(self, score: np.ndarray, target: np.ndarray, name: str) -> list[dict]:
-        """pair_accuracy_<name>, spearman_<name>. A pair of different likes keeps its own controlled values: they take out what reach did to it."""
+        """pair_accuracy_<name>, spearman_<name>.
+
+        A pair of different likes keeps its own controlled values: they take out what reach did to it."""
         known = np.abs(target[self.i] - target[self.j]) > 0
         if (
             name != "latent"
@@ -98,15 +100,6 @@ class Ranking:
                 inside = known & (ratio >= a) & (ratio < b)
                 lines.append(self._pairs(f"pair_accuracy_{kind}_{label}", right, inside))
         return lines
-
-    def calibrated(self, score: np.ndarray, target: np.ndarray, temperature: float) -> dict:
-        """ece_calibrated: error of differences over `temperature` read as log-odds.
-
-        Without an interval: resampling adds noise to every bin, and an error of bins only grows with noise."""
-        margin, weight = calibration.margins(score, target, self.likes, self.parent)
-        error = calibration.expected_error(margin / temperature, weight)
-        line = {"metric": "ece_calibrated", "value": error, "lo": np.nan, "hi": np.nan}
-        return line | {"n": len(margin)}
 
     def mean(self, values: np.ndarray) -> dict:
         return self._boot(np.asarray(values, float), self.thread)

@@ -28,15 +28,11 @@ def table(
     """The validation table of `rewards` (each with .name) and five baselines on the threads of split test.
 
     Against `engagement`, raw `likes` (where followers and delay still count) and, if truth[reply_id, latent] has
-    rows, `latent`: the metrics of Ranking.compare. Against engagement also those of Ranking.bins and, with a
-    temperature fitted on the pairs of split validation, Ranking.calibrated; against likes, Ranking.balanced. For
-    engagement and likes only pairs whose likes differ count. Controls, in the reward's own units: mean_human,
-    mean_shuffled_post, mean_shuffled_words, mean_constant, and win_* = share of human replies that score above the
-    control."""
-    train, tuned, held = (
-        rows[rows["split"] == name].reset_index(drop=True)
-        for name in ("train", "validation", "test")
-    )
+    rows, `latent`: the metrics of Ranking.compare; against engagement also those of Ranking.bins, against likes
+    Ranking.balanced. For engagement and likes only pairs whose likes differ count. Controls, in the reward's own units:
+    mean_human, mean_shuffled_post, mean_shuffled_words, mean_constant, and win_* = share of human replies that score
+    above the control."""
+    train, held = (rows[rows["split"] == name].reset_index(drop=True) for name in ("train", "test"))
     likes = held["reply_likes"].to_numpy(float)
     targets = {
         "engagement": held["engagement"].to_numpy(float),
@@ -45,31 +41,26 @@ def table(
     if truth is not None and len(truth):
         latent = held["reply_id"].map(truth.set_index("reply_id")["latent"])
         targets["latent"] = latent.to_numpy(float)
-    both = pd.concat([held, tuned], ignore_index=True)
-    scores = baselines(train, both, encoder, seed)
-    for reward in rewards:
-        parts = [reward(list(part["tweet"]), list(part["reply"])) for part in (held, tuned)]
-        scores[reward.name] = np.concatenate(parts)
-    worth = calibration.curve(*_margins(conditional.offsets(train), train, "reply_likes"))
+    posts, replies = list(held["tweet"]), list(held["reply"])
+    scores = baselines(train, held, encoder, seed)
+    scores |= {reward.name: reward(posts, replies) for reward in rewards}
+    liked = train["reply_likes"].to_numpy(float)
+    reach = calibration.margins(conditional.offsets(train), liked, liked, train["tweet_id"])
+    worth = calibration.curve(*reach)
     ranking, lines = Ranking(held, seed, conditional.offsets(held, train), worth), []
-    for model, values in scores.items():
-        score, found = values[: len(held)], []
+    for model, score in scores.items():
+        found = []
         for name, target in targets.items():
             found += ranking.compare(score, target, name)
         found += [ranking.balanced(score), *ranking.bins(score, targets["engagement"])]
-        margin, weight = _margins(values[len(held) :], tuned, "engagement")
-        if len(margin):
-            temperature = calibration.temperature(margin, weight)
-            found.append(ranking.calibrated(score, targets["engagement"], temperature))
         lines += [{"model": model} | line for line in found]
-    posts, replies = list(held["tweet"]), list(held["reply"])
     texts = {
         "shuffled_post": other_posts(held, seed),
         "shuffled_words": shuffled_words(replies, seed),
         "constant": [CONSTANT] * len(held),
     }
     for reward in rewards:
-        human = scores[reward.name][: len(held)]
+        human = scores[reward.name]
         line = {"model": reward.name}
         lines.append(line | {"metric": "mean_human"} | ranking.mean(human))
         for name, text in texts.items():
@@ -134,8 +125,3 @@ def other_posts(held: pd.DataFrame, seed: int) -> list[str]:
     out = np.empty(len(held), dtype=object)
     out[rows] = replies[moved]
     return out.tolist()
-
-
-def _margins(score: np.ndarray, rows: pd.DataFrame, target: str) -> tuple[np.ndarray, np.ndarray]:
-    likes, value = rows["reply_likes"].to_numpy(float), rows[target].to_numpy(float)
-    return calibration.margins(score, value, likes, rows["tweet_id"])

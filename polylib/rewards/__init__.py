@@ -60,10 +60,6 @@ def fit_all(
     given; UserError if its weight is above 0 and it is not.
 
     `rows` are those of data.prepare.load_rows; nothing of split test is read here."""
-    if cfg.coherence_weight > 0 and cfg_model is None:
-        raise UserError(
-            "reward_model.coherence_weight is above 0: fit_all needs cfg.model, the base model's section"
-        )
     train, validation, judged = (
         rows[rows["split"] == name] for name in ("train", "validation", "judge")
     )

@@ -18,7 +18,6 @@ the score by changing itself.
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -47,19 +46,14 @@ class Coherence:
         self.source, self.scales = cfg_model.source, {}
 
     def fit(self, rows: pd.DataFrame, seed: int) -> Coherence:
-        """Length curves and scales from at most FIT human replies (tweet, reply) drawn with `seed`. Prints the
-        throughput. Raises UserError for fewer than 10 replies."""
+        """Length curves and scales from at most FIT human replies (tweet, reply) drawn with `seed`.
+        Raises UserError for fewer than 10 replies."""
         if len(rows) < 10:
             raise UserError(
                 f"coherence: {len(rows)} human replies are too few to fit its scales; 10 are needed"
             )
         rows = rows.sample(min(FIT, len(rows)), random_state=seed)
-        start, before = time.perf_counter(), self.likelihood.scored
         raw = self._raw(list(rows["tweet"]), list(rows["reply"]))
-        scored, seconds = self.likelihood.scored - before, time.perf_counter() - start
-        print(
-            f"coherence: scales from {len(rows)} replies, {scored / seconds:,.0f} likelihoods/s, loading included"
-        )
         log_tokens = np.log(raw["tokens"].to_numpy())
         shortest, longest = np.quantile(log_tokens, [0.02, 0.98])
         self.scales = {"shortest": float(shortest), "longest": float(longest)}

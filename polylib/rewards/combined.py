@@ -42,9 +42,9 @@ class CombinedReward:
             "heuristic": heuristic_weight,
             "coherence": coherence_weight,
         }
-        if min(weights.values()) < 0 or not sum(weights.values()) > 0:
+        if not sum(weights.values()) > 0:
             raise UserError(
-                "reward_model: learned_weight, heuristic_weight, coherence_weight must be >= 0, not all 0"
+                "reward_model: learned_weight, heuristic_weight, coherence_weight must not all be 0"
             )
         if coherence_weight > 0 and coherence is None:
             raise UserError(
@@ -65,10 +65,6 @@ class CombinedReward:
         So nothing changes above c_q, and half an sd below it no style reaches the median human reply (at most m - d).
         """
         self.floor = {}
-        if not 0 <= quantile < 1:
-            raise UserError(
-                f"reward_model.relevance_floor must be at least 0 and below 1, found {quantile:g}"
-            )
         if quantile > 0:
             some = rows.sample(min(FIT, len(rows)), random_state=seed)
             cosine = self.heuristic.cosine(list(rows["tweet"]), list(rows["reply"]))
@@ -87,7 +83,10 @@ class CombinedReward:
         total = total + self.weights["heuristic"] * self.heuristic.standardised(posts, replies)
         if self.weights["coherence"]:
             total = total + self.weights["coherence"] * self.coherence(posts, replies)
-        return total - self._lowered(posts, replies, total) if self.floor else total
+        if self.floor:
+            above = np.maximum(total - self.floor["median"], 0)
+            total = total - self._off_topic(posts, replies) * (self.floor["sd"] + above)
+        return total
 
     def components(self, posts: list[str], replies: list[str]) -> pd.DataFrame:
         """`learned`, `learned_sd`, `heuristic` (standardised), the heuristic's own components in [0, 1]; coherence's
@@ -107,10 +106,6 @@ class CombinedReward:
         x = np.clip(depth, 0, 1)
         return x * x * (3 - 2 * x)
 
-    def _lowered(self, posts: list[str], replies: list[str], total: np.ndarray) -> np.ndarray:
-        above = np.maximum(total - self.floor["median"], 0)
-        return self._off_topic(posts, replies) * (self.floor["sd"] + above)
-
     def save(self, folder: Path) -> None:
         """Only weights and floor; the parts save themselves."""
         run.write_json(
@@ -120,15 +115,8 @@ class CombinedReward:
     @classmethod
     def load(cls, folder: Path, learned, heuristic, coherence=None) -> CombinedReward:
         stored = json.loads((Path(folder) / "combined.json").read_text())
-        weights = stored["weights"]
-        reward = cls(
-            learned,
-            heuristic,
-            weights["learned"],
-            weights["heuristic"],
-            coherence,
-            weights["coherence"],
-        )
+        first, second, third = (stored["weights"][n] for n in ("learned", "heuristic", "coherence"))
+        reward = cls(learned, heuristic, first, second, coherence, third)
         reward.floor = stored["floor"]
         return reward
 

@@ -23,7 +23,8 @@ from safetensors.numpy import load_file, save
 
 from polylib import run
 from polylib.config import UserError
-from polylib.rewards import calibration, contrast
+from polylib.rewards import calibration
+from polylib.rewards.conditional import negatives
 
 WORD_OR_MARK = r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]"
 TFIDF = {  # both see the reply only; relevance enters through the overlap counts below
@@ -56,9 +57,6 @@ class Judge:
     def __call__(self, posts: list[str], replies: list[str]) -> np.ndarray:
         raw = self._regress(_inputs(self.vectorizers, self.arrays, posts, replies))
         return (raw - self.card["mean"]) / self.card["scale"]
-
-    def components(self, posts: list[str], replies: list[str]) -> pd.DataFrame:
-        return pd.DataFrame({"judge": self(posts, replies)})
 
     def _regress(self, x: np.ndarray) -> np.ndarray:
         support, dual = self.arrays["support"], self.arrays["dual"]
@@ -134,7 +132,7 @@ def _fit_regression(rows: pd.DataFrame, target: np.ndarray, seed: int) -> Judge:
     from sklearn.svm import SVR
 
     replies, vectorizers, arrays = list(rows["reply"]), {}, {}
-    added = contrast.negatives(rows, NEGATIVES, seed)
+    added = negatives(rows, NEGATIVES, seed)
     for name, settings in TFIDF.items():
         vectorizers[name] = TfidfVectorizer(**settings, sublinear_tf=True, max_features=MAX_TERMS)
         counts = vectorizers[name].fit_transform(replies)

@@ -28,12 +28,16 @@ from safetensors.numpy import load_file, save
 
 from polylib import run
 from polylib.config import RewardModelConfig, UserError
-from polylib.rewards import contrast, features, inputs
-from polylib.rewards.conditional import Threads, nll, offsets
+from polylib.rewards import features
+from polylib.rewards.conditional import Threads, negatives, nll, offsets
 
 DROPOUT = 0.3
 PARENTS_PER_BATCH = 32
 PATIENCE = 8  # epochs without a better validation loss
+COMPONENTS = (
+    16  # principal directions kept of post and reply; more does worse on held-out corpus threads
+)
+CLIP = 4.0  # a policy's odd reply must not buy reward by leaving the range seen in training
 CENTRE = 1e-2  # pull towards 0: the softmax does not fix the level f(post) of the scores
 
 
@@ -66,9 +70,7 @@ class EngagementReward:
 
     def _scores(self, posts: list[str], replies: list[str]) -> np.ndarray:
         """Standardised score of every member (M, N)."""
-        x = torch.from_numpy(
-            inputs.apply(self.transform, inputs.blocks(self.encoder, posts, replies))
-        )
+        x = torch.from_numpy(apply_inputs(self.transform, blocks(self.encoder, posts, replies)))
         return (_raw(self.members, x) - self.card["mean"]) / self.card["sd"]
 
     def _standardised(self, scores: np.ndarray) -> np.ndarray:
@@ -132,11 +134,11 @@ def fit(
         raise UserError(
             "the engagement model needs posts with two replies and a like in train, and in validation two that differ"
         )
-    raw = inputs.blocks(encoder, list(data[0]["tweet"]), list(data[0]["reply"]))
-    transform = inputs.fit({block: values[: len(train)] for block, values in raw.items()})
-    x = torch.from_numpy(inputs.apply(transform, raw))
-    raw = inputs.blocks(encoder, list(held[0]["tweet"]), list(held[0]["reply"]))
-    x_held = torch.from_numpy(inputs.apply(transform, raw))
+    raw = blocks(encoder, list(data[0]["tweet"]), list(data[0]["reply"]))
+    transform = fit_inputs({block: values[: len(train)] for block, values in raw.items()})
+    x = torch.from_numpy(apply_inputs(transform, raw))
+    raw = blocks(encoder, list(held[0]["tweet"]), list(held[0]["reply"]))
+    x_held = torch.from_numpy(apply_inputs(transform, raw))
     members = [
         fit_member(x, data[1], x_held, held[1], cfg, seed * 1000 + i) for i in range(cfg.members)
     ]
@@ -226,7 +228,7 @@ def _with_negatives(
 ) -> tuple[pd.DataFrame, Threads]:
     """The rows with their contrastive negatives below them, and their grouping. Offset 0 is a post's mean."""
     if cfg.negatives:
-        added = contrast.negatives(rows, cfg.negatives, seed)
+        added = negatives(rows, cfg.negatives, seed)
         rows = pd.concat([rows, added], ignore_index=True)
         offset = np.concatenate([offset, np.zeros(len(added))])
     return rows, Threads(rows, offset)
@@ -236,3 +238,37 @@ def _raw(members: list[torch.nn.Module], x: torch.Tensor) -> np.ndarray:
     """Members' own scores (M, N) float64."""
     with torch.no_grad():
         return torch.stack([member(x).squeeze(1) for member in members]).double().numpy()
+
+
+def blocks(encoder, posts: list[str], replies: list[str]) -> dict[str, np.ndarray]:
+    """Embedding of the post (N, d), of the reply (N, d), and surface features with their cosine (N, f + 1)."""
+    post, reply = encoder.encode(list(posts)), encoder.encode(list(replies))
+    cosine = (post * reply).sum(axis=1, keepdims=True)
+    form = np.hstack([features.surface(list(posts), list(replies)), cosine])
+    return {"post": post, "reply": reply, "form": form}
+
+
+def fit_inputs(raw: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """{block: mean (d,), basis (d, k)}. Surface features to unit variance each; embedding blocks to their
+    leading principal directions, whose relative sizes are kept and whose overall sd is 1."""
+    transform = {}
+    for block, values in raw.items():
+        values = values.astype(np.float64)
+        mean, centred = values.mean(axis=0), values - values.mean(axis=0)
+        if block == "form":
+            sd = centred.std(axis=0)
+            basis = np.diag(np.divide(1.0, sd, out=np.zeros_like(sd), where=sd > 1e-6))
+        else:
+            basis = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :COMPONENTS]
+            basis = basis / max((centred @ basis).std(), 1e-6)
+        transform[block] = {"mean": mean.astype(np.float32), "basis": basis.astype(np.float32)}
+    return transform
+
+
+def apply_inputs(transform: dict, raw: dict[str, np.ndarray]) -> np.ndarray:
+    """The network's input (N, sum of k), float32, clipped to +-CLIP."""
+    parts = [
+        (raw[block].astype(np.float32) - parts["mean"]) @ parts["basis"]
+        for block, parts in transform.items()
+    ]
+    return np.clip(np.concatenate(parts, axis=1), -CLIP, CLIP)
