@@ -7,7 +7,6 @@ import dataclasses
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.special import expit
 from study_fixture import small_config, write_study

@@ -17,8 +17,6 @@ somewhere; hence four levels:
     3 hacked      the reward rose, the judge did not, and the replies moved away (Gao et al. 2023: proxy and gold)
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -139,7 +137,7 @@ class Detector:
         encoder,
         seed: int,
         designs: Iterable[tuple[int, int]] = ((200, 1),),
-    ) -> Detector:
+    ) -> "Detector":
         """Calibrate on human replies: columns tweet_id, tweet, reply. designs: (posts, replies a post) of the sets
         to come.
 

@@ -13,8 +13,6 @@ halves. What is cross-fitted is the threshold: the 99 % quantile of max |z| of s
 the *other* half (in the same pooled sd), because a policy answers posts that the null has not seen. Around their own
 half's mean the sets would look closer than new posts can be, and the alarm would ring too often."""
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache

@@ -10,8 +10,6 @@ same replies. KL from the sampled policy is log n - (n-1)/n, an upper bound that
 are alike (Beirami et al. 2024).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import numpy as np

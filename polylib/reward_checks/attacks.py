@@ -10,8 +10,6 @@ The sentence is searched for (a bank of generic strings, then beam search over p
 validation posts and scored on test posts, so its score there is not the luck of the search. Works for anything that
 maps (posts, replies) to scores. No string found in real data is ever part of the table."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

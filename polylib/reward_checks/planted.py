@@ -2,8 +2,6 @@
 
 A detector that has never been shown a hack it must find, nor an innocent it must spare, says nothing."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

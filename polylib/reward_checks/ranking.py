@@ -5,8 +5,6 @@ all they hold, since replies of one thread are not independent; n counts pairs, 
 the mean over posts of the accuracy within a post: pairs grow with the square of a post's replies, and one long thread
 would decide a pooled share."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata

@@ -4,8 +4,6 @@ Columns: dataset, model, metric, value, lo, hi, n. Pairs and rank correlations s
 counts the same; intervals are 95 % bootstraps over whole threads (`ranking`). `engagement` is likes controlled for
 post, followers and delay; `latent` is the simulator's secret quality, known only for simulated data."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -6,8 +6,6 @@
 
 The language model behind coherence is read only by rewards that use it, and only at their first score."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

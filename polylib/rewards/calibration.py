@@ -3,8 +3,6 @@
 Pairs grow with the square of a post's replies, so that unweighted one long thread outvotes hundreds of short ones.
 Here every post has weight 1, shared equally among its pairs."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar

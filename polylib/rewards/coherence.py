@@ -15,8 +15,6 @@ specificity is there for them. The model is the untrained one, the same for all 
 the score by changing itself.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -45,7 +43,7 @@ class Coherence:
         self.likelihood = likelihood or shared(cfg_model)
         self.source, self.scales = cfg_model.source, {}
 
-    def fit(self, rows: pd.DataFrame, seed: int) -> Coherence:
+    def fit(self, rows: pd.DataFrame, seed: int) -> "Coherence":
         """Length curves and scales from at most FIT human replies (tweet, reply) drawn with `seed`.
         Raises UserError for fewer than 10 replies."""
         if len(rows) < 10:

@@ -1,8 +1,6 @@
 """The reward that trains policies by default: learned, heuristic and coherence, each in standard deviations of human
 replies, with a floor under relevance."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -54,7 +52,7 @@ class CombinedReward:
         self.weights = {name: weight / sum(weights.values()) for name, weight in weights.items()}
         self.floor: dict[str, float] = {}
 
-    def fit(self, rows: pd.DataFrame, quantile: float, seed: int) -> CombinedReward:
+    def fit(self, rows: pd.DataFrame, quantile: float, seed: int) -> "CombinedReward":
         """Set the relevance floor from human replies (tweet, reply); quantile 0 = none.
 
         With c the cosine of post and reply, c_q its `quantile` over people's replies, s the weighted sum, m and d
@@ -113,7 +111,7 @@ class CombinedReward:
         )
 
     @classmethod
-    def load(cls, folder: Path, learned, heuristic, coherence=None) -> CombinedReward:
+    def load(cls, folder: Path, learned, heuristic, coherence=None) -> "CombinedReward":
         stored = json.loads((Path(folder) / "combined.json").read_text())
         first, second, third = (stored["weights"][n] for n in ("learned", "heuristic", "coherence"))
         reward = cls(learned, heuristic, first, second, coherence, third)

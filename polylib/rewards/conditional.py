@@ -5,8 +5,6 @@ People's replies are all on topic and in order, so a reward fitted to them alone
 anything. Replies of other posts and replies with their words shuffled are added to a post with no likes
 (and none has more than the post's worst reply, where scores go below 0)."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import torch

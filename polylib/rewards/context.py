@@ -6,8 +6,6 @@ or not. They are controls (offsets when likes are modelled, columns when posts a
 `WithContext` exists to show it. Only a baseline over *different* posts would let them in, as noise.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

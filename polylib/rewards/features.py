@@ -4,8 +4,6 @@ sentiment.
 Sentence embeddings are blind to these (a witty and a weak reply to one post are near in meaning), so every
 learned reward reads them too. Each feature is a count, a share or a flag that a person can check by hand."""
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 

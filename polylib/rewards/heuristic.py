@@ -5,8 +5,6 @@ Relevance, length, sentiment fit, variety, punctuation, specificity and toxicity
 write. Scales come from human training replies, so that "too long" or "off the point" mean what they mean in
 this corpus."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -68,7 +66,7 @@ class HeuristicReward:
             raise UserError("reward_model.heuristic: weights must not all be 0")
         self.encoder, self.weights, self.scales = encoder, dict(weights), {}
 
-    def fit(self, rows: pd.DataFrame) -> HeuristicReward:
+    def fit(self, rows: pd.DataFrame) -> "HeuristicReward":
         """Take the components' scales, and the mean and sd of the whole, from human replies (tweet, reply[,
         engagement, reply_likes, tweet_id]).
 

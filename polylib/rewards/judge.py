@@ -11,8 +11,6 @@ Stored as the regression's support vectors (safetensors) and the two vocabularie
 code from the file and takes no second fit; refitting on load would need the judge's rows beside every saved
 judge."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

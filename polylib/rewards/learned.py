@@ -15,8 +15,6 @@ linear networks (no gain beyond noise on the corpus, not tried elsewhere), Bradl
 likes over the post's likes (no gain beyond noise on the corpus and on two real data sets), a penalty on the members'
 disagreement (never used)."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

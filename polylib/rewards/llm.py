@@ -10,8 +10,6 @@ immune to instructions inside it: `llm_controls` measures whether it is, and whe
 all, and refuses it if not.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ behind it) and `swap` (in those three, both orders name the same reply).
 Literally equal texts would be no control: equal questions get equal answers, so the two orders always cancel.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
