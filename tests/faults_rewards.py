@@ -41,19 +41,19 @@ FAULTS = [
     ),
     (
         "pairs: winner and loser of different posts",
-        "reward_checks/ranking",
+        "reward_checks/validate",
         'held.groupby("tweet_id").indices',
         'held.groupby(held["tweet_id"].notna()).indices',
     ),
     (
         "pairs: ties count as wins",
-        "reward_checks/ranking",
+        "reward_checks/validate",
         "0.5 + 0.5 * np.sign(gap) * np.sign(score[self.i] - score[self.j])",
         "(np.sign(gap) * np.sign(score[self.i] - score[self.j]) >= 0) * 1.0",
     ),
     (
         "intervals: rows and not threads are drawn",
-        "reward_checks/ranking",
+        "reward_checks/validate",
         'self.thread = pd.factorize(held["thread_id"])[0]',
         "self.thread = np.arange(len(held))",
     ),
@@ -89,7 +89,7 @@ FAULTS = [
     ),
     (
         "combined: the raw heuristic is added",
-        "rewards/combined",
+        "rewards/__init__",
         'self.weights["heuristic"] * self.heuristic.standardised(posts, replies)',
         'self.weights["heuristic"] * self.heuristic(posts, replies)',
     ),
@@ -156,7 +156,7 @@ FAULTS = [
     ),
     (
         "reach not balanced",
-        "reward_checks/ranking",
+        "reward_checks/validate",
         "weight = 1 / np.maximum(chance, LEAST)",
         "weight = np.ones_like(chance)",
     ),
@@ -224,13 +224,13 @@ FAULTS = [
     ),
     (
         "equal likes ranked by the control",
-        "reward_checks/ranking",
+        "reward_checks/validate",
         'if name != "latent":\n            target = calibration.tied',
         "if False:\n            target = calibration.tied",
     ),
     (
         "a giant thread decides",
-        "reward_checks/ranking",
+        "reward_checks/validate",
         "/ np.bincount(post)[post]",
         "/ np.ones(len(post))",
     ),

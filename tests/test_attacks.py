@@ -48,7 +48,7 @@ def test_a_reward_that_knows_people_is_not_flagged():
         and (table["human_median"] == 1).all()
         and (table["score"] < 0.2).all()
     )
-    assert attacks.failures(table.reset_index()) == {}
+    assert attacks.failures(table.reset_index()) == {"oracle": []}
 
 
 @pytest.mark.parametrize(
@@ -79,15 +79,12 @@ def test_score_and_median_by_hand():
     assert table["human_median"].unique() == np.median(test["reply"].str.len())
     posts = test.drop_duplicates("tweet_id")["tweet"]
     assert table.loc["parrot", "score"] == pytest.approx(posts.str.len().mean())
-    own = test.groupby("tweet_id")["reply"].apply(lambda replies: replies.str.len().median())
-    longer = test.drop_duplicates("tweet_id").set_index("tweet_id")["tweet"].str.len() > own
-    assert table.loc["parrot", "beats"] == pytest.approx(longer.mean())
     assert table.loc["shuffled_words", "score"] == pytest.approx(test["reply"].str.len().mean())
 
 
 def test_a_tie_with_the_median_is_no_pass():
     table = outcome(Reward("flat", lambda post, reply: 1.0), pieces=0)
-    assert not table["passed"].any() and (table["beats"] == 0).all()
+    assert not table["passed"].any()
 
 
 def test_search_beats_the_bank_and_every_pair_of_pieces():
@@ -130,7 +127,7 @@ def test_the_same_seed_gives_the_same_table_and_no_found_string_is_in_it():
     one, two = attacks.table([reward], ROWS, 3, 240), attacks.table([reward], ROWS, 3, 240)
     pd.testing.assert_frame_equal(one, two)
     assert one.attrs["found"] == two.attrs["found"]
-    assert list(one.columns) == ["reward", "attack", "score", "human_median", "passed", "beats"]
+    assert list(one.columns) == ["reward", "attack", "score", "human_median", "passed"]
     assert one.attrs["found"]["length"] not in one.to_csv()
 
 

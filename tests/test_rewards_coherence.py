@@ -21,9 +21,8 @@ from polylib.models import likelihood
 from polylib.models.likelihood import Likelihood
 from polylib.models.sources import cache_dir
 from polylib.reward_checks import validate
-from polylib.rewards import coherence
+from polylib.rewards import CombinedReward, coherence
 from polylib.rewards.coherence import Coherence
-from polylib.rewards.combined import CombinedReward
 
 TEXTS = [
     ("The kettle took eleven minutes.", "Mine takes twelve."),

@@ -172,7 +172,7 @@ def test_every_part_varies_over_people_in_real_threads():
 
 
 def test_empty_weights_are_refused():
-    with pytest.raises(UserError, match="not all 0"):
+    with pytest.raises(UserError, match="not all be 0"):
         HeuristicReward(ENCODER, {"relevance": 0.0})
 
 

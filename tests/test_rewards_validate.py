@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from reward_rows import BagOfWords, threads
 
-from polylib.reward_checks import ranking, validate
+from polylib.reward_checks import validate
 from polylib.rewards import calibration
 
 ENCODER = BagOfWords()
@@ -167,7 +167,7 @@ def test_interval_is_by_thread_not_by_row(rows):
     """Five copies of each thread's value are one observation: the interval must not shrink."""
     held = rows[rows["split"] == "test"].reset_index(drop=True)
     threads_, per_thread = (
-        ranking.Ranking(held),
+        validate.Ranking(held),
         np.random.default_rng(0).normal(size=held["thread_id"].nunique()),
     )
     values = per_thread[pd.factorize(held["thread_id"])[0]]

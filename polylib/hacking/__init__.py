@@ -68,7 +68,7 @@ class Report:
     """level 0 to 3; z = max |z| against people, of `feature`; threshold: the 99 % quantile of that maximum over
     people's sets of `design` (posts, replies a post).
 
-    table: feature, value, people, sd, z, beyond_start. reasons: practical margins passed. gains: {proxy, judge,
+    table: feature, value, people, sd, z. reasons: practical margins passed. gains: {proxy, judge,
     gap: (mean, low, high)} in sd before training, or {}. worst: (post, reply), those that drive `feature`."""
 
     level: int
@@ -218,7 +218,6 @@ class Detector:
                 "people": design.mean,
                 "sd": design.sd,
                 "z": z,
-                "beyond_start": beyond if start is not None else pd.NA,
             }
         )
         return Report(
@@ -304,8 +303,7 @@ def watch(detector: Detector, judge: Callable) -> Callable[..., dict[str, float]
         if rewards is not None:
             scores["proxy"] = np.asarray(rewards, dtype=float).ravel()
         before = start.get("scores", {})
-        both = {"judge", "proxy"} <= set(scores) & set(before)
-        known = {**scores, **{f"{name}_before": before[name] for name in before}} if both else {}
+        known = scores | {f"{name}_before": before[name] for name in before} if before else {}
         groups = np.repeat(np.arange(len(posts)), [len(group) for group in replies])
         report = detector.check(flat_posts, flat, start=start.get("report"), groups=groups, **known)
         if not start:

@@ -69,15 +69,13 @@ class Facts:
 def facts(posts: list[str], replies: list[str], encoder) -> Facts:
     """Facts of N replies, each under its post. `encoder.encode(texts) -> (N, d)` unit-norm; equal texts are
     encoded once."""
-    if len(posts) != len(replies):
-        raise ValueError(f"{len(posts)} posts but {len(replies)} replies")
     distinct = sorted({*posts, *replies})
     at = {text: i for i, text in enumerate(distinct)}
     vectors = encoder.encode(distinct).astype(np.float64)
     of_post = {post: features.ngrams(_words(post), 3) for post in set(posts)}
     forms, openers, grams, numbers = [], [], [], []
     number_of: dict[tuple, int] = {}
-    for post, reply in zip(posts, replies):
+    for post, reply in zip(posts, replies, strict=True):
         tokens = _words(reply)
         trigrams = features.ngrams(tokens, 3)
         # A reply without words (emoji alone) is itself; otherwise marks at its end do not make it another one.
@@ -171,10 +169,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _objects(items: list) -> np.ndarray:
     """A one-dimensional object array, even of arrays of one length."""
-    out = np.empty(len(items), dtype=object)
-    for i, item in enumerate(items):
-        out[i] = item
-    return out
+    return pd.Series(items, dtype=object).to_numpy()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from polylib.config import UserError
 from polylib.metrics import best_of_k
 from polylib.stats import t_interval
 
-Scorer = Callable[[list[str], list[str]], np.ndarray]
 NS = (1, 2, 4, 8, 16, 32, 64)
 COLUMNS = ("n", "kl", "proxy", "proxy_lo", "proxy_hi", "judge", "judge_lo", "judge_hi", "falls")
 
@@ -27,8 +26,8 @@ COLUMNS = ("n", "kl", "proxy", "proxy_lo", "proxy_hi", "judge", "judge_lo", "jud
 def preflight(
     replies_by_post: list[list[str]],
     posts: list[str],
-    reward: Scorer,
-    judge: Scorer,
+    reward: Callable,
+    judge: Callable,
     ns: Iterable[int] = NS,
     seed: int = 0,
 ) -> pd.DataFrame:

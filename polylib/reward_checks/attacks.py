@@ -11,7 +11,6 @@ validation posts and scored on test posts, so its score there is not the luck of
 maps (posts, replies) to scores. No string found in real data is ever part of the table."""
 
 import re
-from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -101,14 +100,13 @@ SEARCH_POSTS = 12
 FILLER = "you know, at the end of the day, it is what it is, and I really do mean that, just saying, to be honest"
 
 
-def table(rewards: Iterable, rows: pd.DataFrame, seed: int, pieces: int) -> pd.DataFrame:
-    """reward, attack, score, human_median, passed, beats: one row a reward (each with .name) and attack of ATTACKS.
+def table(rewards: list, rows: pd.DataFrame, seed: int, pieces: int) -> pd.DataFrame:
+    """reward, attack, score, human_median, passed: one row a reward (each with .name) and attack of ATTACKS.
 
     score: mean over the test posts (human replies, for SPOILED ones); passed: it lies below the median human reply to
     the same posts and, for SPOILED ones, below the unspoiled replies beyond a 95 % interval over posts: a reward that
     is blind to word order scores shuffled replies as it does people's, and people's mean may well lie below their
-    median. beats: share of posts where the attack scores above the post's own median human
-    reply. rows: tweet_id, tweet, reply, split. pieces: so many
+    median. rows: tweet_id, tweet, reply, split. pieces: so many
     of human replies are tried in the search for the constant, besides the bank. attrs["found"]: {reward: the string}.
     UserError without test posts, or posts to search on, of two replies."""
     held = _some(rows[rows["split"] == "test"], seed)
@@ -123,12 +121,10 @@ def table(rewards: Iterable, rows: pd.DataFrame, seed: int, pieces: int) -> pd.D
         filler = padded[_means(reward, posts, padded).argmax()]
         human = np.asarray(reward(list(held["tweet"]), list(held["reply"])), dtype=float)
         median = float(np.median(human))
-        own = pd.Series(human).groupby(held["tweet_id"].to_numpy()).median()
         for name, (ids, under, texts) in _attacks(held, found[reward.name], filler, seed).items():
             scores = np.asarray(reward(under, texts), dtype=float)
             if not np.isfinite(scores).all():
                 raise ValueError(f"{reward.name}: a score under attack {name} is not a number")
-            per_post = pd.Series(scores).groupby(ids).mean()
             passed = scores.mean() < median and (name not in SPOILED or _drops(human - scores, ids))
             lines.append(
                 {
@@ -137,7 +133,6 @@ def table(rewards: Iterable, rows: pd.DataFrame, seed: int, pieces: int) -> pd.D
                     "score": float(scores.mean()),
                     "human_median": median,
                     "passed": bool(passed),
-                    "beats": float((per_post > own[per_post.index]).mean()),
                 }
             )
     out = pd.DataFrame(lines)
@@ -146,19 +141,15 @@ def table(rewards: Iterable, rows: pd.DataFrame, seed: int, pieces: int) -> pd.D
 
 
 def failures(attacked: pd.DataFrame) -> dict[str, list[str]]:
-    """{reward: attacks that reach the median human reply}, rewards without any left out."""
-    failed = attacked[~attacked["passed"]]
-    return {str(name): list(part["attack"]) for name, part in failed.groupby("reward", sort=False)}
+    """{reward: attacks that reach the median human reply}."""
+    of_reward = attacked[~attacked["passed"]].groupby("reward")["attack"].apply(list)
+    return {str(name): of_reward.get(name, []) for name in attacked["reward"].unique()}
 
 
 def flag(card: dict[str, dict], attacked: pd.DataFrame) -> dict[str, dict]:
     """`card` ({reward: numbers}, as in metrics.json) with `flagged`: [attacks] for every reward of the table."""
-    failed = failures(attacked)
-    names = map(str, attacked["reward"].unique())
-    return {
-        **card,
-        **{name: card.get(name, {}) | {"flagged": failed.get(name, [])} for name in names},
-    }
+    flagged = failures(attacked).items()
+    return card | {name: card.get(name, {}) | {"flagged": failed} for name, failed in flagged}
 
 
 def best_constant(reward, posts: list[str], pieces: list[str]) -> str:

@@ -124,10 +124,8 @@ class Coherence:
 
 
 def load(folder: Path, cfg_model) -> Coherence:
-    """What `save` wrote. UserError if it is not there or was fitted with another model."""
+    """What `save` wrote. UserError if it was fitted with another model."""
     file = Path(folder) / "coherence.json"
-    if not file.is_file():
-        raise UserError(f"{file}: coherence was not fitted; run stage reward_model again")
     stored, reward = json.loads(file.read_text()), Coherence(cfg_model)
     if stored["source"] != cfg_model.source:
         raise UserError(

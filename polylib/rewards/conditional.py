@@ -25,14 +25,13 @@ class Threads:
             np.divide(liked, total, out=np.zeros_like(liked), where=total > 0)
         ).float()
         self.offset = torch.from_numpy(offset).float()
-        self.order = np.argsort(group, kind="stable")
         self.sizes = np.bincount(group)
-        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self.members = np.split(np.argsort(group, kind="stable"), np.cumsum(self.sizes)[:-1])
         self.informative = int(((self.sizes > 1) & (np.bincount(group, liked) > 0)).sum())
 
     def batch(self, parents: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Row numbers of these parents' replies, and for each row which of the parents it belongs to."""
-        rows = np.concatenate([self.order[self.starts[p] : self.starts[p + 1]] for p in parents])
+        rows = np.concatenate([self.members[p] for p in parents])
         return torch.from_numpy(rows), torch.from_numpy(
             np.repeat(np.arange(len(parents)), self.sizes[parents])
         )

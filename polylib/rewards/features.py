@@ -15,12 +15,6 @@ LINK = re.compile(r"(?:https?|www\.)\S*|\b[\w-]+\.(?:com|net|org|io|co)\b(?:/\S*
 HASHTAG = re.compile(r"(?<!\w)#\w+")
 MENTION = re.compile(r"(?<!\w)@\w+")
 EMOJI = regex.compile(r"(?=\p{Extended_Pictographic}|\p{Regional_Indicator})\X")
-SENTENCE_END = re.compile(r"[.!?…]+(?=\s|$)")
-DASH = re.compile(r"\s[-–—]\s|—")
-QUOTE = re.compile(r"[\"“”]|(?<!\w)['‘]\w")
-REPEATED = re.compile(r"(\w)\1{2,}|([!?])\2{1,}")
-TERMINAL = (".", "!", "?", "…", '"', "”", ")")
-ALL_CAPS = re.compile(r"\b[A-Z]{3,}\b")
 
 LEXICONS = {  # share of a reply's words that are in each
     "first": frozenset("i me my mine myself i'm i've i'd i'll we us our ours we're we've".split()),
@@ -87,9 +81,7 @@ def surface(posts: list[str], replies: list[str]) -> np.ndarray:
     """Surface features (N, len(NAMES)) float64 of each reply under its post, columns in the order of `NAMES`.
 
     Counts grow with length, so most are per word or log1p; nothing is standardised here."""
-    if len(posts) != len(replies):
-        raise ValueError(f"{len(posts)} posts but {len(replies)} replies")
-    rows = [_row(post, reply) for post, reply in zip(posts, replies)]
+    rows = [_row(post, reply) for post, reply in zip(posts, replies, strict=True)]
     return np.array([[row[name] for name in NAMES] for row in rows], dtype=np.float64).reshape(
         -1, len(NAMES)
     )
@@ -103,7 +95,7 @@ def _row(post: str, reply: str) -> dict[str, float]:
     content = kinds - FUNCTION
     first = tokens[0] if tokens else ""
     letters = sum(map(str.isalpha, reply))
-    sentences = max(len(SENTENCE_END.findall(reply)), 1)
+    sentences = max(len(re.findall(r"[.!?…]+(?=\s|$)", reply)), 1)
     generic = GENERIC.findall(reply)
     shares = {
         name: sum(token in lexicon for token in tokens) * per_word
@@ -117,15 +109,17 @@ def _row(post: str, reply: str) -> dict[str, float]:
         "words_per_sentence": n / sentences, "question": "?" in reply, "ends_question": end.endswith("?"),
         "exclamation": np.log1p(reply.count("!")), "comma": reply.count(",") * per_word,
         "period": np.log1p(reply.count(".")), "ellipsis": "..." in reply or "…" in reply,
-        "dash": bool(DASH.search(reply)), "colon": ":" in reply, "quote": bool(QUOTE.search(reply)),
+        "dash": bool(re.search(r"\s[-–—]\s|—", reply)), "colon": ":" in reply,
+        "quote": bool(re.search(r"[\"“”]|(?<!\w)['‘]\w", reply)),
         "paren": "(" in reply, "digits": sum(t[0].isdigit() for t in tokens) * per_word,
         "caps": sum(map(str.isupper, reply)) / max(letters, 1),
-        "all_caps": np.log1p(len(ALL_CAPS.findall(reply))),
-        "lower_start": next(filter(str.isalpha, reply), "A").islower(), "no_end": not end.endswith(TERMINAL),
+        "all_caps": np.log1p(len(re.findall(r"\b[A-Z]{3,}\b", reply))),
+        "lower_start": next(filter(str.isalpha, reply), "A").islower(),
+        "no_end": not end.endswith((".", "!", "?", "…", '"', "”", ")")),
         "emoji": np.log1p(len(EMOJI.findall(reply))), "hashtags": np.log1p(len(HASHTAG.findall(reply))),
         "links": np.log1p(len(LINK.findall(reply))), "mentions": np.log1p(len(MENTION.findall(reply))),
         **shares, "starts_first": first in LEXICONS["first"], "starts_question_word": first in QUESTION,
-        "type_token": len(kinds) * per_word, "repeated_char": bool(REPEATED.search(reply)),
+        "type_token": len(kinds) * per_word, "repeated_char": bool(re.search(r"(\w)\1{2,}|([!?])\2{1,}", reply)),
         "generic": len(generic), "generic_share": min(1.0, sum(map(len, generic)) / max(chars, 1)),
         "promo": len(PROMO.findall(reply)), "copy1": len(kinds & of_post["words"]) / max(len(kinds), 1),
         "copy3": len(grams & of_post["grams"]) / max(len(grams), 1),

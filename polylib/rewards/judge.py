@@ -93,15 +93,13 @@ def fit(rows: pd.DataFrame, seed: int) -> Judge:
     the control is all that remains.
 
     Raises UserError with fewer than 8 posts that have replies of different engagement."""
-    informative = rows.groupby("tweet_id")["reply_likes"].transform("nunique") > 1
-    rows = _sample(rows[informative], seed)
+    rows = _sample(rows[rows.groupby("tweet_id")["reply_likes"].transform("nunique") > 1], seed)
     if rows["tweet_id"].nunique() < 8:
         raise UserError(
             f"split judge has only {rows['tweet_id'].nunique()} posts whose replies differ in likes; "
             "use more data or a larger data.judge"
         )
     target = _target(rows)
-    posts, replies = list(rows["tweet"]), list(rows["reply"])
     held, fold = np.zeros(len(rows)), pd.factorize(rows["thread_id"])[0] % FOLDS
     for k in range(FOLDS):
         out = fold == k
@@ -115,7 +113,9 @@ def fit(rows: pd.DataFrame, seed: int) -> Judge:
     judge = _fit_regression(rows, target, seed)
     judge.card |= {
         "mean": float(
-            judge._regress(_inputs(judge.vectorizers, judge.arrays, posts, replies)).mean()
+            judge._regress(
+                _inputs(judge.vectorizers, judge.arrays, rows["tweet"], rows["reply"])
+            ).mean()
         ),
         "scale": calibration.temperature(margin, weight),
         "pair_accuracy": calibration.accuracy(margin, weight),

@@ -48,8 +48,6 @@ class Client:
             raise UserError(
                 "llm_judge.url and llm_judge.model are empty; set both, e.g. http://localhost:8000/v1"
             )
-        if cfg.url and not cfg.url.startswith(("http://", "https://")):
-            raise UserError(f"llm_judge.url {cfg.url!r} must start with http:// or https://")
         self.cfg, self.timeout, self.tries = cfg, timeout, tries
         self.file = Path(folder or cache_dir() / "llm") / "answers.jsonl"
         self.known = read_answers(self.file)
