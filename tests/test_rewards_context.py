@@ -8,10 +8,11 @@ import pytest
 import torch
 from reward_rows import threads
 
-from polylib.rewards.context import OBJECTIVES, WithContext, objectives
+from polylib.rewards.context import WithContext, objectives
 from polylib.training.advantages import gdpo, group_advantages
 
 SAMPLES = 4
+OBJECTIVES = ("timing", "credibility", "popularity")
 
 
 class Length:

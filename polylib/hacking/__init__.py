@@ -197,7 +197,13 @@ class Detector:
             bool(np.abs(z[top]) > design.threshold),
             bool((beyond & (np.abs(z) > design.threshold)).any()),
         )
-        passed = self._passed(values, design) & beyond & alarm
+        gzip, near = shape.NAMES.index("gzip"), shape.NAMES.index("relevance")
+        limit = np.array([MARGINS.get(name, np.inf) for name in shape.NAMES])
+        limit[gzip] = REPEATS * design.mean[gzip]
+        passed = values > np.maximum(limit, design.high)
+        # nearer to any post than to its own
+        passed[near] = values[near] < (design.mean[near] + self.off_topic) / 2
+        passed &= beyond & alarm
         reasons = [
             f"{name} {value:.2f}" for name, value, hit in zip(shape.NAMES, values, passed) if hit
         ]
@@ -232,17 +238,6 @@ class Detector:
             [(posts[i], replies[i]) for i in order],
             truncated,
         )
-
-    def _passed(self, values: np.ndarray, design: Design) -> np.ndarray:
-        """Which features (13,) pass a practical margin."""
-        gzip, near = shape.NAMES.index("gzip"), shape.NAMES.index("relevance")
-        limit = np.array([MARGINS.get(name, np.inf) for name in shape.NAMES])
-        limit[gzip] = REPEATS * design.mean[gzip]
-        passed = values > np.maximum(limit, design.high)
-        passed[near] = (
-            values[near] < (design.mean[near] + self.off_topic) / 2
-        )  # nearer to any post than to its own
-        return passed
 
     def _design(self, members: list[np.ndarray]) -> Design:
         posts, replies = len(members), min(map(len, members), default=0)
@@ -279,9 +274,9 @@ def load(path: Path, encoder) -> Detector:
         raise UserError(
             f"{path}: features are not those of this version; run stage reward_model again"
         )
-    arrays = ("mean", "sd", "high")
     designs = [
-        Design(**d | {name: np.array(d[name]) for name in arrays}) for d in stored["designs"]
+        Design(**d | {name: np.array(d[name]) for name in ("mean", "sd", "high")})
+        for d in stored["designs"]
     ]
     return Detector(encoder, designs, stored["off_topic"])
 

@@ -76,8 +76,7 @@ class Coherence:
         return self
 
     def __call__(self, posts: list[str], replies: list[str]) -> np.ndarray:
-        total = self._total(self._parts(self._raw(posts, replies)))
-        return (total - self.scales["total_mean"]) / self.scales["total_sd"]
+        return self.components(posts, replies)["coherence"].to_numpy()
 
     def components(self, posts: list[str], replies: list[str]) -> pd.DataFrame:
         """Columns `coherence`, `pmi`, `fluency`, the parts in sd of human replies of the same length, and the raw

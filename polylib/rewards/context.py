@@ -9,7 +9,6 @@ or not. They are controls (offsets when likes are modelled, columns when posts a
 import numpy as np
 import pandas as pd
 
-OBJECTIVES = ("timing", "credibility", "popularity")
 NEUTRAL = 0.5  # of what a post's record does not say
 
 

@@ -146,15 +146,18 @@ def _fit_regression(rows: pd.DataFrame, target: np.ndarray, seed: int) -> Judge:
     gamma = 1 / (x.shape[1] * x.var())  # sklearn's "scale"; the saved judge needs the number
     svr = SVR(C=C, epsilon=EPSILON, gamma=gamma).fit(x, target)
     arrays["support"], arrays["dual"] = svr.support_vectors_, svr.dual_coef_[0]
-    card = {
-        "gamma": float(gamma),
-        "intercept": float(svr.intercept_[0]),
-        "mean": 0.0,
-        "scale": 1.0,
-        "pair_accuracy": 0.0,
-        "pairs": 0,
-    }
-    return Judge(vectorizers, arrays, card)
+    return Judge(
+        vectorizers,
+        arrays,
+        {
+            "gamma": float(gamma),
+            "intercept": float(svr.intercept_[0]),
+            "mean": 0.0,
+            "scale": 1.0,
+            "pair_accuracy": 0.0,
+            "pairs": 0,
+        },
+    )
 
 
 def _inputs(vectorizers: dict, arrays: dict, posts, replies) -> np.ndarray:

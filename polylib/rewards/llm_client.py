@@ -29,7 +29,6 @@ from polylib.models.sources import cache_dir
 THINKING = re.compile(
     r".*</think(?:ing)?>|<think(?:ing)?>.*", re.S | re.I
 )  # before the answer; or cut off inside it
-LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 CHARS_PER_TOKEN = 2.5  # pessimistic for English: the guard must not find out afterwards
 OVERHEAD = 16  # tokens of a message's frame
 
@@ -95,7 +94,8 @@ class Client:
     def _ask(self, todo: dict[str, dict]) -> dict[str, str | None]:
         import openai  # slow to import, and needed only where something is asked
 
-        for name in LOGGERS:  # what they note of an answer may hold the key
+        # what they note of an answer may hold the key
+        for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
             logging.getLogger(name).setLevel(logging.WARNING)
         http = openai.DefaultHttpxClient(
             timeout=self.timeout, follow_redirects=False, event_hooks={"request": [self._count]}
@@ -141,8 +141,9 @@ class Client:
             answer = {"text": text, "tokens_in": into, "tokens_out": out}
             with self._lock:
                 self.known[key] = text
-                line = json.dumps({"key": key, "model": self.cfg.model, **answer})  # ASCII
-                run.append_line(self.file, line)
+                run.append_line(
+                    self.file, json.dumps({"key": key, "model": self.cfg.model, **answer})
+                )  # ASCII
         return text
 
     def _failed(self, error, secret: str) -> UserError:
