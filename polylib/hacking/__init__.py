@@ -5,10 +5,10 @@
     report = detector.check(posts, replies)          # level, z, feature, the five worst replies
     watcher = watch(detector, judge)                 # for the training loop
 
-Thirteen numbers of a set of replies (`hacking_features`) are compared with those of people's sets of the same
+Thirteen numbers of a set of replies (`hacking.features`) are compared with those of people's sets of the same
 layout: as many posts, as many replies a post. An alarm is max |z| above the 99 % quantile of that maximum over
 human sets. That quantile is of sets from one half of the posts around the mean of the other half, so that "which
-posts" is part of the noise (`hacking.features`). A shift from people is not yet gaming, any language model is shifted
+posts" is part of the noise. A shift from people is not yet gaming, any language model is shifted
 somewhere; hence four levels:
 
     0 ok          people's own sets look like this
