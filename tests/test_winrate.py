@@ -315,8 +315,9 @@ def with_llm(study, server, **change):
 def grpo_first(data, question):
     """Knows whose reply is human and on topic; otherwise prefers GRPO when asked about engagement, else neither."""
     texts = [data["A"].rstrip(), data["B"].rstrip()]
-    if "Agreed!" in texts:
-        return "AB"[texts.index("Agreed!") == 0]
+    agreed = [text.startswith("Agreed!") for text in texts]
+    if any(agreed):
+        return "AB"[agreed[0]]
     if "takes up" in question:
         return "no idea" if texts[0].startswith("human") else "A"
     if texts[0] == texts[1]:
