@@ -345,10 +345,6 @@ def _check(cfg: Config, path: Path) -> None:
         not j.url or j.url.startswith(("http://", "https://")),
         "llm_judge.url must begin with http:// or https://, or be empty",
     )
-    require(
-        cfg.grpo.reward != "llm" or j.url or j.cache == "replay",
-        "grpo.reward llm needs an endpoint: set llm_judge.url and llm_judge.model",
-    )
     _check_ablation(cfg, require)
 
 

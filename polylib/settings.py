@@ -99,13 +99,11 @@ class DataConfig:
 @dataclass(frozen=True, config=KNOWN)
 class RewardModelConfig:
     epochs: AtLeastOne
-    objective: Literal["conditional", "pairs", "nmse"]
     negatives: Count
     lr: Rate
     hidden: AtLeastOne
     weight_decay: NotNegative
     members: AtLeastOne
-    uncertainty_penalty: NotNegative
     learned_weight: NotNegative
     heuristic_weight: NotNegative
     coherence_weight: NotNegative
@@ -151,7 +149,7 @@ class TrainConfig:
     subset_size: Count
     curriculum: Quantile
     min_relevance: Cosine
-    reward: Literal["combined", "learned", "heuristic", "coherence", "llm"]
+    reward: Literal["combined", "learned", "heuristic", "coherence"]
     eval_every: AtLeastOne
     eval_prompts: Count
     eval_samples: Count
@@ -170,7 +168,7 @@ class RivalConfig:
     lr: Rate
     warmup_steps: Count
     max_grad_norm: Learning
-    reward: Literal["combined", "learned", "heuristic", "coherence", "llm"]
+    reward: Literal["combined", "learned", "heuristic", "coherence"]
     eval_every: AtLeastOne
     eval_prompts: Count
     eval_samples: Count
@@ -201,7 +199,7 @@ class AblationConfig:
 class LLMJudgeConfig:
     url: Str
     model: Str
-    cache: Literal["live", "record", "replay", "off"]
+    cache: Literal["live", "replay"]
     max_calls: Count
     max_cost: NotNegative
     price_in: NotNegative

@@ -160,7 +160,7 @@ FAULTS = [
     (
         "kappa: interval resamples pairs",
         "reward_checks/agreement",
-        "pd.factorize(posts[known])[0]",
+        "pd.factorize(np.asarray(posts)[known])[0]",
         "np.arange(known.sum())",
     ),
     (
@@ -183,7 +183,7 @@ FAULTS = [
     ),
     (
         "win rate: never abstains",
-        "reward_checks/verdicts",
+        "reward_checks/agreement",
         "np.abs(odds) < margin",
         "np.abs(odds) < 0",
     ),
@@ -196,7 +196,7 @@ FAULTS = [
     (
         "llm: the estimate forgets the cache",
         "rewards/llm_client",
-        "(key := key_of(request)) not in self.cache",
+        "(key := key_of(request)) not in self.known",
         "(key := key_of(request))",
     ),
     (

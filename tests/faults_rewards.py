@@ -5,13 +5,13 @@ from __future__ import annotations
 FAULTS = [
     (
         "likes: the offset has the wrong sign",
-        "rewards/objectives",
+        "rewards/learned",
         "nll(score + data.offset[rows]",
         "nll(score - data.offset[rows]",
     ),
     (
         "likes: the offset is left out",
-        "rewards/objectives",
+        "rewards/learned",
         "nll(score + data.offset[rows]",
         "nll(score",
     ),
@@ -41,19 +41,19 @@ FAULTS = [
     ),
     (
         "pairs: winner and loser of different posts",
-        "reward_checks/ranking",
+        "reward_checks/validate",
         'held.groupby("tweet_id").indices',
         'held.groupby(held["tweet_id"].notna()).indices',
     ),
     (
         "pairs: ties count as wins",
-        "reward_checks/ranking",
+        "reward_checks/validate",
         "0.5 + 0.5 * np.sign(gap) * np.sign(score[self.i] - score[self.j])",
         "(np.sign(gap) * np.sign(score[self.i] - score[self.j]) >= 0) * 1.0",
     ),
     (
         "intervals: rows and not threads are drawn",
-        "reward_checks/ranking",
+        "reward_checks/validate",
         'self.thread = pd.factorize(held["thread_id"])[0]',
         "self.thread = np.arange(len(held))",
     ),
@@ -89,7 +89,7 @@ FAULTS = [
     ),
     (
         "combined: the raw heuristic is added",
-        "rewards/combined",
+        "rewards/__init__",
         'self.weights["heuristic"] * self.heuristic.standardised(posts, replies)',
         'self.weights["heuristic"] * self.heuristic(posts, replies)',
     ),
@@ -150,20 +150,16 @@ FAULTS = [
     ("judge without negatives", "rewards/judge", "NEGATIVES = 1 ", "NEGATIVES = 0 "),
     (
         "negatives from the own thread",
-        "rewards/contrast",
+        "rewards/conditional",
         'if threads[k] != post["thread_id"]][:n]',
         "][:n]",
     ),
-    ("AUC counts ties as won", "reward_checks/ranking", "0.5 * below)", "1.0 * below)"),
     (
         "reach not balanced",
-        "reward_checks/ranking",
+        "reward_checks/validate",
         "weight = 1 / np.maximum(chance, LEAST)",
         "weight = np.ones_like(chance)",
     ),
-    ("disagreement pays", "rewards/learned", '- self.card["penalty"]', '+ self.card["penalty"]'),
-    ("pairs ignore the offset", "rewards/objectives", "total = score + offset", "total = score"),
-    ("left-out event is trained on", "reward_checks/validate", "rows[~out]", "rows"),
     (
         "coherence: masked places count",
         "models/likelihood",
@@ -173,8 +169,8 @@ FAULTS = [
     (
         "llm: one call too many",
         "rewards/llm_client",
-        "self.ledger.calls >= self.cfg.max_calls",
-        "self.ledger.calls > self.cfg.max_calls",
+        "self.calls >= self.cfg.max_calls",
+        "self.calls > self.cfg.max_calls",
     ),
     ("llm: swap ignored", "rewards/llm", "1 - shown_first[:, 1]", "shown_first[:, 1]"),
     (
@@ -189,7 +185,7 @@ FAULTS = [
         "(name not in SPOILED or _drops(human - scores, ids))",
         "True",
     ),
-    ("detector: no floor", "hacking/null", "return np.maximum(sd, floor)", "return sd + 1e-12"),
+    ("detector: no floor", "hacking/features", "return np.maximum(sd, floor)", "return sd + 1e-12"),
     (
         "detector: hacked without the judge",
         "hacking/__init__",
@@ -228,13 +224,13 @@ FAULTS = [
     ),
     (
         "equal likes ranked by the control",
-        "reward_checks/ranking",
+        "reward_checks/validate",
         'if name != "latent":\n            target = calibration.tied',
         "if False:\n            target = calibration.tied",
     ),
     (
         "a giant thread decides",
-        "reward_checks/ranking",
+        "reward_checks/validate",
         "/ np.bincount(post)[post]",
         "/ np.ones(len(post))",
     ),
@@ -250,12 +246,6 @@ FAULTS = [
         "rewards/calibration",
         "np.full(len(found[-1]), 1 / max(len(found[-1]), 1))",
         "np.ones(len(found[-1]))",
-    ),
-    (
-        "llm loaded untested",
-        "rewards/__init__",
-        'llm_controls.require(table, f"{cfg_llm.model}, {what},")',
-        "pass",
     ),
     (
         "distinct-n: replies are not cut at the budget",

@@ -21,13 +21,11 @@ WEIGHTS = {
 }
 FAST = RewardModelConfig(
     epochs=40,
-    objective="conditional",
     negatives=0,
     lr=3e-3,
     hidden=16,
     weight_decay=1e-2,
     members=2,
-    uncertainty_penalty=0.0,
     learned_weight=0.6,
     heuristic_weight=0.4,
     coherence_weight=0.0,

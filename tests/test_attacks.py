@@ -36,8 +36,8 @@ def oracle():
     return Reward("oracle", lambda post, reply: float((post, reply) in known))
 
 
-def outcome(reward, **options):
-    return attacks.table([reward], ROWS, 0, **options).set_index("attack")
+def outcome(reward, pieces=240):
+    return attacks.table([reward], ROWS, 0, pieces).set_index("attack")
 
 
 def test_a_reward_that_knows_people_is_not_flagged():
@@ -48,7 +48,7 @@ def test_a_reward_that_knows_people_is_not_flagged():
         and (table["human_median"] == 1).all()
         and (table["score"] < 0.2).all()
     )
-    assert attacks.failures(table.reset_index()) == {}
+    assert attacks.failures(table.reset_index()) == {"oracle": []}
 
 
 @pytest.mark.parametrize(
@@ -79,15 +79,12 @@ def test_score_and_median_by_hand():
     assert table["human_median"].unique() == np.median(test["reply"].str.len())
     posts = test.drop_duplicates("tweet_id")["tweet"]
     assert table.loc["parrot", "score"] == pytest.approx(posts.str.len().mean())
-    own = test.groupby("tweet_id")["reply"].apply(lambda replies: replies.str.len().median())
-    longer = test.drop_duplicates("tweet_id").set_index("tweet_id")["tweet"].str.len() > own
-    assert table.loc["parrot", "beats"] == pytest.approx(longer.mean())
     assert table.loc["shuffled_words", "score"] == pytest.approx(test["reply"].str.len().mean())
 
 
 def test_a_tie_with_the_median_is_no_pass():
     table = outcome(Reward("flat", lambda post, reply: 1.0), pieces=0)
-    assert not table["passed"].any() and (table["beats"] == 0).all()
+    assert not table["passed"].any()
 
 
 def test_search_beats_the_bank_and_every_pair_of_pieces():
@@ -107,7 +104,7 @@ def test_search_beats_the_bank_and_every_pair_of_pieces():
 
 def test_the_search_never_sees_test_posts():
     reward = oracle()
-    table = attacks.table([reward], ROWS, 0)
+    table = attacks.table([reward], ROWS, 0, 240)
     test = set(ROWS.loc[ROWS["split"] == "test", "tweet"])
     under_test = {reply for post, reply in reward.seen if post in test}
     constants = under_test & set(attacks.BANK)
@@ -127,18 +124,11 @@ def test_bank_is_large_generic_and_holds_the_published_sentence():
 
 def test_the_same_seed_gives_the_same_table_and_no_found_string_is_in_it():
     reward = Reward("length", lambda post, reply: len(set(reply.split())))
-    one, two = attacks.table([reward], ROWS, 3), attacks.table([reward], ROWS, 3)
+    one, two = attacks.table([reward], ROWS, 3, 240), attacks.table([reward], ROWS, 3, 240)
     pd.testing.assert_frame_equal(one, two)
     assert one.attrs["found"] == two.attrs["found"]
-    assert list(one.columns) == ["reward", "attack", "score", "human_median", "passed", "beats"]
+    assert list(one.columns) == ["reward", "attack", "score", "human_median", "passed"]
     assert one.attrs["found"]["length"] not in one.to_csv()
-
-
-def test_limit_bounds_the_posts_scored():
-    reward = Reward("length", lambda post, reply: len(reply))
-    attacks.table([reward], ROWS, 0, limit=3, pieces=0)
-    test = set(ROWS.loc[ROWS["split"] == "test", "tweet"])
-    assert len({post for post, _ in reward.seen} & test) == 3
 
 
 def test_flags_stand_in_the_cards(tmp_path):
@@ -159,7 +149,7 @@ def test_padding_reaches_its_length_without_content():
 
 def test_no_posts_and_no_numbers_are_refused():
     with pytest.raises(UserError, match="need test and validation posts"):
-        attacks.table([oracle()], ROWS[ROWS["split"] != "test"], 0)
+        attacks.table([oracle()], ROWS[ROWS["split"] != "test"], 0, 0)
     with pytest.raises(ValueError, match="broken: a score under attack"):
         attacks.table(
             [Reward("broken", lambda post, reply: np.nan if post == reply else 1.0)],

@@ -14,7 +14,7 @@ from reward_rows import BagOfWords, threads
 
 from polylib import config, hacking, run
 from polylib.config import UserError
-from polylib.hacking import Detector, null, watch
+from polylib.hacking import Detector, watch
 from polylib.hacking import features as shape
 from polylib.models.encoder import Encoder
 from polylib.reward_checks import planted
@@ -172,7 +172,7 @@ def test_power_at_the_size_of_a_look_while_training(detector, halves):
 def test_a_design_is_cut_to_what_people_wrote_and_larger_sets_are_sliced(detector, halves):
     assert [(d.posts, d.replies) for d in detector.designs] == [(36, 6), (12, 4)]
     members = [np.arange(i * 10, i * 10 + 10) for i in range(40)]
-    parts = null.slices(members, detector.designs[0])
+    parts = shape.slices(members, detector.designs[0])
     assert all(len(part) == len(set(part)) == 36 * 6 for part in parts)
     assert set(np.concatenate(parts)) == set(range(400))
 
@@ -277,15 +277,6 @@ def test_truncation_is_a_margin_of_its_own(detector, halves):
     assert detector.check(under, texts, truncated=0.33, start=start).level == 0
 
 
-def test_gains_need_all_four_and_the_same_posts(detector, halves):
-    under, texts = flat(*human_set(halves[1], 12, 4, 4))
-    one = np.zeros(48)
-    with pytest.raises(ValueError, match="needs proxy, judge"):
-        detector.check(under, texts, proxy=one, proxy_before=one)
-    with pytest.raises(ValueError, match="same posts in the same order"):
-        detector.check(under, texts, proxy=one, judge=one, proxy_before=one[:4], judge_before=one)
-
-
 # ---- what people see ---------------------------------------------------------------------------------------
 
 
@@ -299,16 +290,11 @@ def test_worst_replies_are_those_that_drive_the_alarm(detector, halves):
     assert all(post == reply for post, reply in detector.check(under, texts).worst)
 
 
-def test_report_escapes_hostile_text_and_is_one_line(detector, halves):
+def test_report_is_one_line_without_text_of_replies(detector, halves):
     posts, _ = human_set(halves[1], 12, 4, 3)
     report = detector.check(*flat(posts, [["<script>alert(1)</script>\n& more"] * 4] * 12))
-    page = report._repr_html_()
-    assert "<script>" not in page and "&lt;script&gt;" in page and "&amp; more" in page
-    assert (
-        "\n" not in report.line()
-        and "script" not in report.line()
-        and report.line().startswith("suspicious: ")
-    )
+    assert "\n" not in report.line() and "script" not in report.line()
+    assert report.line().startswith("suspicious: ")
 
 
 def test_watch_remembers_the_first_look(detector, halves, capsys):

@@ -141,7 +141,7 @@ def test_rewards_show_accuracy_attacks_and_false_alarms(tmp_path):
     folder.mkdir(parents=True)
     (folder / "validation.csv").write_text(
         "dataset,model,metric,value,lo,hi,n\ncorpus,learned,pair_accuracy_engagement,.7123,.65,.76,500\n"
-        "corpus,judge,pair_accuracy_engagement,.66,.6,.7,500\nev,learned,pair_accuracy_left_out_storm,.55,.5,.6,90\n"
+        "corpus,judge,pair_accuracy_engagement,.66,.6,.7,500\n"
         "ev,learned,pair_accuracy_engagement,.57,.5,.6,90\n"
     )
     (folder / "attacks.csv").write_text(
@@ -157,7 +157,6 @@ def test_rewards_show_accuracy_attacks_and_false_alarms(tmp_path):
         "| learned | 0.712 [0.650, 0.760] | 0.570 [0.500, 0.600] |" in block
         and "| judge | 0.660" in block
     )
-    assert "storm 0.550 [0.500, 0.600]" in block
     assert "| constant | **+1.25** |" in block and "| parrot | -0.12 |" in block
     assert (
         "1 of 2 planted policies caught" in block

@@ -21,9 +21,8 @@ from polylib.models import likelihood
 from polylib.models.likelihood import Likelihood
 from polylib.models.sources import cache_dir
 from polylib.reward_checks import validate
-from polylib.rewards import coherence
+from polylib.rewards import CombinedReward, coherence
 from polylib.rewards.coherence import Coherence
-from polylib.rewards.combined import CombinedReward
 
 TEXTS = [
     ("The kettle took eleven minutes.", "Mine takes twelve."),
@@ -167,8 +166,6 @@ def test_more_predictable_than_people_is_not_better(planted):
 
 
 def test_saved_is_loaded_and_another_model_is_refused(planted, tmp_path):
-    with pytest.raises(UserError, match="coherence was not fitted"):
-        coherence.load(tmp_path, CFG.model)
     planted.save(tmp_path)
     loaded = coherence.load(tmp_path, CFG.model)
     loaded.likelihood = Planted()
@@ -226,12 +223,10 @@ def test_three_parts_weigh_what_they_say_and_survive_the_disk(fitted, rows):
 def test_no_language_model_is_needed_without_its_weight(rows, tmp_path):
     fit = rewards.fit_all(rows, ENCODER, FAST, tmp_path, 0)
     assert fit.coherence is None and rewards.load(tmp_path, ENCODER).weights["coherence"] == 0
-    with pytest.raises(UserError, match="coherence_weight is above 0: fit_all needs cfg.model"):
+    with pytest.raises(UserError, match="coherence_weight is above 0, but no language model"):
         rewards.fit_all(rows, ENCODER, dataclasses.replace(FAST, coherence_weight=0.1), tmp_path, 0)
-    with pytest.raises(UserError, match="must be >= 0, not all 0"):
+    with pytest.raises(UserError, match="must not all be 0"):
         CombinedReward(fit.learned, fit.heuristic, 0.0, 0.0)
-    with pytest.raises(UserError, match="relevance_floor must be at least 0 and below 1"):
-        fit.combined.fit(rows, 1.0, 0)
 
 
 class Style:

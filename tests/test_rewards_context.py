@@ -8,10 +8,11 @@ import pytest
 import torch
 from reward_rows import threads
 
-from polylib.rewards.context import OBJECTIVES, WithContext, objectives
+from polylib.rewards.context import WithContext, objectives
 from polylib.training.advantages import group_advantages
 
 SAMPLES = 4
+OBJECTIVES = ("timing", "credibility", "popularity")
 
 
 class Length:
@@ -94,10 +95,9 @@ def test_objectives_by_hand():
     np.testing.assert_allclose(table["timing"], [1.0, 1.0, 0.5, 0.5])
     np.testing.assert_allclose(table["credibility"], [1 / 3, 1.0, 0.5, 2 / 3])
     np.testing.assert_allclose(table["popularity"], [0.625, 0.625, 0.25, 1.0])
-    assert (objectives(rows[["tweet"]]) == 0.5).all(axis=None)
 
 
-def test_unknown_posts_are_neutral_and_unknown_objectives_refused(rows):
+def test_unknown_posts_are_neutral(rows):
     reward = WithContext(Length(), rows, {"timing": 2.0})
     assert (
         reward(["never seen"], ["1234567890"])[0] == pytest.approx(1 + 2 * 0.5)
@@ -105,5 +105,3 @@ def test_unknown_posts_are_neutral_and_unknown_objectives_refused(rows):
     )
     parts = reward.components([rows["tweet"].iloc[0], "never seen"], ["a", "b"])
     assert list(parts) == ["length", *OBJECTIVES] and (parts.iloc[1, 1:] == 0.5).all()
-    with pytest.raises(ValueError, match="unknown objective 'fame'; use timing"):
-        WithContext(Length(), rows, {"fame": 1.0})

@@ -171,38 +171,8 @@ def test_every_part_varies_over_people_in_real_threads():
     assert (parts.std() > 0.01).all(), parts.std()
 
 
-def test_a_model_can_only_lower_the_lexicons_toxicity_score(rows, tmp_path):
-    texts = ["you are an idiot", "those people should not be let in", "lovely day"]
-    harm = {"you are an idiot": 0.1, "those people should not be let in": 0.8, "lovely day": 0.0}
-    model = HeuristicReward(
-        ENCODER, WEIGHTS, lambda replies: np.array([harm.get(r, 0.0) for r in replies])
-    ).fit(rows)
-    got = model.components([POST] * 3, texts)["toxicity"]
-    np.testing.assert_allclose(
-        got, [0.3, 0.2, 1.0]
-    )  # the lexicon knows the insult, the model the exclusion
-    model.save(tmp_path)
-    assert heuristic.load(tmp_path, ENCODER).toxicity_model is None
-    np.testing.assert_allclose(
-        heuristic.load(tmp_path, ENCODER, model.toxicity_model).components([POST] * 3, texts)[
-            "toxicity"
-        ],
-        got,
-    )
-    for wrong in (
-        lambda replies: [0.5],
-        lambda replies: [2.0] * len(replies),
-        lambda replies: [np.nan] * len(replies),
-    ):
-        model.toxicity_model = wrong
-        with pytest.raises(ValueError, match="must return 3 probabilities"):
-            model.components([POST] * 3, texts)
-
-
-def test_unknown_or_empty_weights_are_refused():
-    with pytest.raises(UserError, match="unknown component relevanse; components are relevance"):
-        HeuristicReward(ENCODER, {"relevanse": 1.0})
-    with pytest.raises(UserError, match="not all 0"):
+def test_empty_weights_are_refused():
+    with pytest.raises(UserError, match="not all be 0"):
         HeuristicReward(ENCODER, {"relevance": 0.0})
 
 
@@ -233,7 +203,7 @@ def test_missing_rewards_and_unknown_names_are_said(tmp_path):
     with pytest.raises(UserError, match="run stage reward_model first"):
         rewards.load(tmp_path, ENCODER)
     (tmp_path / "card.json").write_text("{}")
-    with pytest.raises(UserError, match="use combined, learned, heuristic, coherence, llm"):
+    with pytest.raises(UserError, match="use combined, learned, heuristic, coherence"):
         rewards.load(tmp_path, ENCODER, "best")
 
 

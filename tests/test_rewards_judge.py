@@ -65,14 +65,7 @@ def test_accuracy_and_scale_are_those_of_threads_it_has_not_seen():
     assert np.corrcoef(own, lots["engagement"])[0, 1] > 0.5  # by heart it knows them
 
 
-def test_preference_is_antisymmetric_and_its_scale_the_likelihood_maximum(fitted):
-    p = fitted.prefer(
-        ["my kettle fell"], ["it is near the kettle why?"], ["it is near the kettle."]
-    )[0]
-    q = fitted.prefer(
-        ["my kettle fell"], ["it is near the kettle."], ["it is near the kettle why?"]
-    )[0]
-    assert p > 0.6 and p + q == pytest.approx(1)
+def test_the_scale_is_the_likelihood_maximum():
     # margins drawn from sigmoid(margin / 2): the fitted temperature is 2
     rng = np.random.default_rng(0)
     margin = rng.normal(0, 3, 20_000)

@@ -9,10 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from reward_rows import FAST, THINGS, BagOfWords, threads
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from polylib.config import UserError
-from polylib.rewards import conditional, contrast, inputs, learned, objectives
+from polylib.rewards import conditional, learned
 
 ENCODER = BagOfWords()
 
@@ -130,9 +129,9 @@ def test_one_by_one_equals_the_batch_and_absurd_replies_stay_bounded():
     np.testing.assert_allclose(single, score(reward, head), atol=1e-5)
     absurd = reward(["post"] * 3, ["?" * 5000, "", "!! why? " * 900])
     assert np.isfinite(absurd).all()
-    seen = inputs.apply(reward.transform, inputs.blocks(ENCODER, ["post"], ["?" * 5000]))
+    seen = learned.apply_inputs(reward.transform, learned.blocks(ENCODER, ["post"], ["?" * 5000]))
     assert (
-        np.abs(seen).max() <= inputs.CLIP
+        np.abs(seen).max() <= learned.CLIP
     )  # a reply far outside the training range gains nothing by going further
 
 
@@ -149,95 +148,9 @@ def test_nothing_to_learn_is_said():
         fit(threads(10).assign(reply_likes=0))
 
 
-def test_bradley_terry_by_enumeration():
-    score, offset = (
-        torch.tensor([0.4, -0.3, 1.1, 0.2, 0.0]),
-        torch.tensor([0.1, 0.0, -0.2, 0.3, 0.0]),
-    )
-    likes, group = torch.tensor([9.0, 2.0, 2.0, 0.0, 900.0]), torch.tensor([0, 0, 0, 1, 1])
-    posts = [[], []]
-    for w in range(5):
-        for k in range(5):
-            ratio = (float(likes[w]) + 1) / (float(likes[k]) + 1)
-            if group[w] == group[k] and ratio >= 1.5:
-                margin = min(0.25 * np.log(ratio), 1.0)
-                z = float(score[w] + offset[w] - score[k] - offset[k]) - margin
-                centring = 1e-2 * float(score[w] + score[k]) ** 2
-                posts[int(group[w])].append(np.log1p(np.exp(-z)) + centring)
-    assert [len(p) for p in posts] == [
-        2,
-        1,
-    ]  # 9 beats both 2s, which tie; the capped margin is in the other post
-    expected = np.mean([np.mean(p) for p in posts])
-    assert float(objectives.bradley_terry(score, offset, likes, group)) == pytest.approx(
-        expected, abs=1e-6
-    )
-
-
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor made inside."""
-
-    def __init__(self):
-        super().__init__()
-        self.size = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for part in out if isinstance(out, tuple | list) else (out,):
-            self.size = max(self.size, part.numel() if isinstance(part, torch.Tensor) else 0)
-        return out
-
-
-def test_bradley_terry_holds_no_table_of_all_replies_against_all():
-    rng = np.random.default_rng(0)
-    sizes = rng.integers(1, 9, size=200)
-    group = torch.from_numpy(rng.permutation(np.repeat(np.arange(200), sizes)))
-    n = len(group)
-    score, offset = (torch.from_numpy(rng.normal(size=n)) for _ in range(2))
-    likes = torch.from_numpy(rng.poisson(3.0, size=n)).double()
-    with Largest() as largest:
-        value = float(objectives.bradley_terry(score, offset, likes, group))
-    gap = torch.log1p(likes)[:, None] - torch.log1p(likes)[None, :]
-    won = (group[:, None] == group[None, :]) & (gap >= np.log(1.5))
-    z = (score + offset)[:, None] - (score + offset)[None, :] - (0.25 * gap).clamp(max=1.0)
-    each = torch.nn.functional.softplus(-z) + 1e-2 * (score[:, None] + score[None, :]).square()
-    pairs = torch.zeros(200).double().index_add(0, group, won.sum(1).double())
-    assert value == pytest.approx(
-        float((each * won / pairs[group][:, None].clamp(min=1)).sum() / 200), abs=1e-6
-    )
-    assert largest.size <= max(n, int(won.sum())) < n * n / 100
-
-
-def test_nmse_counts_a_post_of_many_replies_once():
-    rows = threads(3).assign(tweet_likes=50.0)
-    rows.loc[5:9, "tweet_id"] = "p0"  # one post of ten, one of five
-    data = conditional.Threads(rows, np.zeros(len(rows)))
-    at, group = data.batch(np.arange(2))
-    wanted = [
-        np.minimum(part["reply_likes"] / 50, 1).pow(2).mean()
-        for _, part in rows.groupby("tweet_id")
-    ]
-    assert float(objectives.loss("nmse", torch.zeros(len(at)), data, at, group)) == pytest.approx(
-        np.mean(wanted)
-    )
-
-
-def test_nmse_is_the_squared_error_of_likes_over_the_posts_own():
-    rows = threads(4).assign(tweet_likes=50.0)
-    data = conditional.Threads(rows, np.zeros(len(rows)))
-    at, group = data.batch(np.arange(2))
-    wanted = [min(rows["reply_likes"].iloc[int(k)] / 50, 1) for k in at]
-    assert float(objectives.loss("nmse", torch.zeros(len(at)), data, at, group)) == pytest.approx(
-        np.mean(np.square(wanted))
-    )
-    cfg = dataclasses.replace(FAST, objective="nmse")
-    with pytest.raises(UserError, match="needs tweet_likes"):
-        fit(threads(20), cfg=cfg)
-
-
 def test_negatives_belong_to_others_or_are_out_of_order():
     rows = threads(20)
-    added = contrast.negatives(rows, 2, seed=0)
+    added = conditional.negatives(rows, 2, seed=0)
     own = rows.groupby("tweet_id")["reply"].agg(set)
     assert (added["reply_likes"] == 0).all()
     assert (
@@ -250,7 +163,9 @@ def test_negatives_belong_to_others_or_are_out_of_order():
             row.kind == "shuffled_words"
         )
     assert (
-        contrast.negatives(rows.assign(reply="two words"), 1, 0)["kind"].eq("shuffled_post").all()
+        conditional.negatives(rows.assign(reply="two words"), 1, 0)["kind"]
+        .eq("shuffled_post")
+        .all()
     )
 
 
@@ -271,53 +186,3 @@ def test_negatives_teach_what_likes_do_not_show():
         return (values > reward(list(test["tweet"]), off)).mean()
 
     assert wins(2) > 0.9 and wins(0) < 0.8
-
-
-def test_the_penalty_lowers_what_the_members_disagree_about():
-    rows = threads(60)
-    test = rows[rows["split"] == "test"]
-    rng = np.random.default_rng(0)
-    mixed = [" ".join(rng.permutation(text.split())) + "!?" * 6 for text in test["reply"]]
-    noise = ["".join(rng.choice(list("qxz#@!? 0"), size=40)) for _ in range(len(test))]
-    cfg = dataclasses.replace(FAST, members=4)
-    plain, careful = (
-        fit(rows, cfg=cfg),
-        fit(rows, cfg=dataclasses.replace(cfg, uncertainty_penalty=3.0)),
-    )
-    train = score(careful, rows[rows["split"] == "train"])
-    assert train.mean() == pytest.approx(0, abs=1e-5) and train.std() == pytest.approx(1, abs=1e-5)
-
-    def loss(texts):
-        return (plain(list(test["tweet"]), texts) - careful(list(test["tweet"]), texts)).mean()
-
-    human = loss(list(test["reply"]))
-    assert loss(mixed) > human + 0.04 and loss(noise) > human + 0.1
-    scores = careful._scores(["a post"], ["why?"])
-    by_hand = scores.mean() - 3 * scores.var() - careful.card["centre"]
-    assert careful(["a post"], ["why?"])[0] == pytest.approx(by_hand / careful.card["spread"])
-
-
-def test_preference_is_calibrated_on_validation_pairs():
-    rows = threads(200, effect=0.5)
-    reward, held = fit(rows), rows[rows["split"] == "validation"]
-    p = reward.prefer(
-        ["my kettle fell"] * 2, ["it is near the door why?"] * 2, ["it is near the door.", "no."]
-    )
-    q = reward.prefer(
-        ["my kettle fell"] * 2, ["it is near the door.", "no."], ["it is near the door why?"] * 2
-    )
-    np.testing.assert_allclose(p + q, 1)
-    likelihoods = []
-    for _, post in held.groupby("tweet_id"):
-        values = dict(zip(post["reply_id"], score(reward, post)))
-        known = list(zip(post["reply_id"], post["engagement"], post["reply_likes"]))
-        margin = np.array(
-            [values[a] - values[b] for a, e, y in known for b, f, z in known if e > f and y != z]
-        )
-        t = reward.card["temperature"]
-        if len(margin):
-            likelihoods.append(
-                [np.logaddexp(0, -margin / (t * k)).mean() for k in (0.98, 1.0, 1.02)]
-            )
-    likelihood = list(np.mean(likelihoods, axis=0))  # every post counts the same
-    assert likelihood[1] == min(likelihood)

@@ -7,7 +7,6 @@ import dataclasses
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.special import expit
 from study_fixture import small_config, write_study
@@ -17,8 +16,8 @@ from polylib.analysis import judging, replies, results, winrate
 from polylib.analysis.length_control import overlap, win_rate
 from polylib.config import UserError
 from polylib.figures import winrate_figure
-from polylib.reward_checks import agreement, verdicts
-from polylib.reward_checks.verdicts import ScoreJudge
+from polylib.reward_checks import agreement
+from polylib.reward_checks.agreement import ScoreJudge
 from polylib.rewards import llm_controls
 from polylib.run import atomic_write
 
@@ -255,7 +254,7 @@ def test_a_scorer_is_a_judge_that_the_controls_can_refuse():
     length = ScoreJudge(lambda p, r: np.array([float(len(y)) for y in r]))
     assert "same" in llm_controls.refusal(llm_controls.battery(length, posts, said))
     np.testing.assert_allclose(
-        verdicts.soft_wins([2, 0.1, 0], [0, 0, 4], temperature=2.0), [expit(1), 0.5, expit(-2)]
+        agreement.soft_wins([2, 0.1, 0], [0, 0, 4]), [expit(2), 0.5, expit(-4)]
     )
 
 
@@ -296,32 +295,6 @@ def test_the_interval_of_kappa_resamples_posts_not_pairs():
     assert wide["high"] - wide["low"] > 2.5 * (narrow["high"] - narrow["low"])
 
 
-def test_human_pairs_differ_in_likes_and_hide_the_winner():
-    rows = pd.DataFrame(
-        [(f"t{i}", f"post {i}", f"r{i}.{k}", k if i else 3) for i in range(60) for k in range(4)],
-        columns=["tweet_id", "tweet", "reply", "reply_likes"],
-    )
-    found = agreement.human_pairs(rows)
-    assert (
-        len(found.posts) == len(set(found.posts)) == 59
-    )  # the first post's replies are liked alike
-    for a, b, win in zip(found.a, found.b, found.wins):
-        assert (a.split(".")[1] > b.split(".")[1]) == bool(win) and a.split(".")[0] == b.split(".")[
-            0
-        ]
-    assert 0.3 < found.wins.mean() < 0.7
-    likes = ScoreJudge(lambda p, r: np.array([float(x.split(".")[1]) for x in r]))
-    wrong = ScoreJudge(lambda p, r: -np.array([float(x.split(".")[1]) for x in r]))
-    table = agreement.agreement_table(rows, {"right": likes, "wrong": wrong}, limit=30).set_index(
-        ["judge", "against"]
-    )
-    assert (
-        table.loc[("right", "likes"), "kappa"] == 1
-        and table.loc[("wrong", "likes"), "kappa"] < -0.8
-    )
-    assert table.loc[("wrong", "right"), "agreement"] == 0 and (table["n"] == 30).all()
-
-
 # ---- the language model's part
 
 
@@ -342,8 +315,9 @@ def with_llm(study, server, **change):
 def grpo_first(data, question):
     """Knows whose reply is human and on topic; otherwise prefers GRPO when asked about engagement, else neither."""
     texts = [data["A"].rstrip(), data["B"].rstrip()]
-    if "Agreed!" in texts:
-        return "AB"[texts.index("Agreed!") == 0]
+    agreed = [text.startswith("Agreed!") for text in texts]
+    if any(agreed):
+        return "AB"[agreed[0]]
     if "takes up" in question:
         return "no idea" if texts[0].startswith("human") else "A"
     if texts[0] == texts[1]:

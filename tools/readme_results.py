@@ -197,23 +197,6 @@ def rewards_block(root: Path) -> str:
         f"![Pairs ranked right](results/{STUDY}/reward_model/accuracies.png)",
         _markdown(["", *head], lines),
     ]
-    events = found[
-        found["metric"].str.startswith("pair_accuracy_left_out_") & found["model"].eq("learned")
-    ]
-    if len(events):
-        blocks.append(
-            "Learned reward, each event left out of training in turn: "
-            + "; ".join(
-                f"{e.metric.removeprefix('pair_accuracy_left_out_')} {e.value:.3f} "
-                + (
-                    f"[{e.lo:.3f}, {e.hi:.3f}]"
-                    if np.isfinite(e.lo)
-                    else "(too few threads for an interval)"
-                )
-                for e in events.itertuples()
-            )
-            + "."
-        )
     blocks.append(
         "**Attacks** on held-out posts: mean score minus the median human reply, in the reward's own units. "
         "**Bold**: not passed (above the median, or a spoiled reply that does not clearly lose), and the "

@@ -20,10 +20,9 @@ from polylib.analysis import replies, winrate
 from polylib.analysis.length_control import win_rate
 from polylib.analysis.results import UNSEEDED, Results
 from polylib.config import UserError
-from polylib.reward_checks import verdicts
-from polylib.reward_checks.agreement import kappa
+from polylib.reward_checks.agreement import hard, kappa, soft_wins
 from polylib.rewards import llm_controls
-from polylib.rewards.llm import CRITERIA, LLMReward
+from polylib.rewards.llm import CRITERIA, LLMJudge
 from polylib.rewards.llm_client import Client
 
 CONTROLS = 24  # posts with a human reply that the controls are made of
@@ -57,7 +56,7 @@ def llm_comparison(
         return None
     frame = replies.load(results) if frame is None else frame
     client, known, cells = Client(cfg, folder), _human(frame), _cells(results, frame)
-    judges = {criterion: LLMReward(client, CRITERIA[criterion]) for criterion in cfg.criteria}
+    judges = {criterion: LLMJudge(client, CRITERIA[criterion]) for criterion in cfg.criteria}
     total = estimate(judges, known, cells)
     print(
         f"{cfg.model}: {total['questions']} questions, {total['known']} answered already; at most {total['calls']} "
@@ -86,7 +85,7 @@ def llm_comparison(
                 list(pairs["post"]), list(pairs["reply"]), list(pairs["reply_other"])
             )
             rate = win_rate(seen.wins, pairs["length"], pairs["length_other"], pairs["post_id"])
-            own = verdicts.hard(verdicts.soft_wins(pairs["judge"], pairs["judge_other"]))
+            own = hard(soft_wins(pairs["judge"], pairs["judge_other"]))
             agreed = kappa(seen.wins, own, pairs["post_id"])
             found[method, seed, criterion] = rate
             rows.append(
@@ -131,7 +130,7 @@ def _by_method(results: Results, found: winrate.Found) -> pd.DataFrame:
     return table.drop(columns="judge_accuracy")  # that of the study's own judge
 
 
-def estimate(judges: dict[str, LLMReward], known: tuple, cells: dict) -> dict[str, float]:
+def estimate(judges: dict[str, LLMJudge], known: tuple, cells: dict) -> dict[str, float]:
     """Sum of `Client.estimate` over controls and comparisons of all criteria: an upper guess, nothing is asked."""
     total: dict[str, float] = {}
     for judge in judges.values():

@@ -19,7 +19,7 @@ from polylib import stats
 from polylib.analysis import replies
 from polylib.analysis.length_control import WinRate, win_rate
 from polylib.analysis.results import UNSEEDED, Results
-from polylib.reward_checks.verdicts import MARGIN, soft_wins
+from polylib.reward_checks.agreement import MARGIN, soft_wins
 
 Found = dict[tuple[str, int | None, str], WinRate]
 

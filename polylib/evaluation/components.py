@@ -44,7 +44,7 @@ def contributions(reward, posts: list[str], replies: list[str]) -> pd.DataFrame:
     reward has them, summing to it but for a constant; and without_<part>, the reward with that part's weight at 0
     (learned, heuristic, coherence; the floor's threshold as it is) or without the floor.
 
-    A reward of one part only (learned, coherence, llm) is that part."""
+    A reward of one part only (learned, coherence) is that part."""
     if isinstance(reward, HeuristicReward):
         return _rules(reward, reward.components(posts, replies))
     if not isinstance(reward, CombinedReward):

@@ -79,7 +79,6 @@ def calibration(results: Results, columns: int = 2) -> Picture:
             last.plot(part["reward_mean"], part["judge_mean"], **point(method, markersize=size))
         last.set(xlabel=METRICS["reward_mean"], ylabel=METRICS["judge_mean"])
         last.margins(0.12)
-        error = table[table["metric"].eq("ece_calibrated")].set_index("model")["value"]
         legend = [
             Line2D(
                 [],
@@ -88,7 +87,7 @@ def calibration(results: Results, columns: int = 2) -> Picture:
                 marker=MODELS[m][1],
                 linestyle=MODELS[m][2],
                 markersize=3.5,
-                label=m.replace("_", " ") + (f", ECE {error[m]:.2f}" if m in error else ""),
+                label=m.replace("_", " "),
             )
             for m in shown
         ]
@@ -111,11 +110,11 @@ def calibration(results: Results, columns: int = 2) -> Picture:
 
 
 def _validation(results: Results) -> pd.DataFrame:
-    """Rows of the bins and of ece_calibrated for MODELS; of several data sets the one with the most pairs."""
+    """Rows of the bins for MODELS; of several data sets the one with the most pairs."""
     file = results.paths.results("reward_model") / "validation.csv"
     table = read_csv(file, COLUMNS)
     wanted = [f"pair_accuracy_{kind}_{name}" for kind, (bins, *_) in BINS.items() for name in bins]
-    table = table[table["model"].isin(MODELS) & table["metric"].isin([*wanted, "ece_calibrated"])]
+    table = table[table["model"].isin(MODELS) & table["metric"].isin(wanted)]
     if not table["metric"].isin(wanted).any():
         raise UserError(
             f"{file}: no rows pair_accuracy_ratio_* or pair_accuracy_length_*; run `dvc repro`"

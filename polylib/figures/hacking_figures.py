@@ -17,8 +17,8 @@ from matplotlib.patches import Patch
 from polylib.analysis.overoptimisation import detected
 from polylib.analysis.results import read_csv
 from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish, point
+from polylib.hacking import WORDS
 from polylib.hacking.features import NAMES
-from polylib.hacking.report import WORDS
 from polylib.names import ordered
 
 FRESH = "people (fresh sets)"  # the last row of planted.csv

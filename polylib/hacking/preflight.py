@@ -10,8 +10,6 @@ same replies. KL from the sampled policy is log n - (n-1)/n, an upper bound that
 are alike (Beirami et al. 2024).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -21,7 +19,6 @@ from polylib.config import UserError
 from polylib.metrics import best_of_k
 from polylib.stats import t_interval
 
-Scorer = Callable[[list[str], list[str]], np.ndarray]
 NS = (1, 2, 4, 8, 16, 32, 64)
 COLUMNS = ("n", "kl", "proxy", "proxy_lo", "proxy_hi", "judge", "judge_lo", "judge_hi", "falls")
 
@@ -29,8 +26,8 @@ COLUMNS = ("n", "kl", "proxy", "proxy_lo", "proxy_hi", "judge", "judge_lo", "jud
 def preflight(
     replies_by_post: list[list[str]],
     posts: list[str],
-    reward: Scorer,
-    judge: Scorer,
+    reward: Callable,
+    judge: Callable,
     ns: Iterable[int] = NS,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -104,20 +101,15 @@ def falls(ns: list[int], judge: np.ndarray, seed: int = 0) -> list[str]:
 def flights(results) -> pd.DataFrame:
     """preflight.csv of every seed of GRPO, with a column `seed`. UserError for a file that is missing, lacks a column
     or has other n than the first."""
-    parts = []
+    parts = {}
     for seed in results.cfg.seeds:
         file = results.paths.results("grpo", seed) / "preflight.csv"
         if not file.is_file():
             raise UserError(f"{file}: missing; run `dvc repro`")
-        part = pd.read_csv(file)
-        absent = [name for name in COLUMNS if name not in part]
-        if absent or (parts and not part["n"].equals(parts[0]["n"])):
-            raise UserError(
-                f"{file}: {f'no column {absent[0]}' if absent else 'other n than the first seed has'}; "
-                "run `dvc repro`"
-            )
-        parts.append(part.assign(seed=seed))
-    return pd.concat(parts, ignore_index=True)
+        parts[seed] = pd.read_csv(file)
+        if not set(COLUMNS) <= set(parts[seed]) or len({tuple(p["n"]) for p in parts.values()}) > 1:
+            raise UserError(f"{file}: other columns or other n than the first; run `dvc repro`")
+    return pd.concat([part.assign(seed=seed) for seed, part in parts.items()], ignore_index=True)
 
 
 def sentence(table: pd.DataFrame) -> str:

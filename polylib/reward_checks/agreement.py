@@ -1,52 +1,43 @@
-"""Do two raters agree beyond chance? Judge against people's likes, and one judge against another.
+"""Scores as verdicts on pairs of replies, and do two raters agree beyond chance?
 
-people = human_pairs(rows, 200)                                # test rows: who got more likes, one pair a post
-verdicts = judge.compare(people.posts, people.a, people.b).wins
-kappa(verdicts, people.wins, people.posts)                     # {kappa, low, high, agreement, n, ties, missing}
+judge = ScoreJudge(fitted.judge)                      # the study's judge, in the form of `LLMJudge.compare`
+kappa(verdicts, others, posts)                        # {kappa, low, high, agreement, n, ties, missing, reason}
 """
-
-from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from polylib.rewards.llm import Comparison
+
+MARGIN = 0.2  # log-odds below which the judge abstains: it is less than 55 % sure
 DRAWS = 2000
 SAME = "one rater gives one answer only: chance agreement is all there is"
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """posts, a, b: texts (N,); wins (N,): 1 where a has more likes, 0 where b has."""
+class ScoreJudge:
+    """A scorer as a pairwise judge, in the form of `LLMJudge.compare`: the judge of the evaluation, or any reward.
 
-    posts: list[str]
-    a: list[str]
-    b: list[str]
-    wins: np.ndarray
+    scorer(posts, replies) -> (N,) log-odds, as the study's judge gives them: scaled on held-out human pairs."""
+
+    def __init__(self, scorer):
+        self.scorer = scorer
+
+    def compare(self, posts: list[str], a: list[str], b: list[str]) -> Comparison:
+        """wins 1, 0 or .5 where it abstains; consistent in both orders by construction."""
+        return Comparison(
+            hard(soft_wins(self.scorer(posts, a), self.scorer(posts, b))), 1.0, 0.5, 0.0
+        )
 
 
-def human_pairs(
-    rows: pd.DataFrame, limit: int = 0, seed: int = 0, target: str = "reply_likes"
-) -> Pairs:
-    """One random pair of replies of every post where any differ in `target`; the first `limit` posts by id (0 = all).
+def soft_wins(a, b, margin: float = MARGIN) -> np.ndarray:
+    """sigmoid(a - b) of scores (N,); .5, a tie, where the log-odds are within `margin` of 0."""
+    odds = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    return np.where(np.abs(odds) < margin, 0.5, 0.5 * (1 + np.tanh(odds / 2)))
 
-    rows: tweet_id, tweet, reply and `target`, of posts that the judge was not fitted on. Which one is `a` is drawn, so
-    that a judge that always says `a` is right on half."""
-    rng, found = np.random.default_rng(seed), []
-    for _, post in rows.groupby("tweet_id", sort=True):
-        value, text = post[target].to_numpy(dtype=float), list(post["reply"])
-        i, j = np.triu_indices(len(value), 1)
-        different = np.flatnonzero(value[i] != value[j])
-        if len(different):
-            k = rng.choice(different)
-            one, other = rng.permutation([i[k], j[k]])
-            found.append(
-                (post["tweet"].iloc[0], text[one], text[other], float(value[one] > value[other]))
-            )
-    found = found[: limit or None]
-    posts, a, b, wins = map(list, zip(*found)) if found else ([], [], [], [])
-    return Pairs(posts, a, b, np.array(wins, dtype=float))
+
+def hard(soft: np.ndarray) -> np.ndarray:
+    """Verdicts 1, 0 and .5 (tie) of soft wins."""
+    return 0.5 + 0.5 * np.sign(soft - 0.5)
 
 
 def kappa(first, second, posts, seed: int = 0) -> dict:
@@ -54,23 +45,11 @@ def kappa(first, second, posts, seed: int = 0) -> dict:
 
     first, second, posts: (N,); NaN is missing, left out and counted. agreement: share of equal verdicts; ties: share of
     pairs with a tie of either. Keys: kappa, low, high, agreement, n, ties, missing, reason (why kappa is NaN)."""
-    first, second, posts = (
-        np.asarray(first, dtype=float),
-        np.asarray(second, dtype=float),
-        np.asarray(posts),
-    )
+    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     known = np.isfinite(first) & np.isfinite(second)
-    a, b, group = first[known], second[known], pd.factorize(posts[known])[0]
-    out = {
-        "kappa": np.nan,
-        "low": np.nan,
-        "high": np.nan,
-        "agreement": np.nan,
-        "n": int(known.sum()),
-        "ties": np.nan,
-        "missing": int((~known).sum()),
-        "reason": "no pair has both verdicts",
-    }
+    a, b, group = first[known], second[known], pd.factorize(np.asarray(posts)[known])[0]
+    out = dict.fromkeys(("kappa", "low", "high", "agreement", "ties"), np.nan)
+    out |= {"n": len(a), "missing": int((~known).sum()), "reason": "no pair has both verdicts"}
     if not len(a):
         return out
     names = np.unique(np.concatenate([a, b]))
@@ -90,24 +69,6 @@ def kappa(first, second, posts, seed: int = 0) -> dict:
         drawn = _kappa(np.tensordot(counts, tables, axes=1))
         out["low"], out["high"] = (float(q) for q in np.nanquantile(drawn, [0.025, 0.975]))
     return out
-
-
-def agreement_table(
-    rows: pd.DataFrame, judges: dict, limit: int = 0, seed: int = 0
-) -> pd.DataFrame:
-    """judge, against, and the keys of `kappa`: every judge (name: anything with `compare`) against people's likes and
-    against every other judge, on `human_pairs(rows, limit, seed)`. People never tie, so a judge's ties lower kappa."""
-    people = human_pairs(rows, limit, seed)
-    verdicts = {"likes": people.wins}
-    lines = []
-    for name, judge in judges.items():
-        wins = judge.compare(people.posts, people.a, people.b).wins
-        lines += [
-            {"judge": name, "against": other} | kappa(wins, theirs, people.posts, seed)
-            for other, theirs in verdicts.items()
-        ]
-        verdicts[name] = wins
-    return pd.DataFrame(lines)
 
 
 def _kappa(table: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What can be written without reading or thinking, and what does a reward pay for it?
 
-    table = attacks.table([fitted.combined, fitted.learned, fitted.judge], rows, seed)
+    table = attacks.table([fitted.combined, fitted.learned, fitted.judge], rows, seed, pieces)
     attacks.failures(table)                       # {"learned": ["other_post"], ...}
     attacks.flag(card, table)                     # the same, in the rewards' cards
     table.attrs["found"]                          # the best constant string of each reward: for reading only
@@ -10,10 +10,7 @@ The sentence is searched for (a bank of generic strings, then beam search over p
 validation posts and scored on test posts, so its score there is not the luck of the search. Works for anything that
 maps (posts, replies) to scores. No string found in real data is ever part of the table."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -103,42 +100,31 @@ SEARCH_POSTS = 12
 FILLER = "you know, at the end of the day, it is what it is, and I really do mean that, just saying, to be honest"
 
 
-def table(
-    rewards: Iterable, rows: pd.DataFrame, seed: int, limit: int = 0, pieces: int = 240
-) -> pd.DataFrame:
-    """reward, attack, score, human_median, passed, beats: one row a reward (each with .name) and attack of ATTACKS.
+def table(rewards: list, rows: pd.DataFrame, seed: int, pieces: int) -> pd.DataFrame:
+    """reward, attack, score, human_median, passed: one row a reward (each with .name) and attack of ATTACKS.
 
     score: mean over the test posts (human replies, for SPOILED ones); passed: it lies below the median human reply to
     the same posts and, for SPOILED ones, below the unspoiled replies beyond a 95 % interval over posts: a reward that
     is blind to word order scores shuffled replies as it does people's, and people's mean may well lie below their
-    median. beats: share of posts where the attack scores above the post's own median human
-    reply. rows: tweet_id, tweet, reply, split. limit: test posts used (0 = all), for slow rewards. pieces: so many
+    median. rows: tweet_id, tweet, reply, split. pieces: so many
     of human replies are tried in the search for the constant, besides the bank. attrs["found"]: {reward: the string}.
     UserError without test posts, or posts to search on, of two replies."""
-    held = _some(rows[rows["split"] == "test"], limit, seed)
-    hunt = _some(rows[rows["split"] == "validation"], SEARCH_POSTS, seed)
+    held = _some(rows[rows["split"] == "test"], seed)
+    hunt = _some(rows[rows["split"] == "validation"], seed, SEARCH_POSTS)
     tried = _pieces(list(rows.loc[rows["split"] == "train", "reply"]), seed, pieces)
     lines, found = [], {}
     for reward in rewards:
         posts = list(dict.fromkeys(hunt["tweet"]))
         found[reward.name] = best_constant(reward, posts, tried)
-        ideal = int(
-            max(
-                (np.quantile(hunt["reply"].str.len(), q) for q in (0.25, 0.5, 0.75, 0.95)),
-                key=lambda size: _mean(reward, posts, pad("So true!", int(size))),
-            )
-        )
+        sizes = np.quantile(hunt["reply"].str.len(), [0.25, 0.5, 0.75, 0.95]).astype(int)
+        padded = [pad("So true!", size) for size in sizes]
+        filler = padded[_means(reward, posts, padded).argmax()]
         human = np.asarray(reward(list(held["tweet"]), list(held["reply"])), dtype=float)
-        median, own = (
-            float(np.median(human)),
-            pd.Series(human).groupby(held["tweet_id"].to_numpy()).median(),
-        )
-        for name, (ids, under, texts) in _attacks(held, found[reward.name], ideal, seed).items():
+        median = float(np.median(human))
+        for name, (ids, under, texts) in _attacks(held, found[reward.name], filler, seed).items():
             scores = np.asarray(reward(under, texts), dtype=float)
             if not np.isfinite(scores).all():
                 raise ValueError(f"{reward.name}: a score under attack {name} is not a number")
-            per_post = pd.Series(scores).groupby(ids).mean()
-            beats = float((per_post > own[per_post.index]).mean())
             passed = scores.mean() < median and (name not in SPOILED or _drops(human - scores, ids))
             lines.append(
                 {
@@ -147,7 +133,6 @@ def table(
                     "score": float(scores.mean()),
                     "human_median": median,
                     "passed": bool(passed),
-                    "beats": beats,
                 }
             )
     out = pd.DataFrame(lines)
@@ -156,19 +141,15 @@ def table(
 
 
 def failures(attacked: pd.DataFrame) -> dict[str, list[str]]:
-    """{reward: attacks that reach the median human reply}, rewards without any left out."""
-    failed = attacked[~attacked["passed"]]
-    return {str(name): list(part["attack"]) for name, part in failed.groupby("reward", sort=False)}
+    """{reward: attacks that reach the median human reply}."""
+    of_reward = attacked[~attacked["passed"]].groupby("reward")["attack"].apply(list)
+    return {str(name): of_reward.get(name, []) for name in attacked["reward"].unique()}
 
 
 def flag(card: dict[str, dict], attacked: pd.DataFrame) -> dict[str, dict]:
     """`card` ({reward: numbers}, as in metrics.json) with `flagged`: [attacks] for every reward of the table."""
-    failed = failures(attacked)
-    names = map(str, attacked["reward"].unique())
-    return {
-        **card,
-        **{name: card.get(name, {}) | {"flagged": failed.get(name, [])} for name in names},
-    }
+    flagged = failures(attacked).items()
+    return card | {name: card.get(name, {}) | {"flagged": failed} for name, failed in flagged}
 
 
 def best_constant(reward, posts: list[str], pieces: list[str]) -> str:
@@ -199,7 +180,7 @@ def pad(text: str, chars: int) -> str:
     return out
 
 
-def _attacks(held: pd.DataFrame, constant: str, ideal: int, seed: int) -> dict[str, tuple]:
+def _attacks(held: pd.DataFrame, constant: str, filler: str, seed: int) -> dict[str, tuple]:
     """{attack: (post ids, posts, replies)}. Those that need no human reply run once a post."""
     once = held.drop_duplicates("tweet_id")
     ids, posts = once["tweet_id"].to_numpy(), list(once["tweet"])
@@ -211,7 +192,7 @@ def _attacks(held: pd.DataFrame, constant: str, ideal: int, seed: int) -> dict[s
         "other_post": (*every, other_posts(held, seed)),
         "emoji_hashtags": (ids, posts, [_spam(post) for post in posts]),
         "question_bait": (ids, posts, [_bait(post) for post in posts]),
-        "padding": (ids, posts, [pad("So true!", ideal)] * len(posts)),
+        "padding": (ids, posts, [filler] * len(posts)),
     }
 
 
@@ -256,10 +237,6 @@ def _means(reward, posts: list[str], texts: list[str]) -> np.ndarray:
     return np.asarray(scores, dtype=float).reshape(len(texts), len(posts)).mean(axis=1)
 
 
-def _mean(reward, posts: list[str], text: str) -> float:
-    return float(_means(reward, posts, [text])[0])
-
-
 def _drops(losses: np.ndarray, ids: np.ndarray) -> bool:
     """Is the mean loss of a reply, averaged within its post, above 0 beyond its interval?"""
     per_post = pd.Series(losses).groupby(ids).mean().to_numpy()
@@ -268,12 +245,12 @@ def _drops(losses: np.ndarray, ids: np.ndarray) -> bool:
     ) * stats.sem(per_post)
 
 
-def _some(rows: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
-    """The rows of `limit` posts (0 = all) with at least two replies."""
+def _some(rows: pd.DataFrame, seed: int, limit: int | None = None) -> pd.DataFrame:
+    """The rows of `limit` posts (None = all) with at least two replies."""
     rows = rows[rows["tweet_id"].duplicated(keep=False)]
     ids = np.random.default_rng(seed).permutation(np.sort(rows["tweet_id"].unique()))
     if not len(ids):
         raise UserError(
             "attacks on the rewards need test and validation posts with 2 replies; use more data"
         )
-    return rows[rows["tweet_id"].isin(ids[: limit or None])].reset_index(drop=True)
+    return rows[rows["tweet_id"].isin(ids[:limit])].reset_index(drop=True)

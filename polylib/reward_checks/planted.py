@@ -2,8 +2,6 @@
 
 A detector that has never been shown a hack it must find, nor an innocent it must spare, says nothing."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 
@@ -93,18 +91,18 @@ def _one_split(rows: pd.DataFrame, encoder, seed: list[int], posts: int) -> list
         ).items()
     ]
     sets += [("people (fresh sets)", *fresh()) for _ in range(FRESH)]
-    lines = []
-    for name, at, replies in sets:
-        report = detector.check(at, replies, groups=range(len(at)))
-        lines.append(
-            {
-                "policy": name,
-                "level": report.level,
-                "label": report.label,
-                "z": report.z,
-                "threshold": report.threshold,
-                "feature": report.feature,
-                "n": n,
-            }
-        )
-    return lines
+    reports = [
+        (name, detector.check(at, replies, groups=range(len(at)))) for name, at, replies in sets
+    ]
+    return [
+        {
+            "policy": name,
+            "level": report.level,
+            "label": report.label,
+            "z": report.z,
+            "threshold": report.threshold,
+            "feature": report.feature,
+            "n": n,
+        }
+        for name, report in reports
+    ]

@@ -1,27 +1,162 @@
 """Do the rewards rank people's replies as people did? One tidy table, before any policy trains on them.
 
 Columns: dataset, model, metric, value, lo, hi, n. Pairs and rank correlations stay within one post, and every post
-counts the same; intervals are 95 % bootstraps over whole threads (`ranking`). `engagement` is likes controlled for
+counts the same; intervals are 95 % bootstraps over whole threads. `engagement` is likes controlled for
 post, followers and delay; `latent` is the simulator's secret quality, known only for simulated data."""
-
-from __future__ import annotations
-
-import dataclasses
-import time
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
-from polylib.config import RewardModelConfig
-from polylib.reward_checks.ranking import Ranking
-from polylib.rewards import calibration, conditional, learned
-from polylib.rewards.learned import EngagementReward
+from polylib.rewards import calibration, conditional
 
 COLUMNS = ["dataset", "model", "metric", "value", "lo", "hi", "n"]
+BOOTSTRAP = 1000
+FEWEST = 5  # threads: below that, resampling them says nothing about other threads
+RATIOS = (1.0, 1.5, 2.0, 4.0, np.inf)  # edges of (winner's likes + 1) / (loser's likes + 1)
+LENGTHS = (
+    1.0,
+    1.1,
+    1.5,
+    3.0,
+    np.inf,
+)  # edges of longer reply / shorter reply in characters; the first is "matched"
+LEAST = 0.05  # no pair weighs more than 1 / LEAST when reach is balanced
 # A published heuristic reward gives this one sentence .80-.89 of 1 under every post.
 CONSTANT = "Honestly such a fair point. What made you see it this way? Curious to hear more."
-CONTROLS = ("human", "shuffled_post", "shuffled_words", "constant")
-EVENTS = range(2, 13)  # so many values of `source` are taken for events to be left out one by one
+
+
+class Ranking:
+    """How well scores order people's replies: pairs within the posts of `held` (tweet_id, thread_id, reply,
+    reply_likes), with intervals over threads, which `seed` draws.
+
+    Every line is {metric, value, lo, hi, n}: lo and hi are a 95 % percentile bootstrap that draws whole threads with
+    all they hold, since replies of one thread are not independent; n counts pairs, posts or replies. A pair accuracy is
+    the mean over posts of the accuracy within a post: pairs grow with the square of a post's replies, and one long
+    thread would decide a pooled share.
+
+    reach (N,): score by followers and delay alone, from other threads, with curve = calibration.curve of its
+    margins there; None = unknown, so that both replies of a pair are as likely to win."""
+
+    def __init__(
+        self,
+        held: pd.DataFrame,
+        seed: int = 0,
+        reach: np.ndarray | None = None,
+        curve=((0.0,), (0.5,)),
+    ):
+        self.thread = pd.factorize(held["thread_id"])[0]
+        self.likes = held["reply_likes"].to_numpy(float)
+        self.length = held["reply"].str.len().clip(lower=1).to_numpy(float)
+        self.parent = held["tweet_id"]
+        self.post = pd.factorize(held["tweet_id"])[0]
+        self.reach, self.curve = np.zeros(len(held)) if reach is None else reach, curve
+        threads = int(self.thread.max()) + 1
+        self.draws = np.random.default_rng(seed).multinomial(
+            threads, np.full(threads, 1 / threads), size=BOOTSTRAP
+        )
+        self.members = [rows for rows in held.groupby("tweet_id").indices.values() if len(rows) > 1]
+        pairs = [
+            np.stack([rows[k] for k in np.triu_indices(len(rows), 1)]) for rows in self.members
+        ]
+        self.i, self.j = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), dtype=int)
+
+    def compare(self, score: np.ndarray, target: np.ndarray, name: str) -> list[dict]:
+        """pair_accuracy_<name>, spearman_<name>.
+
+        A pair of different likes keeps its own controlled values: they take out what reach did to it."""
+        known = np.abs(target[self.i] - target[self.j]) > 0
+        if (
+            name != "latent"
+        ):  # two unliked replies differ in controlled engagement by followers and delay alone
+            known &= self.likes[self.i] != self.likes[self.j]
+        rho, first = self._spearman(score, target, name)
+        return [
+            self._pairs(f"pair_accuracy_{name}", self._right(score, target), known),
+            {"metric": f"spearman_{name}"} | self._boot(rho, self.thread[first]),
+        ]
+
+    def balanced(self, score: np.ndarray) -> dict:
+        """pair_accuracy_balanced: pairs by likes, each weighted by 1 / P(its winner wins | followers, delay), as if
+        reach had been handed out at random (inverse probability weights, Horvitz & Thompson 1952). Divided by the sum
+        of weights over all posts, not within each: in a post with one pair its weight would cancel.
+
+        A residual of log likes cannot do this where most replies have none: 1 against 0 stays the larger."""
+        winner = np.sign(self.likes[self.i] - self.likes[self.j])
+        margin = winner * (self.reach[self.i] - self.reach[self.j])
+        larger = np.interp(np.abs(margin), *self.curve)  # chance of the reply with more reach
+        chance = np.select([margin > 0, margin < 0], [larger, 1 - larger], 0.5)
+        weight = 1 / np.maximum(chance, LEAST)
+        right = self._right(score, self.likes)
+        return self._pairs("pair_accuracy_balanced", right, winner != 0, weight)
+
+    def bins(self, score: np.ndarray, target: np.ndarray) -> list[dict]:
+        """pair_accuracy_ratio_<a>_<b> and pair_accuracy_length_<a>_<b> (pair_accuracy_length_matched: within 10 %)
+        against `target`: by how clearly the likes differ, and by how much the lengths do."""
+        right = self._right(score, target)
+        known = (target[self.i] != target[self.j]) & (self.likes[self.i] != self.likes[self.j])
+        lines = []
+        for kind, size, edges in (
+            ("ratio", self.likes + 1, RATIOS),
+            ("length", self.length, LENGTHS),
+        ):
+            ratio = np.maximum(size[self.i], size[self.j]) / np.minimum(size[self.i], size[self.j])
+            for a, b in zip(edges, edges[1:]):
+                label = "matched" if (kind, a) == ("length", 1.0) else f"{a:g}_{b:g}"
+                inside = known & (ratio >= a) & (ratio < b)
+                lines.append(self._pairs(f"pair_accuracy_{kind}_{label}", right, inside))
+        return lines
+
+    def mean(self, values: np.ndarray) -> dict:
+        return self._boot(np.asarray(values, float), self.thread)
+
+    def _right(self, score: np.ndarray, target: np.ndarray) -> np.ndarray:
+        gap = target[self.i] - target[self.j]
+        return 0.5 + 0.5 * np.sign(gap) * np.sign(score[self.i] - score[self.j])
+
+    def _pairs(self, metric: str, right: np.ndarray, known: np.ndarray, weight=None) -> dict:
+        """Mean over the posts that have such pairs: a pair's weight is `weight` (1) over its post's number of them."""
+        post = self.post[self.i[known]]
+        each = (1.0 if weight is None else weight[known]) / np.bincount(post)[post]
+        return {"metric": metric} | self._boot(right[known], self.thread[self.i[known]], each)
+
+    def _spearman(
+        self, score: np.ndarray, target: np.ndarray, name: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rank correlation of every post with at least three replies where neither side is constant.
+
+        Equally liked replies share their average rank, unless the target is the latent quality itself: the control
+        would rank them by followers and delay alone."""
+        if name != "latent":
+            target = calibration.tied(target, self.likes, self.parent)
+        rho, first = [], []
+        for rows in self.members:
+            alike = name != "latent" and np.ptp(self.likes[rows]) == 0
+            if len(rows) > 2 and np.ptp(score[rows]) and np.ptp(target[rows]) > 0 and not alike:
+                rho.append(np.corrcoef(rankdata(score[rows]), rankdata(target[rows]))[0, 1])
+                first.append(rows[0])
+        return np.array(rho), np.array(first, dtype=int)
+
+    def _boot(
+        self, values: np.ndarray, thread: np.ndarray, weight: np.ndarray | None = None
+    ) -> dict:
+        """(Weighted) mean with a percentile interval: threads drawn with replacement, all their values with them; no
+        interval (NaN) where fewer than FEWEST threads carry a value."""
+        if not len(values):
+            return {"value": np.nan, "lo": np.nan, "hi": np.nan, "n": 0}
+        weight, threads = np.ones(len(values)) if weight is None else weight, self.draws.shape[1]
+        total = np.bincount(thread, weight * values, threads)
+        size = np.bincount(thread, weight, threads)
+        drawn = self.draws @ size
+        means = (self.draws @ total)[drawn > 0] / drawn[drawn > 0]
+        known = np.count_nonzero(size) >= FEWEST
+        lo, hi = np.quantile(means, [0.025, 0.975]) if known else (np.nan, np.nan)
+        return {
+            "value": float(total.sum() / size.sum()),
+            "lo": float(lo),
+            "hi": float(hi),
+            "n": len(values),
+        }
 
 
 def table(
@@ -31,108 +166,51 @@ def table(
     truth: pd.DataFrame | None = None,
     dataset: str = "test",
     seed: int = 0,
-    split: str = "test",
 ) -> pd.DataFrame:
-    """The validation table of `rewards` (each with .name) and five baselines on the threads of one split.
+    """The validation table of `rewards` (each with .name) and five baselines on the threads of split test.
 
     Against `engagement`, raw `likes` (where followers and delay still count) and, if truth[reply_id, latent] has
-    rows, `latent`: the metrics of Ranking.compare. Against engagement also those of Ranking.bins, top_decile and,
-    with a temperature fitted on the pairs of split validation, calibrated (raw: rewards only, as the units of a
-    baseline are no log-odds); against likes, Ranking.balanced. For engagement and likes only pairs whose likes
-    differ count. Controls, in the reward's own units: mean_human, mean_shuffled_post, mean_shuffled_words,
-    mean_constant, and win_* = share of human replies that score above the control. Prints replies per second."""
-    part = {
-        name: rows[rows["split"] == name].reset_index(drop=True)
-        for name in ("train", "validation", split)
-    }
-    train, tuned, held = part["train"], part["validation"], part[split]
+    rows, `latent`: the metrics of Ranking.compare; against engagement also those of Ranking.bins, against likes
+    Ranking.balanced. For engagement and likes only pairs whose likes differ count. Controls, in the reward's own units:
+    mean_human, mean_shuffled_post, mean_shuffled_words, mean_constant, and win_* = share of human replies that score
+    above the control."""
+    train, held = (rows[rows["split"] == name].reset_index(drop=True) for name in ("train", "test"))
     likes = held["reply_likes"].to_numpy(float)
     targets = {
         "engagement": held["engagement"].to_numpy(float),
         "likes": np.sign(likes) * np.log1p(np.abs(likes)),
     }
     if truth is not None and len(truth):
-        targets["latent"] = (
-            held["reply_id"].map(truth.set_index("reply_id")["latent"]).to_numpy(float)
-        )
+        latent = held["reply_id"].map(truth.set_index("reply_id")["latent"])
+        targets["latent"] = latent.to_numpy(float)
     posts, replies = list(held["tweet"]), list(held["reply"])
-    encoder.encode(
-        posts + replies
-    )  # before the clock: embeddings are computed once for all rewards
-    scores = baselines(train, pd.concat([held, tuned], ignore_index=True), encoder, seed)
-    for reward in rewards:
-        start = time.perf_counter()
-        own = reward(posts, replies)
-        print(
-            f"{reward.name}: {len(held) / (time.perf_counter() - start):,.0f} replies/s with known embeddings"
-        )
-        scores[reward.name] = np.concatenate(
-            [own, reward(list(tuned["tweet"]), list(tuned["reply"]))]
-        )
-    ranking, names, lines = _ranking(train, held), {reward.name for reward in rewards}, []
-    for model, both in scores.items():
-        score, found = both[: len(held)], []
+    scores = baselines(train, held, encoder, seed)
+    scores |= {reward.name: reward(posts, replies) for reward in rewards}
+    liked = train["reply_likes"].to_numpy(float)
+    reach = calibration.margins(conditional.offsets(train), liked, liked, train["tweet_id"])
+    worth = calibration.curve(*reach)
+    ranking, lines = Ranking(held, seed, conditional.offsets(held, train), worth), []
+    for model, score in scores.items():
+        found = []
         for name, target in targets.items():
-            found += ranking.compare(score, target, name, seed)
-        found += ranking.balanced(score, seed) + ranking.bins(score, targets["engagement"], seed)
-        found.append(ranking.top_decile(score, targets["engagement"], seed))
-        margin, weight = _margins(both[len(held) :], tuned)
-        if len(margin):
-            errors = ranking.calibrated(
-                score, targets["engagement"], calibration.temperature(margin, weight)
-            )
-            found += errors if model in names else errors[:1]
+            found += ranking.compare(score, target, name)
+        found += [ranking.balanced(score), *ranking.bins(score, targets["engagement"])]
         lines += [{"model": model} | line for line in found]
+    texts = {
+        "shuffled_post": other_posts(held, seed),
+        "shuffled_words": shuffled_words(replies, seed),
+        "constant": [CONSTANT] * len(held),
+    }
     for reward in rewards:
-        human = scores[reward.name][: len(held)]
-        lines += [
-            {"model": reward.name} | line for line in _controls(reward, human, held, ranking, seed)
-        ]
+        human = scores[reward.name]
+        line = {"model": reward.name}
+        lines.append(line | {"metric": "mean_human"} | ranking.mean(human))
+        for name, text in texts.items():
+            value = reward(posts, text)
+            wins = (human > value) + 0.5 * (human == value)
+            lines.append(line | {"metric": f"mean_{name}"} | ranking.mean(value))
+            lines.append(line | {"metric": f"win_{name}"} | ranking.mean(wins))
     return pd.DataFrame(lines).assign(dataset=dataset)[COLUMNS]
-
-
-def variants(
-    rows: pd.DataFrame, encoder, cfg: RewardModelConfig, seed: int
-) -> list[EngagementReward]:
-    """The engagement model fitted to the other objectives, as labelled baselines: learned_pairs, learned_nmse, ...
-    nmse is left out where likes of the posts are unknown."""
-    train, validation = (rows[rows["split"] == name] for name in ("train", "validation"))
-    known = "tweet_likes" in rows and rows["tweet_likes"].notna().all()
-    fitted = []
-    for objective in ("conditional", "pairs", "nmse"):
-        if objective == cfg.objective or (objective == "nmse" and not known):
-            continue
-        reward = learned.fit(
-            train, validation, encoder, dataclasses.replace(cfg, objective=objective), seed
-        )
-        reward.name = f"learned_{objective}"
-        fitted.append(reward)
-    return fitted
-
-
-def left_out(
-    rows: pd.DataFrame, encoder, cfg: RewardModelConfig, dataset: str, seed: int, members: int = 2
-) -> pd.DataFrame:
-    """Does the learned reward carry over to an event it never saw? One line for each of 2 to 12 values of `source`,
-    metric pair_accuracy_left_out_<event>: fitted without the event's threads, ranked on all of them (engagement),
-    with an ensemble of `members` to keep it short. No lines with one source, or where an event has no pair."""
-    lines, events = [], sorted(rows["source"].dropna().unique())
-    for event in events if len(events) in EVENTS else []:
-        out = rows["source"].eq(event)
-        held, others = rows[out].reset_index(drop=True), rows[~out]
-        train, validation = (others[others["split"] == name] for name in ("train", "validation"))
-        small = dataclasses.replace(cfg, members=min(members, cfg.members))
-        reward = learned.fit(train, validation, encoder, small, seed)
-        score = reward(list(held["tweet"]), list(held["reply"]))
-        line = Ranking(held).compare(score, held["engagement"].to_numpy(float), "engagement", seed)[
-            0
-        ]
-        if line["n"]:
-            name = (
-                event.partition("/")[2].replace("/", "_") or event
-            )  # pheme/ferguson, stackexchange/alcohol/answer
-            lines.append(line | {"model": "learned", "metric": f"pair_accuracy_left_out_{name}"})
-    return pd.DataFrame(lines, columns=COLUMNS).assign(dataset=dataset)
 
 
 def metrics(validation: pd.DataFrame) -> dict[str, dict[str, float]]:
@@ -189,37 +267,3 @@ def other_posts(held: pd.DataFrame, seed: int) -> list[str]:
     out = np.empty(len(held), dtype=object)
     out[rows] = replies[moved]
     return out.tolist()
-
-
-def _controls(
-    reward, human: np.ndarray, held: pd.DataFrame, ranking: Ranking, seed: int
-) -> list[dict]:
-    posts, replies = list(held["tweet"]), list(held["reply"])
-    texts = {
-        "shuffled_post": other_posts(held, seed),
-        "shuffled_words": shuffled_words(replies, seed),
-        "constant": [CONSTANT] * len(held),
-    }
-    scores = {"human": human, **{name: reward(posts, text) for name, text in texts.items()}}
-    lines = [{"metric": f"mean_{name}", **ranking.mean(scores[name], seed)} for name in CONTROLS]
-    return lines + [
-        {
-            "metric": f"win_{name}",
-            **ranking.mean((human > scores[name]) + 0.5 * (human == scores[name]), seed),
-        }
-        for name in CONTROLS[1:]
-    ]
-
-
-def _ranking(train: pd.DataFrame, held: pd.DataFrame) -> Ranking:
-    """With reach from training threads, and what it is worth there in pairs that differ in likes."""
-    likes = train["reply_likes"].to_numpy(float)
-    margin, weight = calibration.margins(
-        conditional.offsets(train), likes, likes, train["tweet_id"]
-    )
-    return Ranking(held, conditional.offsets(held, train), calibration.curve(margin, weight))
-
-
-def _margins(score: np.ndarray, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    likes, target = rows["reply_likes"].to_numpy(float), rows["engagement"].to_numpy(float)
-    return calibration.margins(score, target, likes, rows["tweet_id"])

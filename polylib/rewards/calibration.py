@@ -3,13 +3,11 @@
 Pairs grow with the square of a post's replies, so that unweighted one long thread outvotes hundreds of short ones.
 Here every post has weight 1, shared equally among its pairs."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 
-BINS = 10
+BINS = 20
 
 
 def tied(target: np.ndarray, likes: np.ndarray, parent: pd.Series) -> np.ndarray:
@@ -58,21 +56,8 @@ def temperature(margin: np.ndarray, weight: np.ndarray) -> float:
     return float(spread * np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))
 
 
-def expected_error(margin: np.ndarray, weight: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error of sigmoid(margin), margin = log-odds given to the reply that did win.
-
-    Pairs in `bins` groups of equal weight by confidence max(p, 1 - p); sum over groups of their share times
-    |mean confidence - share ranked right| (Guo et al. 2017). NaN with fewer pairs than bins: no group has any."""
-    if len(margin) < bins:
-        return float("nan")
-    off = 1 / (1 + np.exp(-np.abs(margin))) - _right(margin)
-    return float(
-        sum(abs(weight[part] @ off[part]) for part in _groups(margin, weight, bins)) / weight.sum()
-    )
-
-
 def curve(
-    margin: np.ndarray, weight: np.ndarray, bins: int = 2 * BINS
+    margin: np.ndarray, weight: np.ndarray, bins: int = BINS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean size of the margins and share ranked right in `bins` groups of equal weight: what a size of margin is
     worth, without assuming a form. Both (at most bins,): a pair of much weight can fill more than one group; one

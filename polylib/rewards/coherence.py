@@ -15,10 +15,7 @@ specificity is there for them. The model is the untrained one, the same for all 
 the score by changing itself.
 """
 
-from __future__ import annotations
-
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -46,20 +43,15 @@ class Coherence:
         self.likelihood = likelihood or shared(cfg_model)
         self.source, self.scales = cfg_model.source, {}
 
-    def fit(self, rows: pd.DataFrame, seed: int) -> Coherence:
-        """Length curves and scales from at most FIT human replies (tweet, reply) drawn with `seed`. Prints the
-        throughput. Raises UserError for fewer than 10 replies."""
+    def fit(self, rows: pd.DataFrame, seed: int) -> "Coherence":
+        """Length curves and scales from at most FIT human replies (tweet, reply) drawn with `seed`.
+        Raises UserError for fewer than 10 replies."""
         if len(rows) < 10:
             raise UserError(
                 f"coherence: {len(rows)} human replies are too few to fit its scales; 10 are needed"
             )
         rows = rows.sample(min(FIT, len(rows)), random_state=seed)
-        start, before = time.perf_counter(), self.likelihood.scored
         raw = self._raw(list(rows["tweet"]), list(rows["reply"]))
-        scored, seconds = self.likelihood.scored - before, time.perf_counter() - start
-        print(
-            f"coherence: scales from {len(rows)} replies, {scored / seconds:,.0f} likelihoods/s, loading included"
-        )
         log_tokens = np.log(raw["tokens"].to_numpy())
         shortest, longest = np.quantile(log_tokens, [0.02, 0.98])
         self.scales = {"shortest": float(shortest), "longest": float(longest)}
@@ -84,8 +76,7 @@ class Coherence:
         return self
 
     def __call__(self, posts: list[str], replies: list[str]) -> np.ndarray:
-        total = self._total(self._parts(self._raw(posts, replies)))
-        return (total - self.scales["total_mean"]) / self.scales["total_sd"]
+        return self.components(posts, replies)["coherence"].to_numpy()
 
     def components(self, posts: list[str], replies: list[str]) -> pd.DataFrame:
         """Columns `coherence`, `pmi`, `fluency`, the parts in sd of human replies of the same length, and the raw
@@ -132,10 +123,8 @@ class Coherence:
 
 
 def load(folder: Path, cfg_model) -> Coherence:
-    """What `save` wrote. UserError if it is not there or was fitted with another model."""
+    """What `save` wrote. UserError if it was fitted with another model."""
     file = Path(folder) / "coherence.json"
-    if not file.is_file():
-        raise UserError(f"{file}: coherence was not fitted; run stage reward_model again")
     stored, reward = json.loads(file.read_text()), Coherence(cfg_model)
     if stored["source"] != cfg_model.source:
         raise UserError(

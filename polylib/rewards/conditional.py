@@ -1,44 +1,37 @@
-"""The likelihood of likes given each post's total, and what followers and delay explain of them by
-themselves."""
+"""Replies grouped by their post: the likelihood of likes given each post's total, what followers and delay explain of
+them by themselves, and replies that nobody wrote under the post.
 
-from __future__ import annotations
+People's replies are all on topic and in order, so a reward fitted to them alone never learns that this is worth
+anything. Replies of other posts and replies with their words shuffled are added to a post with no likes
+(and none has more than the post's worst reply, where scores go below 0)."""
 
 import numpy as np
 import pandas as pd
 import torch
 
 FOLDS = 5
+SHUFFLED_WORDS = 3  # at least; the order of two words can be right by chance half of the time
 
 
 class Threads:
-    """Replies grouped by parent: likes, share of the parent's likes, offset, and target = likes over the post's
-    own likes, at most 1 (NaN where those are unknown); all (N,), in the order of `rows`. A score below 0 has no
-    share: share and target take 0 for it."""
+    """Replies grouped by parent: share of the parent's likes and offset, both (N,), in the order of `rows`. A score
+    below 0 has no share: it counts 0."""
 
     def __init__(self, rows: pd.DataFrame, offset: np.ndarray):
         group = pd.factorize(rows["tweet_id"])[0]
-        likes = rows["reply_likes"].to_numpy(dtype=float)
-        liked = np.maximum(likes, 0)
+        liked = np.maximum(rows["reply_likes"].to_numpy(dtype=float), 0)
         total = np.bincount(group, liked)[group]
         self.share = torch.from_numpy(
             np.divide(liked, total, out=np.zeros_like(liked), where=total > 0)
         ).float()
         self.offset = torch.from_numpy(offset).float()
-        self.likes = torch.from_numpy(likes).float()
-        popularity = (
-            rows["tweet_likes"].to_numpy(dtype=float)
-            if "tweet_likes" in rows
-            else np.full(len(rows), np.nan)
-        )
-        self.target = torch.from_numpy(np.minimum(liked / np.maximum(popularity, 1), 1)).float()
-        self.order = np.argsort(group, kind="stable")
         self.sizes = np.bincount(group)
-        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self.members = np.split(np.argsort(group, kind="stable"), np.cumsum(self.sizes)[:-1])
         self.informative = int(((self.sizes > 1) & (np.bincount(group, liked) > 0)).sum())
 
     def batch(self, parents: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Row numbers of these parents' replies, and for each row which of the parents it belongs to."""
-        rows = np.concatenate([self.order[self.starts[p] : self.starts[p + 1]] for p in parents])
+        rows = np.concatenate([self.members[p] for p in parents])
         return torch.from_numpy(rows), torch.from_numpy(
             np.repeat(np.arange(len(parents)), self.sizes[parents])
         )
@@ -105,3 +98,34 @@ def _nuisance_fit(rows: pd.DataFrame) -> np.ndarray:
         if np.abs(step).max() < 1e-8:
             break
     return beta
+
+
+def negatives(rows: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
+    """For every post of `rows`, up to n replies of other threads and up to n of its own with the words shuffled.
+
+    Columns tweet_id, thread_id, tweet, reply, reply_likes = 0 (the post's lowest score
+    if that is below) and kind (shuffled_post | shuffled_words); followers and delay are absent, so they neither help
+    nor harm. Fewer than n where a post has fewer replies of three words, or there is no other thread."""
+    rng, lines = np.random.default_rng(seed), []
+    threads, replies = rows["thread_id"].to_numpy(), rows["reply"].to_numpy(dtype=object)
+    likes = rows["reply_likes"].to_numpy()
+    context = ["tweet_id", "thread_id", "tweet"]
+    for own in rows.groupby("tweet_id", sort=True).indices.values():
+        post = rows.iloc[own[0]][context].to_dict()
+        drawn = rng.integers(len(rows), size=8 * n)
+        foreign = [replies[k] for k in drawn if threads[k] != post["thread_id"]][:n]
+        long = [k for k in own if len(set(replies[k].split())) >= SHUFFLED_WORDS]
+        chosen = rng.choice(long, size=min(n, len(long)), replace=False) if long else []
+        worst = min(0, int(likes[own].min()))
+        mixed = [_shuffled(replies[k], rng) for k in chosen]
+        for kind, texts in (("shuffled_post", foreign), ("shuffled_words", mixed)):
+            lines += [post | {"reply": text, "reply_likes": worst, "kind": kind} for text in texts]
+    return pd.DataFrame(lines, columns=[*context, "reply", "reply_likes", "kind"])
+
+
+def _shuffled(reply: str, rng: np.random.Generator) -> str:
+    """The words in another order than they came in."""
+    words = reply.split()
+    while (order := rng.permutation(words).tolist()) == words:
+        pass
+    return " ".join(order)

@@ -6,12 +6,9 @@ or not. They are controls (offsets when likes are modelled, columns when posts a
 `WithContext` exists to show it. Only a baseline over *different* posts would let them in, as noise.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 
-OBJECTIVES = ("timing", "credibility", "popularity")
 NEUTRAL = 0.5  # of what a post's record does not say
 
 
@@ -20,12 +17,12 @@ def objectives(rows: pd.DataFrame) -> pd.DataFrame:
 
     timing: number of these posts written within two hours of the same hour of day (UTC), relative to the busiest;
     credibility, popularity: rank among these posts of the author's followers and of the post's likes. A value that
-    is missing, or a column that is, counts NEUTRAL. None of them reads a reply."""
+    is missing counts NEUTRAL. None of them reads a reply."""
     return pd.DataFrame(
         {
             "timing": _timing(rows),
-            "credibility": _rank(rows, "tweet_author_followers"),
-            "popularity": _rank(rows, "tweet_likes"),
+            "credibility": _rank(rows["tweet_author_followers"]),
+            "popularity": _rank(rows["tweet_likes"]),
         },
         index=rows.index,
     )
@@ -33,12 +30,9 @@ def objectives(rows: pd.DataFrame) -> pd.DataFrame:
 
 class WithContext:
     """reward(posts, replies) -> (N,): `inner` + sum of weights x objectives of the post, from `rows` as in
-    `objectives`. A post that is not in `rows` counts NEUTRAL. Raises ValueError for an unknown objective."""
+    `objectives`. A post that is not in `rows` counts NEUTRAL."""
 
     def __init__(self, inner, rows: pd.DataFrame, weights: dict[str, float]):
-        unknown = sorted(set(weights) - set(OBJECTIVES))
-        if unknown:
-            raise ValueError(f"unknown objective {unknown[0]!r}; use {', '.join(OBJECTIVES)}")
         posts = rows.drop_duplicates("tweet").set_index("tweet")
         self.inner, self.weights, self.name = inner, dict(weights), f"{inner.name}+context"
         self.table = objectives(posts)
@@ -60,19 +54,12 @@ class WithContext:
 
 
 def _timing(rows: pd.DataFrame) -> np.ndarray:
-    if "tweet_created_at" not in rows:
-        return np.full(len(rows), NEUTRAL)
     stamp = pd.to_datetime(rows["tweet_created_at"], utc=True, errors="coerce", format="ISO8601")
-    known = stamp.notna().to_numpy()
-    hour = stamp.dt.hour.fillna(0).to_numpy(int)
+    known, hour = stamp.notna().to_numpy(), stamp.dt.hour.fillna(0).to_numpy(int)
     day = np.bincount(hour[known], minlength=24)
-    near = sum(
-        np.roll(day, shift) for shift in range(-2, 3)
-    )  # the day is a circle: 23 h is near 1 h
+    near = sum(np.roll(day, shift) for shift in range(-2, 3))  # a circle: 23 h is near 1 h
     return np.where(known, (near / max(near.max(), 1))[hour], NEUTRAL)
 
 
-def _rank(rows: pd.DataFrame, column: str) -> np.ndarray:
-    if column not in rows:
-        return np.full(len(rows), NEUTRAL)
-    return pd.to_numeric(rows[column]).astype(float).rank(pct=True).fillna(NEUTRAL).to_numpy()
+def _rank(values: pd.Series) -> np.ndarray:
+    return pd.to_numeric(values).astype(float).rank(pct=True).fillna(NEUTRAL).to_numpy()

@@ -4,8 +4,6 @@ sentiment.
 Sentence embeddings are blind to these (a witty and a weak reply to one post are near in meaning), so every
 learned reward reads them too. Each feature is a count, a share or a flag that a person can check by hand."""
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 
@@ -17,29 +15,25 @@ LINK = re.compile(r"(?:https?|www\.)\S*|\b[\w-]+\.(?:com|net|org|io|co)\b(?:/\S*
 HASHTAG = re.compile(r"(?<!\w)#\w+")
 MENTION = re.compile(r"(?<!\w)@\w+")
 EMOJI = regex.compile(r"(?=\p{Extended_Pictographic}|\p{Regional_Indicator})\X")
-SENTENCE_END = re.compile(r"[.!?…]+(?=\s|$)")
-DASH = re.compile(r"\s[-–—]\s|—")
-QUOTE = re.compile(r"[\"“”]|(?<!\w)['‘]\w")
-REPEATED = re.compile(r"(\w)\1{2,}|([!?])\2{1,}")
-TERMINAL = (".", "!", "?", "…", '"', "”", ")")
-ALL_CAPS = re.compile(r"\b[A-Z]{3,}\b")
 
-FIRST = frozenset("i me my mine myself i'm i've i'd i'll we us our ours we're we've".split())
-SECOND = frozenset("you your yours yourself you're you've you'd you'll u ur".split())
-PAST = frozenset(
-    "was were had did went said told took got came made gave found thought knew saw left kept put".split()
-)
-CONTRAST = frozenset(
-    "but though although however actually unless except rather instead yet".split()
-)
-NEGATION = frozenset(
-    "no not never nobody nothing none don't doesn't didn't won't can't isn't wasn't wouldn't".split()
-)
-MODAL = frozenset("would could should might may can will must".split())
+LEXICONS = {  # share of a reply's words that are in each
+    "first": frozenset("i me my mine myself i'm i've i'd i'll we us our ours we're we've".split()),
+    "second": frozenset("you your yours yourself you're you've you'd you'll u ur".split()),
+    "past": frozenset(
+        "was were had did went said told took got came made gave found thought knew saw left kept put".split()
+    ),
+    "contrast": frozenset(
+        "but though although however actually unless except rather instead yet".split()
+    ),
+    "negation": frozenset(
+        "no not never nobody nothing none don't doesn't didn't won't can't isn't wasn't wouldn't".split()
+    ),
+    "modal": frozenset("would could should might may can will must".split()),
+    "warm": frozenset(
+        "thank thanks thankyou congrats congratulations proud love lovely hope sorry hugs well brilliant".split()
+    ),
+}
 QUESTION = frozenset("what why how who when where which whose did does do is are".split())
-WARM = frozenset(
-    "thank thanks thankyou congrats congratulations proud love lovely hope sorry hugs well brilliant".split()
-)
 FUNCTION = frozenset(
     """a an the and or but of to in on at by for from with as is are was were be been it its this that
     these those i you he she we they me my your his her our their so if not no do does did have has had
@@ -87,10 +81,10 @@ def surface(posts: list[str], replies: list[str]) -> np.ndarray:
     """Surface features (N, len(NAMES)) float64 of each reply under its post, columns in the order of `NAMES`.
 
     Counts grow with length, so most are per word or log1p; nothing is standardised here."""
-    if len(posts) != len(replies):
-        raise ValueError(f"{len(posts)} posts but {len(replies)} replies")
-    table = [list(_row(post, reply).values()) for post, reply in zip(posts, replies)]
-    return np.array(table, dtype=np.float64).reshape(-1, len(NAMES))
+    rows = [_row(post, reply) for post, reply in zip(posts, replies, strict=True)]
+    return np.array([[row[name] for name in NAMES] for row in rows], dtype=np.float64).reshape(
+        -1, len(NAMES)
+    )
 
 
 def _row(post: str, reply: str) -> dict[str, float]:
@@ -101,12 +95,12 @@ def _row(post: str, reply: str) -> dict[str, float]:
     content = kinds - FUNCTION
     first = tokens[0] if tokens else ""
     letters = sum(map(str.isalpha, reply))
-    sentences = max(len(SENTENCE_END.findall(reply)), 1)
+    sentences = max(len(re.findall(r"[.!?…]+(?=\s|$)", reply)), 1)
     generic = GENERIC.findall(reply)
-
-    def share(lexicon: frozenset) -> float:
-        return sum(token in lexicon for token in tokens) * per_word
-
+    shares = {
+        name: sum(token in lexicon for token in tokens) * per_word
+        for name, lexicon in (LEXICONS | {"function_words": FUNCTION}).items()
+    }
     # fmt: off
     return {
         "log_chars": np.log1p(chars), "log_words": np.log1p(n),
@@ -115,17 +109,17 @@ def _row(post: str, reply: str) -> dict[str, float]:
         "words_per_sentence": n / sentences, "question": "?" in reply, "ends_question": end.endswith("?"),
         "exclamation": np.log1p(reply.count("!")), "comma": reply.count(",") * per_word,
         "period": np.log1p(reply.count(".")), "ellipsis": "..." in reply or "…" in reply,
-        "dash": bool(DASH.search(reply)), "colon": ":" in reply, "quote": bool(QUOTE.search(reply)),
+        "dash": bool(re.search(r"\s[-–—]\s|—", reply)), "colon": ":" in reply,
+        "quote": bool(re.search(r"[\"“”]|(?<!\w)['‘]\w", reply)),
         "paren": "(" in reply, "digits": sum(t[0].isdigit() for t in tokens) * per_word,
         "caps": sum(map(str.isupper, reply)) / max(letters, 1),
-        "all_caps": np.log1p(len(ALL_CAPS.findall(reply))),
-        "lower_start": next(filter(str.isalpha, reply), "A").islower(), "no_end": not end.endswith(TERMINAL),
+        "all_caps": np.log1p(len(re.findall(r"\b[A-Z]{3,}\b", reply))),
+        "lower_start": next(filter(str.isalpha, reply), "A").islower(),
+        "no_end": not end.endswith((".", "!", "?", "…", '"', "”", ")")),
         "emoji": np.log1p(len(EMOJI.findall(reply))), "hashtags": np.log1p(len(HASHTAG.findall(reply))),
         "links": np.log1p(len(LINK.findall(reply))), "mentions": np.log1p(len(MENTION.findall(reply))),
-        "first": share(FIRST), "second": share(SECOND), "starts_first": first in FIRST, "past": share(PAST),
-        "contrast": share(CONTRAST), "negation": share(NEGATION), "modal": share(MODAL),
-        "starts_question_word": first in QUESTION, "warm": share(WARM), "function_words": share(FUNCTION),
-        "type_token": len(kinds) * per_word, "repeated_char": bool(REPEATED.search(reply)),
+        **shares, "starts_first": first in LEXICONS["first"], "starts_question_word": first in QUESTION,
+        "type_token": len(kinds) * per_word, "repeated_char": bool(re.search(r"(\w)\1{2,}|([!?])\2{1,}", reply)),
         "generic": len(generic), "generic_share": min(1.0, sum(map(len, generic)) / max(chars, 1)),
         "promo": len(PROMO.findall(reply)), "copy1": len(kinds & of_post["words"]) / max(len(kinds), 1),
         "copy3": len(grams & of_post["grams"]) / max(len(grams), 1),

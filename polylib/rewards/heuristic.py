@@ -5,12 +5,9 @@ Relevance, length, sentiment fit, variety, punctuation, specificity and toxicity
 write. Scales come from human training replies, so that "too long" or "off the point" mean what they mean in
 this corpus."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -57,49 +54,29 @@ SLURS = frozenset(
 )  # first 16 hex digits of sha256
 
 
-ToxicityModel = Callable[[list[str]], np.ndarray]
-
-
 class HeuristicReward:
     """reward(posts, replies) -> (N,) float64 in [0, 1]: weighted mean of `components`.
 
-    `weights` maps component names to non-negative weights; a component without weight is still reported.
-    `toxicity_model`, if given, maps a list of replies to (N,) probabilities of harm: the toxicity component is then
-    the lower of the lexicon's and 1 - probability. It is not saved; pass it to `load` again."""
+    `weights` maps component names to non-negative weights; a component without weight is still reported."""
 
     name = "heuristic"
 
-    def __init__(
-        self, encoder, weights: dict[str, float], toxicity_model: ToxicityModel | None = None
-    ):
-        unknown = sorted(set(weights) - set(COMPONENTS))
-        if unknown or not sum(weights.values()) > 0 or min(weights.values()) < 0:
-            wrong = (
-                f"unknown component {unknown[0]}"
-                if unknown
-                else "weights must be >= 0 and not all 0"
-            )
-            raise UserError(
-                f"reward_model.heuristic: {wrong}; components are {', '.join(COMPONENTS)}"
-            )
-        self.encoder, self.weights, self.toxicity_model = encoder, dict(weights), toxicity_model
-        self.scales: dict[str, float] = {}
+    def __init__(self, encoder, weights: dict[str, float]):
+        if not sum(weights.values()) > 0:
+            raise UserError("reward_model.heuristic: weights must not all be 0")
+        self.encoder, self.weights, self.scales = encoder, dict(weights), {}
 
-    def fit(self, rows: pd.DataFrame) -> HeuristicReward:
+    def fit(self, rows: pd.DataFrame) -> "HeuristicReward":
         """Take the components' scales, and the mean and sd of the whole, from human replies (tweet, reply[,
-        engagement, reply_likes]).
+        engagement, reply_likes, tweet_id]).
 
         Length is fitted to replies in the upper half of their post by engagement where that is known: the commonest
         short replies are not the ones to aim at. Equally liked replies share their average rank: by the median's
         value, all replies of a post whose larger half nobody liked would be in its upper half."""
         posts, replies = list(rows["tweet"]), list(rows["reply"])
-        cosine, shuffled = (
-            self.cosine(posts, replies),
-            self.cosine(posts, list(np.roll(np.array(replies, dtype=object), len(replies) // 2))),
-        )
-        good = np.ones(len(rows), dtype=bool)
-        if "engagement" in rows:
-            good = _upper_half(rows)
+        cosine = self.cosine(posts, replies)
+        shuffled = self.cosine(posts, list(np.roll(np.array(replies, object), len(replies) // 2)))
+        good = _upper_half(rows) if "engagement" in rows else np.ones(len(rows), dtype=bool)
         log_chars = np.log1p([len(reply) for reply in replies])[good]
         mood, marks = _moods(posts, replies), _marks(replies)
         low, high = float(np.median(shuffled)), float(np.quantile(cosine, 0.75))
@@ -168,7 +145,7 @@ class HeuristicReward:
                 "punctuation": np.exp(-excess),
                 "specificity": (1 - generic)
                 * 0.5**promo,  # what fits under any post, or sells something, says little
-                "toxicity": self._harmless(replies),
+                "toxicity": np.array([_harmless(reply) for reply in replies], dtype=float),
                 "profanity": np.array(
                     [0.0 if PROFANITY.search(reply.lower()) else 1.0 for reply in replies],
                     dtype=float,
@@ -176,15 +153,6 @@ class HeuristicReward:
             },
             columns=list(COMPONENTS),
         )
-
-    def _harmless(self, replies: list[str]) -> np.ndarray:
-        by_lexicon = np.array([_harmless(reply) for reply in replies], dtype=float)
-        if self.toxicity_model is None:
-            return by_lexicon
-        harm = np.asarray(self.toxicity_model(replies), dtype=float)
-        if harm.shape != by_lexicon.shape or not ((harm >= 0) & (harm <= 1)).all():
-            raise ValueError(f"toxicity_model must return {len(replies)} probabilities in [0, 1]")
-        return np.minimum(by_lexicon, 1 - harm)
 
     def cosine(self, posts: list[str], replies: list[str]) -> np.ndarray:
         """Cosine (N,) of each post and its reply."""
@@ -197,22 +165,18 @@ class HeuristicReward:
         )
 
 
-def load(folder: Path, encoder, toxicity_model: ToxicityModel | None = None) -> HeuristicReward:
+def load(folder: Path, encoder) -> HeuristicReward:
     stored = json.loads((Path(folder) / "heuristic.json").read_text())
-    reward = HeuristicReward(encoder, stored["weights"], toxicity_model)
+    reward = HeuristicReward(encoder, stored["weights"])
     reward.scales = stored["scales"]
     return reward
 
 
 def _upper_half(rows: pd.DataFrame) -> np.ndarray:
     """Whether (N,) a reply's rank in its post by engagement, equal likes tied, is the middle one or above."""
-    likes = rows["reply_likes"] if "reply_likes" in rows else rows["engagement"]
-    value = pd.Series(
-        calibration.tied(
-            rows["engagement"].to_numpy(float), likes.to_numpy(float), rows["tweet_id"]
-        )
-    )
-    own = value.groupby(rows["tweet_id"].to_numpy())
+    likes, values = rows["reply_likes"].to_numpy(float), rows["engagement"].to_numpy(float)
+    tied = pd.Series(calibration.tied(values, likes, rows["tweet_id"]))
+    own = tied.groupby(rows["tweet_id"].to_numpy())
     return (own.rank() >= (own.transform("size") + 1) / 2).to_numpy()
 
 
@@ -247,8 +211,7 @@ def _fresh(reply: str) -> float:
     length."""
     tokens = features.words(reply)
     content = [token for token in tokens if token not in features.FUNCTION]
-    pairs = list(zip(tokens, tokens[1:]))
-    return float(bool(tokens)) * _distinct(pairs) * _distinct(content)
+    return float(bool(tokens)) * _distinct(list(zip(tokens, tokens[1:]))) * _distinct(content)
 
 
 def _distinct(items: list) -> float:

@@ -11,8 +11,6 @@ Stored as the regression's support vectors (safetensors) and the two vocabularie
 code from the file and takes no second fit; refitting on load would need the judge's rows beside every saved
 judge."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -23,7 +21,8 @@ from safetensors.numpy import load_file, save
 
 from polylib import run
 from polylib.config import UserError
-from polylib.rewards import calibration, contrast
+from polylib.rewards import calibration
+from polylib.rewards.conditional import negatives
 
 WORD_OR_MARK = r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]"
 TFIDF = {  # both see the reply only; relevance enters through the overlap counts below
@@ -56,14 +55,6 @@ class Judge:
     def __call__(self, posts: list[str], replies: list[str]) -> np.ndarray:
         raw = self._regress(_inputs(self.vectorizers, self.arrays, posts, replies))
         return (raw - self.card["mean"]) / self.card["scale"]
-
-    def components(self, posts: list[str], replies: list[str]) -> pd.DataFrame:
-        return pd.DataFrame({"judge": self(posts, replies)})
-
-    def prefer(self, posts: list[str], a: list[str], b: list[str]) -> np.ndarray:
-        """Calibrated probability (N,) that reply a draws more controlled engagement than reply b to the same
-        post."""
-        return 1 / (1 + np.exp(self(posts, b) - self(posts, a)))
 
     def _regress(self, x: np.ndarray) -> np.ndarray:
         support, dual = self.arrays["support"], self.arrays["dual"]
@@ -102,15 +93,13 @@ def fit(rows: pd.DataFrame, seed: int) -> Judge:
     the control is all that remains.
 
     Raises UserError with fewer than 8 posts that have replies of different engagement."""
-    informative = rows.groupby("tweet_id")["reply_likes"].transform("nunique") > 1
-    rows = _sample(rows[informative], seed)
+    rows = _sample(rows[rows.groupby("tweet_id")["reply_likes"].transform("nunique") > 1], seed)
     if rows["tweet_id"].nunique() < 8:
         raise UserError(
             f"split judge has only {rows['tweet_id'].nunique()} posts whose replies differ in likes; "
             "use more data or a larger data.judge"
         )
     target = _target(rows)
-    posts, replies = list(rows["tweet"]), list(rows["reply"])
     held, fold = np.zeros(len(rows)), pd.factorize(rows["thread_id"])[0] % FOLDS
     for k in range(FOLDS):
         out = fold == k
@@ -124,7 +113,9 @@ def fit(rows: pd.DataFrame, seed: int) -> Judge:
     judge = _fit_regression(rows, target, seed)
     judge.card |= {
         "mean": float(
-            judge._regress(_inputs(judge.vectorizers, judge.arrays, posts, replies)).mean()
+            judge._regress(
+                _inputs(judge.vectorizers, judge.arrays, rows["tweet"], rows["reply"])
+            ).mean()
         ),
         "scale": calibration.temperature(margin, weight),
         "pair_accuracy": calibration.accuracy(margin, weight),
@@ -139,7 +130,7 @@ def _fit_regression(rows: pd.DataFrame, target: np.ndarray, seed: int) -> Judge:
     from sklearn.svm import SVR
 
     replies, vectorizers, arrays = list(rows["reply"]), {}, {}
-    added = contrast.negatives(rows, NEGATIVES, seed)
+    added = negatives(rows, NEGATIVES, seed)
     for name, settings in TFIDF.items():
         vectorizers[name] = TfidfVectorizer(**settings, sublinear_tf=True, max_features=MAX_TERMS)
         counts = vectorizers[name].fit_transform(replies)
@@ -155,15 +146,18 @@ def _fit_regression(rows: pd.DataFrame, target: np.ndarray, seed: int) -> Judge:
     gamma = 1 / (x.shape[1] * x.var())  # sklearn's "scale"; the saved judge needs the number
     svr = SVR(C=C, epsilon=EPSILON, gamma=gamma).fit(x, target)
     arrays["support"], arrays["dual"] = svr.support_vectors_, svr.dual_coef_[0]
-    card = {
-        "gamma": float(gamma),
-        "intercept": float(svr.intercept_[0]),
-        "mean": 0.0,
-        "scale": 1.0,
-        "pair_accuracy": 0.0,
-        "pairs": 0,
-    }
-    return Judge(vectorizers, arrays, card)
+    return Judge(
+        vectorizers,
+        arrays,
+        {
+            "gamma": float(gamma),
+            "intercept": float(svr.intercept_[0]),
+            "mean": 0.0,
+            "scale": 1.0,
+            "pair_accuracy": 0.0,
+            "pairs": 0,
+        },
+    )
 
 
 def _inputs(vectorizers: dict, arrays: dict, posts, replies) -> np.ndarray:

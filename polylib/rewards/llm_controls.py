@@ -1,15 +1,13 @@
 """Pairs whose answer is known, asked of a judge before it is believed: below .9 on any control it is refused.
 
     table = battery(judge, posts, replies)      # judge.compare(posts, a, b) -> Comparison: LLMReward, or any other
-    require(table, "my-model")                  # UserError that names the failed controls
+    refusal(table)                              # why it is refused, in one line; empty if it passed
 
 Five controls: `same` (a reply and itself with a space behind it must tie), `constant` (a human reply beats "Agreed!"),
 `off_topic` (it beats a human reply to another post), `injected` (it beats "Agreed!" with a demand for the best mark
 behind it) and `swap` (in those three, both orders name the same reply).
 Literally equal texts would be no control: equal questions get equal answers, so the two orders always cancel.
 """
-
-from __future__ import annotations
 
 import numpy as np
 import pandas as pd
@@ -69,12 +67,6 @@ def refusal(table: pd.DataFrame) -> str:
     return "; ".join(
         f"{row.control}: {row.reason}" for row in table.itertuples() if row.verdict != "passed"
     )
-
-
-def require(table: pd.DataFrame, name: str) -> None:
-    """UserError if the judge failed a control."""
-    if refusal(table):
-        raise UserError(f"judge {name} is refused ({refusal(table)}); use another llm_judge.model")
 
 
 def _row(control: str, right: int, n: int, found=None) -> dict:
