@@ -103,7 +103,8 @@ def clean(rows: pd.DataFrame, data: DataConfig) -> tuple[pd.DataFrame, pd.DataFr
     def reject(name: str, mask: np.ndarray) -> None:
         reason[(reason == "") & np.asarray(mask, dtype=bool)] = name
 
-    _content_rules(rows, data, reject)
+    for name, mask in _content_rules(rows, data).items():
+        reject(name, mask)
     keys = np.array([texts.key(r) for r in rows["reply"]], dtype=object)
     posts = rows["tweet"].to_numpy(dtype=object)
     alive = np.flatnonzero(reason == "")
@@ -120,25 +121,24 @@ def clean(rows: pd.DataFrame, data: DataConfig) -> tuple[pd.DataFrame, pd.DataFr
     return _finish(rows, reason)
 
 
-def _content_rules(rows: pd.DataFrame, data, reject) -> None:
-    replies = rows["reply"].tolist()
-    length = np.array([len(r) for r in replies])
-    reject("too_short", length < max(1, data.min_chars))
-    reject("too_long", length > data.max_chars)
-    reject("post_too_long", rows["tweet"].str.len() > MAX_POST)
-    reject("language", ~_in_language(rows, data.language))
-    reject("links", [len(texts.LINK.findall(r)) > data.max_links for r in replies])
-    reject("hashtags", [len(_HASHTAG.findall(r)) > data.max_hashtags for r in replies])
-    reject("emoji", [not r.isascii() and emoji.emoji_count(r) > data.max_emoji for r in replies])
-    if data.spam_words:  # whole words: "ser" must not reject "user"
-        words = "|".join(re.escape(w.casefold()) for w in data.spam_words)
-        spam = re.compile(rf"(?<!\w)(?:{words})(?!\w)")
-        reject("spam_words", [spam.search(r.casefold()) is not None for r in replies])
-    reject(
-        "self_reply",
-        (rows["reply_author"].notna() & (rows["reply_author"] == rows["tweet_author"])),
-    )
-    reject("retweet_style", [_RETWEET.search(r) is not None for r in replies])
+def _content_rules(rows: pd.DataFrame, data: DataConfig) -> dict:
+    """For each rule that a reply breaks by itself, which rows do: a mask (N,)."""
+    replies, length = rows["reply"].tolist(), rows["reply"].str.len()
+    words = "|".join(re.escape(w.casefold()) for w in data.spam_words) or "(?!)"  # nothing matches
+    spam = re.compile(rf"(?<!\w)(?:{words})(?!\w)")  # whole words: "ser" must not reject "user"
+    own = rows["reply_author"].notna() & (rows["reply_author"] == rows["tweet_author"])
+    return {
+        "too_short": length < max(1, data.min_chars),
+        "too_long": length > data.max_chars,
+        "post_too_long": rows["tweet"].str.len() > MAX_POST,
+        "language": ~_in_language(rows, data.language),
+        "links": [len(texts.LINK.findall(r)) > data.max_links for r in replies],
+        "hashtags": [len(_HASHTAG.findall(r)) > data.max_hashtags for r in replies],
+        "emoji": [not r.isascii() and emoji.emoji_count(r) > data.max_emoji for r in replies],
+        "spam_words": [bool(spam.search(r.casefold())) for r in replies],
+        "self_reply": own,
+        "retweet_style": [bool(_RETWEET.search(r)) for r in replies],
+    }
 
 
 def _in_language(rows: pd.DataFrame, language: str) -> np.ndarray:
@@ -150,18 +150,11 @@ def _in_language(rows: pd.DataFrame, language: str) -> np.ndarray:
             f"data.language is {language!r}, but {missing} rows have no lang; without "
             "that column only English can be checked: add it, or set language: any to keep all"
         )
-    codes = (
-        rows["lang"].fillna("und").str.lower().str.split(r"[-_]", regex=True).str[0]
-    )  # en-GB is en
+    codes = rows["lang"].fillna("und").str.lower().str.extract("([^-_]*)")[0]  # en-GB is en
     codes = codes.str.strip().replace(LANGUAGES)
     guess = codes.isin(NO_LANGUAGE) & (language == "en")
-    return np.array(
-        [
-            looks_english(reply) if g else code == language.lower()
-            for g, code, reply in zip(guess, codes, rows["reply"], strict=True)
-        ],
-        dtype=bool,
-    )
+    english = [g and looks_english(reply) for g, reply in zip(guess, rows["reply"], strict=True)]
+    return np.where(guess, english, codes == language.lower())
 
 
 def _bot_rules(rows: pd.DataFrame, keys: np.ndarray, data, reject, reason: np.ndarray) -> None:
@@ -203,25 +196,23 @@ def _duplicate_rules(
 def _sample_posts(rows: pd.DataFrame, data) -> pd.Index:
     """max_posts posts, threads in hash order and whole as far as the number allows."""
     posts = rows.drop_duplicates("tweet_id")
-    order = np.lexsort(
-        (
-            texts.seeded_hash(posts["tweet_id"], data.split_seed),
-            texts.seeded_hash(posts["thread_id"], data.split_seed),
-        )
+    order = pd.DataFrame(
+        {
+            "thread": texts.seeded_hash(posts["thread_id"], data.split_seed),
+            "post": texts.seeded_hash(posts["tweet_id"], data.split_seed),
+        },
+        index=posts["tweet_id"],
     )
-    return pd.Index(posts["tweet_id"].iloc[order[: data.max_posts]])
+    return order.sort_values(["thread", "post"]).index[: data.max_posts]
 
 
 def _finish(rows: pd.DataFrame, reason: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
     counted = [
-        (
-            name,
-            int((reason == name).sum()),
-            rows.loc[reason == name, "reply"].iloc[:EXAMPLES].tolist(),
-        )
+        (name, len(part), part.iloc[:EXAMPLES].tolist())
         for name in REASONS
+        if len(part := rows.loc[reason == name, "reply"])
     ]
-    rejects = pd.DataFrame([c for c in counted if c[1]], columns=["reason", "count", "examples"])
+    rejects = pd.DataFrame(counted, columns=["reason", "count", "examples"])
     kept = rows[reason == ""].reset_index(drop=True)
     if kept.empty:
         worst = rejects.sort_values("count").iloc[-1]
