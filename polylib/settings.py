@@ -5,8 +5,6 @@ A value out of its range is refused wherever a section is made, by `dataclasses.
 
 from __future__ import annotations
 
-import dataclasses
-import html
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, Strict
@@ -238,11 +236,3 @@ class Config:
     ablation: AblationConfig
     llm_judge: LLMJudgeConfig
     paper_figures: PaperFiguresConfig
-
-    def _repr_html_(self) -> str:
-        rows = []
-        for name, value in dataclasses.asdict(self).items():
-            pairs = value.items() if isinstance(value, dict) else [("", value)]
-            text = ", ".join(f"{key} <b>{html.escape(str(item))}</b>" for key, item in pairs)
-            rows.append(f"<tr><th>{name}</th><td style='text-align:left'>{text}</td></tr>")
-        return f"<table>{''.join(rows)}</table>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -35,7 +36,7 @@ def test_corpus_is_simulated_and_written(corpus):
     made, paths = corpus
     manifest = json.loads((paths.results("data") / "manifest.json").read_text())
     assert manifest["engagement"] == "simulated"
-    assert manifest["simulator"] == {"seed": 11} | simulate.parameters()
+    assert manifest["simulator"] == {"seed": 11} | dataclasses.asdict(simulate.Simulator())
     assert manifest["thresholds"]["near_duplicate"] == 0.9
     for name, digest in manifest["sha256"].items():
         path = CORPUS if name == "source" else paths.data / name

@@ -129,7 +129,9 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
         "rejects": dict(zip(rejects["reason"], rejects["count"].tolist(), strict=True)),
         "sha256": {"source": "" if hub else sha256(Path(source).read_bytes()).hexdigest()}
         | {f"{name}.parquet": sha256(blob).hexdigest() for name, blob in content.items()},
-        "simulator": {"seed": cfg.data.simulator_seed} | simulate.parameters() if simulated else {},
+        "simulator": {"seed": cfg.data.simulator_seed} | dataclasses.asdict(simulate.Simulator())
+        if simulated
+        else {},
         "thresholds": dataclasses.asdict(cfg.data),
     }
     for name, blob in content.items():
