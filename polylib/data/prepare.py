@@ -144,19 +144,18 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     return made._replace(manifest=manifest)
 
 
+def load(paths: Paths, table: str) -> pd.DataFrame:
+    """A table of a study: rows, clean and split; preferences; or truth, the simulator's secret, columns TRUTH, to
+    validate rewards and judges with, empty for observed data."""
+    path = paths.data / f"{table}.parquet"
+    if not path.is_file():
+        raise UserError(f"{path}: not there yet; run notebook 01_data or `dvc repro` first")
+    return pd.read_parquet(path)
+
+
 def load_rows(paths: Paths) -> pd.DataFrame:
     """The clean, split rows of a study."""
-    return _load(paths.data / "rows.parquet")
-
-
-def load_preferences(paths: Paths) -> pd.DataFrame:
-    """The preference pairs of a study."""
-    return _load(paths.data / "preferences.parquet")
-
-
-def load_truth(paths: Paths) -> pd.DataFrame:
-    """The simulator's secret, columns TRUTH, to validate rewards and judges with; empty for observed data."""
-    return _load(paths.data / "truth.parquet")
+    return load(paths, "rows")
 
 
 def posts(
@@ -187,12 +186,6 @@ def posts(
     ]
     order = np.argsort(texts.seeded_hash([p.id for p in found], 0), kind="stable")
     return [found[k] for k in order[: limit or None]]
-
-
-def _load(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise UserError(f"{path}: not there yet; run notebook 01_data or `dvc repro` first")
-    return pd.read_parquet(path)
 
 
 UNKNOWN = {  # field: what goes without it
