@@ -106,12 +106,8 @@ def clean(rows: pd.DataFrame, data: DataConfig) -> tuple[pd.DataFrame, pd.DataFr
     for name, mask in _content_rules(rows, data).items():
         reject(name, mask)
     keys = np.array([texts.key(r) for r in rows["reply"]], dtype=object)
-    posts = rows["tweet"].to_numpy(dtype=object)
-    alive = np.flatnonzero(reason == "")
-    copies = np.zeros(len(rows), dtype=bool)
-    of_posts = texts.vectors([texts.key(p) for p in posts[alive]])
-    copies[alive] = texts.row_cosine(texts.vectors(keys[alive]), of_posts) >= data.near_duplicate
-    reject("copies_post", copies)
+    of_posts = texts.vectors([texts.key(post) for post in rows["tweet"]])
+    reject("copies_post", texts.row_cosine(texts.vectors(keys), of_posts) >= data.near_duplicate)
     _bot_rules(rows, keys, data, reject, reason)
     _duplicate_rules(rows, keys, data, reject, reason)
     left = pd.Series(reason == "").groupby(rows["tweet_id"]).transform("sum")
@@ -181,10 +177,9 @@ def _duplicate_rules(
 ) -> None:
     # Earliest first: the first writer is the original, and keeping the best liked copy inflates engagement.
     when = rows["reply_time_diff_seconds"].fillna(np.inf).to_numpy()
-    place = np.empty(len(rows), dtype=int)
-    place[np.lexsort((rows["reply_id"].to_numpy(dtype=str), when))] = np.arange(len(rows))
-    alive = pd.DataFrame({"key": keys, "place": place, "post": rows["tweet_id"]})[reason == ""]
-    alive = alive.sort_values("place")
+    order = np.lexsort((rows["reply_id"].to_numpy(dtype=str), when))
+    alive = pd.DataFrame({"key": keys, "post": rows["tweet_id"]}).iloc[order]
+    alive = alive[reason[order] == ""]
     reject("duplicate", rows.index.isin(alive.index[alive.duplicated("key")]))
     alive = alive[~alive.duplicated("key")]
     i, j = texts.similar_pairs(alive["key"].tolist(), data.near_duplicate)

@@ -148,8 +148,7 @@ def _delimiter(header: str) -> str:
 
 def _unique(header: Iterable[str]) -> None:
     names = [name for name in header if name]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
+    for twice in [name for name in names if names.count(name) > 1]:
         raise ValueError(f"the name {twice!r} occurs twice: rename or remove one")
 
 

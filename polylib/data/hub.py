@@ -24,7 +24,6 @@ _SOURCE = re.compile(
 def hub_rows(source: str) -> Iterator[dict]:
     """The rows of `source` as they come over the network; UserError if it is misspelled or out of reach."""
     name, revision, options = _parse(source)
-    limit = options.get("rows")
     import datasets  # only here: it is slow to import and no other source needs it
 
     try:
@@ -36,7 +35,7 @@ def hub_rows(source: str) -> Iterator[dict]:
             revision=revision,
             streaming=True,
         )
-        for row in itertools.islice(loaded, None if limit is None else int(limit)):
+        for row in itertools.islice(loaded, int(options["rows"]) if "rows" in options else None):
             yield {key: texts.decoded(value, None) for key, value in row.items()}  # None: a picture
     except (
         Exception

@@ -231,16 +231,17 @@ def _counts(rows: pd.DataFrame, preferences: pd.DataFrame) -> dict:
     """Posts, threads, replies and pairs of every split, and of both phases of train."""
     parts = {name: ("split", name) for name in split.SPLITS}
     parts |= {f"train_{name}": ("phase", name) for name in ("sft", "rl")}
-    counts = {}
-    for name, (column, value) in parts.items():
-        part = rows[rows[column] == value]
-        counts[name] = {
+    kept = {name: rows[rows[column] == value] for name, (column, value) in parts.items()}
+    paired = {name: int((preferences[by] == value).sum()) for name, (by, value) in parts.items()}
+    return {
+        name: {
             "posts": part["tweet_id"].nunique(),
             "threads": part["thread_id"].nunique(),
             "replies": len(part),
-            "pairs": int((preferences[column] == value).sum()),
+            "pairs": paired[name],
         }
-    return counts
+        for name, part in kept.items()
+    }
 
 
 def _metrics(manifest: dict) -> dict:
