@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import functools
 import itertools
 import math
 import os
@@ -21,7 +20,7 @@ import re
 import reprlib
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -67,7 +66,6 @@ __all__ = [
 
 
 TRAINED = ("sft", "polychromic", "grpo", "hybrid")  # sections that depart from `training`
-_hints = functools.cache(typing.get_type_hints)
 WEIGHTS = ("alpha", "beta", "lam", "kappa")  # of the loss: what an ablation may vary
 
 
@@ -107,9 +105,9 @@ def load(preset: str, root: Path | None = None) -> Config:
     """Read `params/<preset>.yaml` below `root` (default: working directory), or file `preset` if it
     ends in .yaml, with what it extends. UserError names file and key: missing file, unknown or missing key, value
     out of place."""
-    path = _file(preset, Path(root or ".") / "params")
-    values, _ = _resolve(path, Path(root or ".") / "params")
-    cfg = _build({"preset": path.stem, **values}, path)
+    folder = Path(root or ".") / "params"
+    path = _file(preset, folder)
+    cfg = _build({"preset": path.stem, **_resolve(path, folder)[0]}, path)
     _check(cfg, path)
     return cfg
 
@@ -117,9 +115,8 @@ def load(preset: str, root: Path | None = None) -> Config:
 def resolved(preset: str, root: Path | None = None) -> dict:
     """Every setting of a preset as a plain mapping, sections complete and in the order of `Config`. Written to a file
     it loads as an equal preset of that file's name, so two studies differ by the diff of two such files."""
-    plain = dataclasses.asdict(load(preset, root))
-    del plain["preset"]
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+    cfg = load(preset, root)
+    return TypeAdapter(Config).dump_python(cfg, mode="json", exclude={"preset"})
 
 
 def training(preset: str, root: Path | None = None) -> dict:
@@ -146,15 +143,15 @@ def _resolve(path: Path, folder: Path, below: tuple[Path, ...] = ()) -> tuple[di
     """
     if path in below:
         raise UserError(f"{path}: extends itself, by way of {' and '.join(p.name for p in below)}")
-    own = read_yaml(path)
-    _known(own, path)
+    own, hints = read_yaml(path), typing.get_type_hints(Config)
+    del hints["preset"]
+    _known(own, {**hints, "extends": str, "training": TrainConfig}, path)
     values, common = {}, {}
     if "extends" in own:
-        parent = str(own.pop("extends"))
-        near = path.parent / f"{parent}.yaml"
-        values, common = _resolve(
-            near if near.is_file() else _file(parent, folder), folder, (*below, path)
-        )
+        near = path.parent / f"{own['extends']}.yaml"
+        parent = near if near.is_file() else _file(str(own["extends"]), folder)
+        values, common = _resolve(parent, folder, (*below, path))
+        del own["extends"]
     shared = own.pop("training", {})
     for name in TRAINED if shared else ():
         own[name] = {**shared, **own.get(name, {})}
@@ -163,26 +160,16 @@ def _resolve(path: Path, folder: Path, below: tuple[Path, ...] = ()) -> tuple[di
     return values, {**common, **shared}
 
 
-def _known(own: dict, path: Path) -> None:
+def _known(values: dict, hints: dict, path: Path, prefix: str = "") -> None:
     """Every key of one file as it is written there: a section or setting that exists, a section a mapping."""
-    hints = _hints(Config)
-    hints = {key: hint for key, hint in hints.items() if key != "preset"} | {
-        "extends": str,
-        "training": TrainConfig,
-    }
-    _spelled(own, hints, path, "")
-    for name, values in own.items():
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(values, dict):
-                raise UserError(f"{path}: {name} must be a section of `key: value`, not {values!r}")
-            _spelled(values, _hints(hints[name]), path, f"{name}.")
-
-
-def _spelled(values: dict, hints: dict, path: Path, prefix: str) -> None:
-    for key in values:
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)[0]
-            raise UserError(f"{path}: unknown setting {prefix}{key}; did you mean {prefix}{near}?")
+    for key in [key for key in values if key not in hints]:
+        near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)[0]
+        raise UserError(f"{path}: unknown setting {prefix}{key}; did you mean {prefix}{near}?")
+    for key, value in values.items():
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise UserError(f"{path}: {key} must be a section of `key: value`, not {value!r}")
+            _known(value, typing.get_type_hints(hints[key]), path, f"{key}.")
 
 
 def _build(values: dict, path: Path) -> Config:
@@ -194,7 +181,12 @@ def _build(values: dict, path: Path) -> Config:
 
 
 CHOICE = re.compile("'([^']*)'")  # in pydantic's list of what was expected
-RANGES = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+RANGES = {
+    "gt": "above {:.10g}".format,
+    "ge": lambda end: f"at least {end:.10g}" if end else "0 or more",
+    "lt": "below {:.10g}".format,
+    "le": "at most {:.10g}".format,
+}
 SHOWN = reprlib.Repr()  # a value may be a page, or an alias of aliases
 SHOWN.maxstring = 80
 
@@ -207,237 +199,229 @@ def _fields(hint: object) -> list[FieldInfo]:
 
 def _explain(error: dict) -> str:
     """One line for one finding of pydantic: key, range or type, and the value."""
-    section, *rest = error["loc"]
-    field = Config.__pydantic_fields__[section]
+    key, *rest = error["loc"]
+    field, kind, context = Config.__pydantic_fields__[key], error["type"], error.get("ctx", {})
     if rest and dataclasses.is_dataclass(field.annotation):
         field = field.annotation.__pydantic_fields__[rest[0]]
-        key = f"{section}.{rest[0]}" + "".join(
-            f"[{i}]" if isinstance(i, int) else f".{i}" for i in rest[1:] if i != "[key]"
-        )
-    else:
-        key = str(section) + "".join(f"[{i}]" for i in rest)
-    if error["type"] == "missing":
-        return f"setting {key} is missing; `extends: laptop` gives it, and params/laptop.yaml explains it"
-    kind, context = error["type"], error.get("ctx", {})
+        key, rest = f"{key}.{rest[0]}", rest[1:]
+    key += "".join(f"[{i}]" if isinstance(i, int) else f".{i}" for i in rest if i != "[key]")
     said = [field, *_fields(field.annotation)]
     meant = next((one.description for one in said if one.description), "")
-    found = f"found {SHOWN.repr(error['input'])}"
-    if kind == "too_short":
-        return f"{key} must hold at least {context['min_length']} value, {found}"
-    if kind == "string_pattern_mismatch":
-        return f"{key} must be {meant}, {found}"
-    if set(context) & set(RANGES):  # both ends of the range, where the field itself has them
-        ends = [
-            (name, getattr(m, name))
-            for one in said
-            for m in one.metadata
-            for name in RANGES
-            if hasattr(m, name)
-        ]
-        words = " and ".join(
-            f"{RANGES[name]} {end if isinstance(end, int) else f'{end:g}'}"
-            if (name, end) != ("ge", 0)
-            else "0 or more"
-            for name, end in ends
-        )
-        return f"{key} must be {words}{meant and f' ({meant})'}, {found}"
-    if kind == "literal_error":
-        return f"{key} must be {' | '.join(CHOICE.findall(context['expected']))}, {found}"
-    want = {"finite": "float", "dict": "mapping", "dataclass": "section of `key: value`"}
-    return f"{key} must be {want.get(kind.split('_')[0], kind.split('_')[0])}, {found}"
+    match kind.split("_")[0]:
+        case "missing":
+            return f"setting {key} is missing; `extends: laptop` gives it, and params/laptop.yaml explains it"
+        case "too":
+            return f"{key} must hold at least {context['min_length']} value, found {SHOWN.repr(error['input'])}"
+        case "string" if kind == "string_pattern_mismatch":
+            want = meant
+        case "greater" | "less":  # both ends of the range, where the field itself has them
+            bounds = [(m, name) for one in said for m in one.metadata for name in RANGES]
+            ends = [RANGES[name](getattr(m, name)) for m, name in bounds if hasattr(m, name)]
+            want = " and ".join(ends) + (meant and f" ({meant})")
+        case "literal":
+            want = " | ".join(CHOICE.findall(context["expected"]))
+        case other:
+            names = {"finite": "float", "dict": "mapping", "dataclass": "section of `key: value`"}
+            want = names.get(other, other)
+    return f"{key} must be {want}, found {SHOWN.repr(error['input'])}"
+
+
+Rules = Iterable[tuple[bool, str]]  # what must hold, and what is said where it does not
 
 
 def _check(cfg: Config, path: Path) -> None:
     """The rules that tie several settings together; each would otherwise surface hours into a run."""
-
-    def require(ok: bool, message: str) -> None:
-        if not ok:
+    for holds, message in itertools.chain(_rules(cfg), _ablation_rules(cfg)):
+        if not holds:
             raise UserError(f"{path}: {message}")
 
-    e, parts = cfg.evaluation, (cfg.data.train, cfg.data.validation, cfg.data.test, cfg.data.judge)
-    require(
-        math.isclose(sum(parts), 1.0, abs_tol=1e-9),
-        f"data.train + validation + test + judge must sum to 1, found {sum(parts):.4g}",
+
+def _rules(cfg: Config) -> Rules:
+    e, d, r, j = cfg.evaluation, cfg.data, cfg.reward_model, cfg.llm_judge
+    parts = d.train + d.validation + d.test + d.judge
+    lists = {"seeds": cfg.seeds, "evaluation.ks": e.ks, "evaluation.temperatures": e.temperatures}
+    for key, values in (lists | {"evaluation.judge_quantiles": e.judge_quantiles}).items():
+        once = len(set(values)) == len(values)
+        yield once, f"{key} must be a list without repeats, found {list(values)}"
+    yield from (
+        (
+            math.isclose(parts, 1.0, abs_tol=1e-9),
+            f"data.train + validation + test + judge must sum to 1, found {parts:.4g}",
+        ),
+        (
+            d.min_chars <= d.max_chars,
+            f"data.min_chars {d.min_chars} exceeds max_chars {d.max_chars}: every reply would be rejected",
+        ),
+        (
+            len(set(d.columns.values())) == len(d.columns),
+            f"data.columns gives one field two columns: {d.columns}",
+        ),
+        (
+            d.pairs_per_post >= 1 or "dpo" not in cfg.methods,
+            "data.pairs_per_post must be at least 1 where methods list dpo: it trains on these pairs",
+        ),
+        (
+            any((r.learned_weight, r.heuristic_weight, r.coherence_weight)),
+            "reward_model.learned_weight, heuristic_weight and coherence_weight are all 0",
+        ),
+        (any(r.heuristic.values()), "reward_model.heuristic must hold a weight above 0"),
+        (
+            cfg.sampling.temperature not in e.temperatures,
+            f"evaluation.temperatures hold sampling.temperature {cfg.sampling.temperature:g}: every method is "
+            "sampled there anyway; name others",
+        ),
+        (
+            len(set(cfg.methods)) == len(cfg.methods) and set(cfg.methods) <= set(METHODS),
+            f"methods must be names out of {', '.join(METHODS)}, each once; found {list(cfg.methods)}",
+        ),
+        (
+            "sft" in cfg.methods,
+            "methods must hold sft: every other method starts from its model",
+        ),
+        (
+            cfg.sft.init == "base",
+            f"sft.init must be base: it cannot start from its own result, found {cfg.sft.init!r}",
+        ),
+        (
+            cfg.polychromic.init != "polychromic",
+            "polychromic.init must be base or sft: it cannot start from its own result, found 'polychromic'",
+        ),
+        (
+            set(cfg.swept) <= set(cfg.methods) and "sft" in cfg.swept,
+            f"swept must be names out of methods, sft among them: it is the control; found {list(cfg.swept)}",
+        ),
+        (max(e.ks) <= e.samples, f"evaluation.ks {e.ks} exceed samples {e.samples}"),
+        (
+            e.sweep_samples <= e.samples,
+            f"evaluation.sweep_samples {e.sweep_samples} is not 2 to samples",
+        ),
+        (
+            e.likelihood_samples <= e.samples,
+            f"evaluation.likelihood_samples {e.likelihood_samples} exceeds samples",
+        ),
+        (
+            cfg.grpo.reward == cfg.hybrid.reward,
+            f"grpo.reward {cfg.grpo.reward} and hybrid.reward {cfg.hybrid.reward} differ: the evaluation scores all "
+            "methods with one trained reward; use two presets",
+        ),
+        (
+            cfg.dpo.eval_samples >= 1,
+            "dpo.eval_samples must be at least 1: notebooks show replies",
+        ),
+        (
+            bool(j.criteria) and len(set(j.criteria)) == len(j.criteria),
+            f"llm_judge.criteria must be names, each once; found {j.criteria}",
+        ),
+        (
+            not set("@?#") & set(j.url),
+            "llm_judge.url holds more than an address; a key belongs into $LLM_API_KEY",
+        ),
+        (
+            not j.url or j.url.startswith(("http://", "https://")),
+            "llm_judge.url must begin with http:// or https://, or be empty",
+        ),
     )
-    d, r = cfg.data, cfg.reward_model
-    require(
-        d.min_chars <= d.max_chars,
-        f"data.min_chars {d.min_chars} exceeds max_chars {d.max_chars}: every reply would be rejected",
-    )
-    require(
-        len(set(d.columns.values())) == len(d.columns),
-        f"data.columns gives one field two columns: {d.columns}",
-    )
-    require(
-        d.pairs_per_post >= 1 or "dpo" not in cfg.methods,
-        "data.pairs_per_post must be at least 1 where methods list dpo: it trains on these pairs",
-    )
-    require(
-        any((r.learned_weight, r.heuristic_weight, r.coherence_weight)),
-        "reward_model.learned_weight, heuristic_weight and coherence_weight are all 0",
-    )
-    require(any(r.heuristic.values()), "reward_model.heuristic must hold a weight above 0")
-    for key, values in (
-        ("seeds", cfg.seeds),
-        ("evaluation.ks", e.ks),
-        ("evaluation.temperatures", e.temperatures),
-        ("evaluation.judge_quantiles", e.judge_quantiles),
-    ):
-        require(
-            len(set(values)) == len(values),
-            f"{key} must be a list without repeats, found {list(values)}",
-        )
-    require(
-        cfg.sampling.temperature not in e.temperatures,
-        f"evaluation.temperatures hold sampling.temperature {cfg.sampling.temperature:g}: every method is sampled "
-        "there anyway; name others",
-    )
-    require(
-        len(set(cfg.methods)) == len(cfg.methods) and set(cfg.methods) <= set(METHODS),
-        f"methods must be names out of {', '.join(METHODS)}, each once; found {list(cfg.methods)}",
-    )
-    require("sft" in cfg.methods, "methods must hold sft: every other method starts from its model")
-    for name in ("sft", "polychromic"):
-        init, below = vars(cfg)[name].init, ("base", "sft")[: 1 + (name != "sft")]
-        require(
-            init in below,
-            f"{name}.init must be {' or '.join(below)}: it cannot start from its own result, found {init!r}",
-        )
     for name in cfg.methods:
         init = vars(cfg)["polychromic" if name == "lambda0" else name].init
-        require(
-            init in ("base", *cfg.methods),
-            f"{name}.init is {init}, which methods does not list: {list(cfg.methods)}",
-        )
-    require(
-        set(cfg.swept) <= set(cfg.methods) and ("sft" in cfg.swept or "sft" not in cfg.methods),
-        f"swept must be names out of methods, sft among them: it is the control; found {list(cfg.swept)}",
-    )
-    require(max(e.ks) <= e.samples, f"evaluation.ks {e.ks} exceed samples {e.samples}")
-    require(
-        e.sweep_samples <= e.samples,
-        f"evaluation.sweep_samples {e.sweep_samples} is not 2 to samples",
-    )
-    require(
-        e.likelihood_samples <= e.samples,
-        f"evaluation.likelihood_samples {e.likelihood_samples} exceeds samples",
-    )
+        listed = init in ("base", *cfg.methods)
+        yield listed, f"{name}.init is {init}, which methods does not list: {list(cfg.methods)}"
     for name in TRAINED:
-        _check_training(name, vars(cfg)[name], require)
-    require(
-        cfg.grpo.reward == cfg.hybrid.reward,
-        f"grpo.reward {cfg.grpo.reward} and hybrid.reward "
-        f"{cfg.hybrid.reward} differ: the evaluation scores all methods with one trained reward; use two presets",
-    )
-    require(
-        cfg.dpo.eval_samples >= 1, "dpo.eval_samples must be at least 1: notebooks show replies"
-    )
-    j = cfg.llm_judge
-    require(
-        bool(j.criteria) and len(set(j.criteria)) == len(j.criteria),
-        f"llm_judge.criteria must be names, each once; found {j.criteria}",
-    )
-    require(
-        not set("@?#") & set(j.url),
-        "llm_judge.url holds more than an address; a key belongs into $LLM_API_KEY",
-    )
-    require(
-        not j.url or j.url.startswith(("http://", "https://")),
-        "llm_judge.url must begin with http:// or https://, or be empty",
-    )
-    _check_ablation(cfg, require)
+        yield from _training_rules(name, vars(cfg)[name])
 
 
-def _check_ablation(cfg: Config, require: Callable[[bool, str], None]) -> None:
+def _ablation_rules(cfg: Config) -> Rules:
     """One or two weights of the hybrid loss, and every cell of their grid a run that can work."""
-    a = cfg.ablation
-    require(
-        len(a.grid) <= 2 and set(a.grid) <= set(WEIGHTS) and all(a.grid.values()),
-        f"ablation.grid holds one or two of {', '.join(WEIGHTS)}, each with a list of values, or nothing; "
-        f"found {a.grid}",
-    )
-    require(
-        all(len(set(values)) == len(values) for values in a.grid.values()),
-        "ablation.grid repeats a value",
-    )
-    require(
-        not a.grid
-        or 0 < cfg.hybrid.eval_prompts <= a.posts
-        and cfg.hybrid.eval_samples <= a.samples,
-        "ablation.posts and samples must be at least hybrid.eval_prompts (not 0) and eval_samples: the detector "
-        "knows no smaller set",
+    a, hybrid = cfg.ablation, cfg.hybrid
+    yield from (
+        (
+            len(a.grid) <= 2 and set(a.grid) <= set(WEIGHTS) and all(a.grid.values()),
+            f"ablation.grid holds one or two of {', '.join(WEIGHTS)}, each with a list of values, or nothing; "
+            f"found {a.grid}",
+        ),
+        (
+            all(len(set(values)) == len(values) for values in a.grid.values()),
+            "ablation.grid repeats a value",
+        ),
+        (
+            not a.grid or 0 < hybrid.eval_prompts <= a.posts and hybrid.eval_samples <= a.samples,
+            "ablation.posts and samples must be at least hybrid.eval_prompts (not 0) and eval_samples: the detector "
+            "knows no smaller set",
+        ),
     )
     for values in itertools.product(*a.grid.values()):
-        _check_training(
-            "hybrid",
-            dataclasses.replace(cfg.hybrid, **dict(zip(a.grid, values, strict=True))),
-            lambda ok, message: require(ok, f"ablation.grid: {message}"),
-        )
+        cell = dataclasses.replace(hybrid, **dict(zip(a.grid, values, strict=True)))
+        for holds, message in _training_rules("hybrid", cell):
+            yield holds, f"ablation.grid: {message}"
 
 
-def _check_training(name: str, t: TrainConfig, require: Callable[[bool, str], None]) -> None:
+def _training_rules(name: str, t: TrainConfig) -> Rules:
     """Choices out of the training menu that cannot work, alone or together."""
     k, kind = t.samples_per_prompt, t.diversity_gradient
-    require(
-        any((t.alpha, t.beta, t.lam, t.kappa, t.entropy)), f"{name}: every weight of the loss is 0"
-    )
-    require(
-        not t.lam or k >= 3,
-        f"{name}.lam needs samples_per_prompt >= 3: leaving one of K out must leave a pair",
-    )
-    require(
-        t.beta == 0 or k >= 2,
-        f"{name}.beta needs samples_per_prompt >= 2: its advantages compare replies",
-    )
-    for key in ("kappa", "entropy"):
-        require(
-            vars(t)[key] == 0 or k >= 1,
-            f"{name}.{key} acts on sampled replies: samples_per_prompt must be >= 1",
-        )
-    require(
-        t.gold_per_prompt >= 1 or not t.alpha,
-        f"{name}.alpha acts on people's replies: gold_per_prompt must be >= 1",
-    )
-
-    if t.lam and kind in ("set_level", "f_poly"):
-        require(
-            t.subset_size == 0 or 2 <= t.subset_size < k,
+    subsets = t.lam > 0 and kind in ("set_level", "f_poly")
+    yield from (
+        (
+            any((t.alpha, t.beta, t.lam, t.kappa, t.entropy)),
+            f"{name}: every weight of the loss is 0",
+        ),
+        (
+            not t.lam or k >= 3,
+            f"{name}.lam needs samples_per_prompt >= 3: leaving one of K out must leave a pair",
+        ),
+        (
+            t.beta == 0 or k >= 2,
+            f"{name}.beta needs samples_per_prompt >= 2: its advantages compare replies",
+        ),
+        (
+            t.kappa == 0 or k >= 1,
+            f"{name}.kappa acts on sampled replies: samples_per_prompt must be >= 1",
+        ),
+        (
+            t.entropy == 0 or k >= 1,
+            f"{name}.entropy acts on sampled replies: samples_per_prompt must be >= 1",
+        ),
+        (
+            t.gold_per_prompt >= 1 or not t.alpha,
+            f"{name}.alpha acts on people's replies: gold_per_prompt must be >= 1",
+        ),
+        (
+            not subsets or t.subset_size == 0 or 2 <= t.subset_size < k,
             f"{name}.subset_size {t.subset_size} does not suit diversity_gradient {kind}: "
             f"it must be 2 to samples_per_prompt - 1 ({k - 1}), or 0 for half",
-        )
-        require(
-            math.comb(k, t.subset_size or k // 2) <= 20_000,
+        ),
+        (
+            not subsets or math.comb(k, t.subset_size or k // 2) <= 20_000,
             f"{name}: diversity_gradient {kind} looks at every subset and {k} samples have over 20 000; "
             "lower subset_size",
-        )
-    require(
-        not t.lam or t.scale_advantages != "group",
-        f"{name}.scale_advantages group scales rewards alone; with lam above 0 use running or none",
-    )
-    require(
-        name not in ("sft", "polychromic") or t.beta == 0 and kind not in ("f_poly", "darling"),
-        f"{name}: its notebook trains without a reward; put beta, f_poly or darling under grpo or hybrid",
-    )
-    require(
-        t.kappa == 0 or t.kl_level != "togo" or t.kl_estimator == "k2",
-        f"{name}.kl_level togo is a form of k2; with kl_estimator {t.kl_estimator} use token",
-    )
-    require(
-        t.kappa == 0 or t.kl_level != "togo" or t.loss_normalizer != "grpo",
-        f"{name}.kl_level togo is of whole replies and "
-        "loss_normalizer grpo divides each by its own length: use kl_level token",
-    )
-    require(
-        not t.kl_target or t.kappa > 0,
-        f"{name}.kl_target {t.kl_target:g} moves kappa: kappa must be above 0 to start with",
-    )
-    require(
-        t.eval_samples >= 1,
-        f"{name}.eval_samples must be at least 1: notebooks show sampled replies",
-    )
-    require(
-        t.on_hacked != "stop" or name in ("grpo", "hybrid"),
-        f"{name}.on_hacked stop: nothing is watched without a reward; it goes with grpo and hybrid",
+        ),
+        (
+            not t.lam or t.scale_advantages != "group",
+            f"{name}.scale_advantages group scales rewards alone; with lam above 0 use running or none",
+        ),
+        (
+            name not in ("sft", "polychromic") or t.beta == 0 and kind not in ("f_poly", "darling"),
+            f"{name}: its notebook trains without a reward; put beta, f_poly or darling under grpo or hybrid",
+        ),
+        (
+            t.kappa == 0 or t.kl_level != "togo" or t.kl_estimator == "k2",
+            f"{name}.kl_level togo is a form of k2; with kl_estimator {t.kl_estimator} use token",
+        ),
+        (
+            t.kappa == 0 or t.kl_level != "togo" or t.loss_normalizer != "grpo",
+            f"{name}.kl_level togo is of whole replies and loss_normalizer grpo divides each by its own length: use "
+            "kl_level token",
+        ),
+        (
+            not t.kl_target or t.kappa > 0,
+            f"{name}.kl_target {t.kl_target:g} moves kappa: kappa must be above 0 to start with",
+        ),
+        (
+            t.eval_samples >= 1,
+            f"{name}.eval_samples must be at least 1: notebooks show sampled replies",
+        ),
+        (
+            t.on_hacked != "stop" or name in ("grpo", "hybrid"),
+            f"{name}.on_hacked stop: nothing is watched without a reward; it goes with grpo and hybrid",
+        ),
     )
 
 
@@ -455,15 +439,13 @@ def read_yaml(path: Path) -> dict:
 
 def write_yaml(path: Path, values: dict, comment: str) -> None:
     """Write a mapping below one comment line, atomically; a file that already says the same is left alone."""
-    if path.exists() and read_yaml(path) == values:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(f"# {comment}\n")
-        yaml = YAML()
-        yaml.dump(values, stream)
-    os.replace(partial, path)
+    if not path.exists() or read_yaml(path) != values:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(f"# {comment}\n")
+            YAML().dump(values, stream)
+        os.replace(partial, path)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -475,12 +457,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="YAML file to write")
     args = parser.parse_args(argv)
     try:
-        values = resolved(args.preset)
-        write_yaml(
-            args.out,
-            values,
-            f"Every setting of preset {args.preset}; params/laptop.yaml explains them.",
-        )
+        said = f"Every setting of preset {args.preset}; params/laptop.yaml explains them."
+        write_yaml(args.out, resolved(args.preset), said)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import platform
-import random
 import sys
 import time
 from collections.abc import Iterable
@@ -49,10 +48,10 @@ def root(start: Path | None = None) -> Path:
     """The project folder: the nearest at or above `start` (default: working directory) that holds dvc.yaml.
     Neither $DVC_ROOT nor __file__ is used: in a temporary DVC experiment both name the parent checkout."""
     here = Path(start or Path.cwd()).resolve()
-    for folder in (here, *here.parents):
-        if (folder / "dvc.yaml").is_file():
-            return folder
-    raise UserError(f"{here}: no dvc.yaml here or above; run this inside the project folder")
+    found = [folder for folder in (here, *here.parents) if (folder / "dvc.yaml").is_file()]
+    if not found:
+        raise UserError(f"{here}: no dvc.yaml here or above; run this inside the project folder")
+    return found[0]
 
 
 def at_root() -> Path:
@@ -210,8 +209,7 @@ def _plain(obj: object, where: str) -> object:
         return {str(key): _plain(value, f"{where}.{key}") for key, value in obj.items()}
     if isinstance(obj, (list, tuple, np.ndarray)):
         return [_plain(value, f"{where}[{i}]") for i, value in enumerate(obj)]
-    if isinstance(obj, np.generic):
-        obj = obj.item()
+    obj = obj.item() if isinstance(obj, np.generic) else obj
     if isinstance(obj, float) and not math.isfinite(obj):
         raise ValueError(f"{where} is {obj}: write {{'value': None, 'reason': why}} instead")
     return str(obj) if isinstance(obj, Path) else obj
@@ -238,12 +236,9 @@ class History:
 
 def _cell(value: object) -> str:
     """Numbers only: six significant digits are below run-to-run noise and keep diffs short."""
-    if value is None:
+    if value is None or math.isnan(value):
         return ""
-    if isinstance(value, (int, np.integer)):
-        return str(int(value))
-    number = float(value)
-    return "" if math.isnan(number) else f"{number:.6g}"
+    return str(int(value)) if isinstance(value, (int, np.integer)) else f"{float(value):.6g}"
 
 
 # ---- what ran, where, at what cost -------------------------------------------------------------------------
@@ -312,46 +307,37 @@ def device_dtype(model: ModelConfig):
     """(torch.device, torch.dtype, reason) for this machine; print the reason where a model is loaded."""
     import torch
 
-    auto = (
-        "cuda"
-        if torch.cuda.is_available()
-        else "mps"
-        if torch.backends.mps.is_available()
-        else "cpu"
-    )
+    mps = "mps" if torch.backends.mps.is_available() else "cpu"
+    auto = "cuda" if torch.cuda.is_available() else mps
     device = torch.device(auto if model.device == "auto" else model.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and auto != "cuda":
         raise UserError(f"model.device {model.device}: no CUDA device here; use device: auto")
     if model.dtype != "auto":
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[model.dtype]
-        return device, dtype, f"{model.dtype}: set by model.dtype"
+        return device, getattr(torch, model.dtype), f"{model.dtype}: set by model.dtype"
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return device, torch.bfloat16, "bfloat16: the GPU has it natively"
-        return device, torch.float32, "float32: the GPU has no native bfloat16"
-    flags = cpu_flags() & {"amx_bf16", "avx512_bf16"} if device.type == "cpu" else set()
-    if flags:
-        return device, torch.bfloat16, f"bfloat16: the CPU has {' and '.join(sorted(flags))}"
-    return device, torch.float32, f"float32: no native bfloat16 on this {device.type}"
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        why = "the GPU has it natively" if native else "the GPU has no native bfloat16"
+    else:
+        native = cpu_flags() & {"amx_bf16", "avx512_bf16"} if device.type == "cpu" else set()
+        has = f"the CPU has {' and '.join(sorted(native))}"
+        why = has if native else f"no native bfloat16 on this {device.type}"
+    dtype = "bfloat16" if native else "float32"
+    return device, getattr(torch, dtype), f"{dtype}: {why}"
 
 
 def cpu_flags() -> set[str]:
-    info = Path(
-        "/proc/cpuinfo"
-    )  # Linux; elsewhere no CPU we know of has native bfloat16 that torch uses
+    """What Linux says of the CPU; elsewhere no CPU we know of has native bfloat16 that torch uses."""
+    info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
-    return set(
-        next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    )
+    flags = (line.partition(":")[2].split() for line in lines if line.startswith("flags"))
+    return set(next(flags, []))
 
 
 def seed_everything(seed: int) -> None:
     """Python's, numpy's and torch's global generators. What draws should still take its own generator."""
-    import torch
+    from transformers import set_seed
 
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    set_seed(seed)
 
 
 def progress(iterable: Iterable, total: int, label: str, every: float = 10.0) -> Iterable:

@@ -5,8 +5,6 @@ A value out of its range is refused wherever a section is made, by `dataclasses.
 
 from __future__ import annotations
 
-import dataclasses
-import html
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, Strict
@@ -115,24 +113,34 @@ class RewardModelConfig:
 
 
 @dataclass(frozen=True, config=KNOWN)
-class TrainConfig:
+class EveryTraining:
+    """What a training of any kind is told."""
+
     init: Literal["base", "sft", "polychromic"]
     phase: Literal["sft", "rl", "all"]
+    steps: AtLeastOne
+    prompts_per_step: AtLeastOne
+    lr: Rate
+    warmup_steps: Count
+    max_grad_norm: Learning
+    reward: Literal["combined", "learned", "heuristic", "coherence"]
+    eval_every: AtLeastOne
+    eval_prompts: Count
+    eval_samples: Count
+
+
+@dataclass(frozen=True, config=KNOWN)
+class TrainConfig(EveryTraining):
     alpha: NotNegative
     beta: NotNegative
     lam: NotNegative
     kappa: NotNegative
-    steps: AtLeastOne
-    prompts_per_step: AtLeastOne
     samples_per_prompt: Count
     gold_per_prompt: Count
     rollout_every: AtLeastOne
     updates_per_rollout: AtLeastOne
     micro_prompts: Count
-    lr: Rate
-    warmup_steps: Count
     weight_decay: NotNegative
-    max_grad_norm: Learning
     clip_low: Share
     clip_high: NotNegative
     loss_normalizer: Literal["dr_grpo", "grpo", "dapo", "sequence"]
@@ -149,29 +157,14 @@ class TrainConfig:
     subset_size: Count
     curriculum: Quantile
     min_relevance: Cosine
-    reward: Literal["combined", "learned", "heuristic", "coherence"]
-    eval_every: AtLeastOne
-    eval_prompts: Count
-    eval_samples: Count
     save_every: AtLeastOne
     anatomy_every: Count
     on_hacked: Literal["warn", "stop"]
 
 
 @dataclass(frozen=True, config=KNOWN)
-class RivalConfig:
-    init: Literal["base", "sft", "polychromic"]
-    phase: Literal["sft", "rl", "all"]
+class RivalConfig(EveryTraining):
     beta: Annotated[Float, Field(gt=0, description="at 0 every pair weighs nothing")]
-    steps: AtLeastOne
-    prompts_per_step: AtLeastOne
-    lr: Rate
-    warmup_steps: Count
-    max_grad_norm: Learning
-    reward: Literal["combined", "learned", "heuristic", "coherence"]
-    eval_every: AtLeastOne
-    eval_prompts: Count
-    eval_samples: Count
 
 
 @dataclass(frozen=True, config=KNOWN)
@@ -237,11 +230,3 @@ class Config:
     ablation: AblationConfig
     llm_judge: LLMJudgeConfig
     paper_figures: PaperFiguresConfig
-
-    def _repr_html_(self) -> str:
-        rows = []
-        for name, value in dataclasses.asdict(self).items():
-            pairs = value.items() if isinstance(value, dict) else [("", value)]
-            text = ", ".join(f"{key} <b>{html.escape(str(item))}</b>" for key, item in pairs)
-            rows.append(f"<tr><th>{name}</th><td style='text-align:left'>{text}</td></tr>")
-        return f"<table>{''.join(rows)}</table>"

@@ -72,26 +72,20 @@ def select(preset: str, data: str = CORPUS, root: Path | None = None, name: str 
 
 def _claim(folder: Path, preset: str, data: Path) -> None:
     """Write down whose results a folder holds; UserError where it holds those of another preset or other data."""
-    with data.open("rb") as stream:
-        mine = {
-            "study": folder.name,
-            "preset": preset,
-            "data": data.name,
-            "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
-        }
+    digest = hashlib.sha256(data.read_bytes()).hexdigest()
+    mine = {"study": folder.name, "preset": preset, "data": data.name, "sha256": digest}
     first, manifest = mine, folder / "data" / "manifest.json"
     if (folder / "study.yaml").exists():
         first = config.read_yaml(folder / "study.yaml")
     elif manifest.exists():  # of a study that is older than study.yaml
         stored = json.loads(manifest.read_text(encoding="utf-8"))
         first = mine | {"sha256": stored["sha256"]["source"] or mine["sha256"]}
-    for key in ("study", "preset", "sha256"):
-        if first.get(key) != mine[key]:
-            raise UserError(
-                f"{data.name}: results/{folder.name} is of other {'data' if key == 'sha256' else 'settings'} "
-                f"({key} {first.get(key)}, now {mine[key]}); give this one a name of its own (--name NAME, "
-                f"make reproduce NAME=...), or delete results/{folder.name} to start it anew"
-            )
+    for key in [key for key in ("study", "preset", "sha256") if first.get(key) != mine[key]]:
+        raise UserError(
+            f"{data.name}: results/{folder.name} is of other {'data' if key == 'sha256' else 'settings'} "
+            f"({key} {first.get(key)}, now {mine[key]}); give this one a name of its own (--name NAME, "
+            f"make reproduce NAME=...), or delete results/{folder.name} to start it anew"
+        )
     config.write_yaml(
         folder / "study.yaml", mine, "What these results are of; written by polylib.study."
     )

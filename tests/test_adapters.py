@@ -46,7 +46,9 @@ FLAT = {
 def load(name, columns, adapter):
     """(rows by reply id: post, reply, likes), (what went aside: row, reason), malformed."""
     aside = []
-    rows, bad = read.read(CASES / name if "/" not in str(name) else name, columns, adapter, aside)
+    rows, bad = read.load(CASES / name if "/" not in str(name) else name, columns, adapter, aside)[
+        :2
+    ]
     found = rows.set_index("reply_id")[["tweet_id", "reply_likes"]].apply(tuple, axis=1).to_dict()
     return found, [(number, reason) for number, reason, _ in aside], rows, bad
 
@@ -287,7 +289,7 @@ def test_a_clean_file_without_adapter_passes_untouched():
 def test_a_dotted_name_that_leads_nowhere_is_refused_like_any_column(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"m": {"likes": 1}}])
     with pytest.raises(UserError, match="data.columns names 'm.like'; the file has"):
-        read.read(path, {"m.like": "reply_likes"})
+        read.load(path, {"m.like": "reply_likes"})[:2]
 
 
 def test_parquet_of_nested_rows_reads_like_jsonl(tmp_path):
@@ -332,5 +334,5 @@ def test_every_preset_in_the_guide_loads_and_fits_its_case(tmp_path):
     for block, case in zip(blocks, cases, strict=True):
         (tmp_path / "mine.yaml").write_text(block)
         cfg = config.load(str(tmp_path / "mine.yaml"), ROOT).data
-        rows, bad = read.read(CASES / f"{case}.jsonl", cfg.columns, cfg.adapter)
+        rows, bad = read.load(CASES / f"{case}.jsonl", cfg.columns, cfg.adapter)[:2]
         assert len(rows) and bad.empty, case

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -35,15 +36,15 @@ def test_corpus_is_simulated_and_written(corpus):
     made, paths = corpus
     manifest = json.loads((paths.results("data") / "manifest.json").read_text())
     assert manifest["engagement"] == "simulated"
-    assert manifest["simulator"] == {"seed": 11} | simulate.parameters()
+    assert manifest["simulator"] == {"seed": 11} | dataclasses.asdict(simulate.Simulator())
     assert manifest["thresholds"]["near_duplicate"] == 0.9
     for name, digest in manifest["sha256"].items():
         path = CORPUS if name == "source" else paths.data / name
         assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
     assert manifest["read"] == 3671 == manifest["kept"] + sum(manifest["rejects"].values())
     pd.testing.assert_frame_equal(prepare.load_rows(paths), made.rows)
-    pd.testing.assert_frame_equal(prepare.load_preferences(paths), made.preferences)
-    pd.testing.assert_frame_equal(prepare.load_truth(paths), made.truth)
+    pd.testing.assert_frame_equal(prepare.load(paths, "preferences"), made.preferences)
+    pd.testing.assert_frame_equal(prepare.load(paths, "truth"), made.truth)
     assert set(made.truth["reply_id"]) == set(made.rows["reply_id"])
 
 
@@ -130,7 +131,7 @@ def test_observed_data_has_an_empty_truth(tmp_path):
     made = prepare.prepare(config(), jsonl(tmp_path / "mine.jsonl", threads(60)), paths)
     assert made.truth is None
     assert made.manifest["engagement"] == "observed" and made.manifest["simulator"] == {}
-    empty = prepare.load_truth(paths)
+    empty = prepare.load(paths, "truth")
     assert empty.empty and list(empty.columns) == list(prepare.TRUTH)
     assert made.manifest["source"] == "mine.jsonl"
 

@@ -31,13 +31,13 @@ def test_all_formats_give_one_table(tmp_path):
         packed.write((tmp_path / "a.jsonl").read_text())
     pd.DataFrame(ROWS).to_csv(tmp_path / "a.csv", index=False)
     pd.DataFrame(ROWS).to_parquet(tmp_path / "a.parquet")
-    expected = read.read_rows(lines)
+    expected = read.load(lines).rows
     assert list(expected.columns) == list(read.COLUMNS)
     assert expected["reply_likes"].tolist() == [r["reply_likes"] for r in ROWS]
     assert expected["thread_id"].tolist() == [r["tweet_id"] for r in ROWS]
     assert expected["tweet_likes"].isna().all()
     for name in ("a.jsonl.gz", "a.csv", "a.parquet"):
-        pd.testing.assert_frame_equal(read.read_rows(tmp_path / name), expected)
+        pd.testing.assert_frame_equal(read.load(tmp_path / name).rows, expected)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_all_formats_give_one_table(tmp_path):
     ],
 )
 def test_one_bad_row_is_kept_aside_with_its_number(tmp_path, bad, field, problem):
-    rows, malformed = read.read(jsonl(tmp_path / "a.jsonl", [*ROWS, bad]))
+    rows, malformed = read.load(jsonl(tmp_path / "a.jsonl", [*ROWS, bad]))[:2]
     assert len(rows) == len(ROWS)
     (fault,) = malformed.itertuples()
     assert fault.row == len(ROWS) + 1
@@ -80,14 +80,14 @@ def test_many_bad_rows_refuse_the_file_and_name_the_first(tmp_path):
     with pytest.raises(
         UserError, match=r"a\.jsonl, row 4: reply_likes is 'x', not a number; 2 of 5 rows"
     ):
-        read.read(path)
+        read.load(path)[:2]
 
 
 def test_ragged_csv_row_is_malformed(tmp_path):
     pd.DataFrame(ROWS).assign(tweet="t").to_csv(tmp_path / "a.csv", index=False)
     with (tmp_path / "a.csv").open("a") as out:
         out.write("p9,only two\n")
-    rows, malformed = read.read(tmp_path / "a.csv")
+    rows, malformed = read.load(tmp_path / "a.csv")[:2]
     assert (len(rows), malformed["row"].tolist()) == (
         len(ROWS),
         [len(ROWS) + 2],
@@ -113,15 +113,15 @@ def test_ragged_csv_row_is_malformed(tmp_path):
 def test_bad_file_is_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        read.read(tmp_path / name)
+        read.load(tmp_path / name)[:2]
     assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
 def test_missing_file_and_bad_hub_id():
     with pytest.raises(UserError, match="nowhere.csv: no such file"):
-        read.read("nowhere.csv")
+        read.load("nowhere.csv")[:2]
     with pytest.raises(UserError, match="hub:owner/name@revision"):
-        read.read("hub:owner/name")
+        read.load("hub:owner/name")[:2]
 
 
 def test_unreachable_hub_is_one_line_with_alternatives(monkeypatch):
@@ -132,7 +132,7 @@ def test_unreachable_hub_is_one_line_with_alternatives(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "datasets", Offline)
     with pytest.raises(UserError, match=r"not reachable \(no route\).*DATA=path") as caught:
-        read.read("hub:someone/replies@main:train")
+        read.load("hub:someone/replies@main:train")[:2]
     assert "\n" not in str(caught.value)
 
 
@@ -155,7 +155,7 @@ def test_hub_rows_pass_options_and_the_column_map(monkeypatch, source, asked):
             yield from (r | {"fav": 3, "raw": b"caf\xc3\xa9", "image": b"\xff"} for r in ROWS)
 
     monkeypatch.setitem(sys.modules, "datasets", Hub)
-    rows = read.read_rows(source, {"fav": "reply_likes", "raw": "source", "image": "lang"})
+    rows = read.load(source, {"fav": "reply_likes", "raw": "source", "image": "lang"}).rows
     assert len(rows) == (2 if "rows=2" in source else len(ROWS))
     assert (rows["reply_likes"] == 3).all() and (rows["source"] == "caf\u00e9").all()
     assert rows["lang"].isna().all()
@@ -166,7 +166,7 @@ def test_hub_rows_pass_options_and_the_column_map(monkeypatch, source, asked):
 )
 def test_a_misspelled_hub_option_is_one_line(options):
     with pytest.raises(UserError, match="hub:a/b@main.*rows") as caught:
-        read.read(f"hub:a/b@main{options}")
+        read.load(f"hub:a/b@main{options}")[:2]
     assert "\n" not in str(caught.value)
 
 
@@ -187,28 +187,28 @@ def test_a_data_set_on_disk_is_read_as_a_hub_would_serve_it(tmp_path, monkeypatc
     ]
     (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
     monkeypatch.chdir(tmp_path)
-    rows = read.read_rows("hub:owner/asks@main,config=posts,split=dev,rows=7")
+    rows = read.load("hub:owner/asks@main,config=posts,split=dev,rows=7").rows
     assert rows["reply_id"].tolist() == [r["reply_id"] for r in ROWS[:7]]
     nested = {"q_id": "tweet_id", "title": "tweet", "answers.a_id": "reply_id"}
     nested |= {"answers.text": "reply", "answers.score": "reply_likes"}
     aside = []
-    rows, bad = read.read(
+    rows, bad = read.load(
         "hub:owner/asks@main,config=asks,split=dev", nested, {"explode": "answers"}, aside
-    )
+    )[:2]
     assert rows["reply_likes"].tolist() == [44, -3, 9] and bad.empty and len(aside) == 1
     with pytest.raises(UserError, match="not reachable .*config") as caught:
-        read.read("hub:owner/asks@main,config=nowhere")
+        read.load("hub:owner/asks@main,config=nowhere")[:2]
     assert "\n" not in str(caught.value)
 
 
 def test_column_map(tmp_path):
     named = [{("text" if k == "reply" else k): v for k, v in r.items()} for r in ROWS]
     path = jsonl(tmp_path / "a.jsonl", named)
-    assert read.read_rows(path, {"text": "reply"})["reply"].tolist() == [r["reply"] for r in ROWS]
+    assert read.load(path, {"text": "reply"}).rows["reply"].tolist() == [r["reply"] for r in ROWS]
     with pytest.raises(UserError, match="did you mean 'reply_likes'"):
-        read.read(path, {"text": "reply_like"})
+        read.load(path, {"text": "reply_like"})[:2]
     with pytest.raises(UserError, match="names 'body'; the file has"):
-        read.read(path, {"body": "reply"})
+        read.load(path, {"body": "reply"})[:2]
 
 
 def test_a_field_that_training_can_do_without_becomes_unknown_and_is_counted(tmp_path):
@@ -237,14 +237,14 @@ def test_a_field_that_training_can_do_without_becomes_unknown_and_is_counted(tmp
 )
 def test_a_placeholder_is_no_author(tmp_path, name):
     rows = [r | {"reply_author": name, "tweet_author": name} for r in ROWS]
-    found = read.read_rows(jsonl(tmp_path / "a.jsonl", [*rows, record(8, 8, reply_author="ann")]))
+    found = read.load(jsonl(tmp_path / "a.jsonl", [*rows, record(8, 8, reply_author="ann")])).rows
     assert found["tweet_author"].isna().all() and found["reply_author"].dropna().tolist() == ["ann"]
 
 
 def test_ids_with_an_e_or_a_point_in_them_are_ids(tmp_path):
     ids = ["12e45", "7e9", "1.5", "1.5e9", "0x1e+", "12345.0", "1700000000000000000", "t3_1e+5"]
     rows = [record(9, k, reply_id=name) for k, name in enumerate(ids)]
-    assert read.read_rows(jsonl(tmp_path / "a.jsonl", rows))["reply_id"].tolist() == ids
+    assert read.load(jsonl(tmp_path / "a.jsonl", rows)).rows["reply_id"].tolist() == ids
 
 
 def test_html_entities_are_unescaped_once_and_counted(tmp_path):
@@ -293,10 +293,10 @@ def test_delays_come_from_timestamps_where_both_are_given(tmp_path):
 def test_two_columns_that_could_be_one_field_are_named(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [r | {"Reply ": 3} for r in ROWS])
     with pytest.raises(UserError, match="'Reply ' and 'reply' could both be reply"):
-        read.read(path)
+        read.load(path)[:2]
     path = jsonl(tmp_path / "a.jsonl", [r | {"text": "words", "body": "x"} for r in ROWS])
     with pytest.raises(UserError, match="maps 'text' and 'body' to 'reply'"):
-        read.read(path, {"text": "reply", "body": "reply"})
+        read.load(path, {"text": "reply", "body": "reply"})[:2]
     loaded = read.load(path, {"text": "reply"})
     assert (loaded.rows["reply"] == "words").all()
     assert loaded.notes == [
@@ -316,7 +316,7 @@ def test_the_corpus_form_is_a_list_of_replies(tmp_path):
 def test_hostile_text_stays_and_control_characters_go(tmp_path):
     hostile = "<script>alert(1)</script> <|im_end|> =1+1 {{x}} 한국 e\u0301 \u202eabc"
     row = record(0, 0, reply=f"\x07{hostile}\r\nnext \ud83d end\x9f")
-    (kept,) = read.read_rows(jsonl(tmp_path / "a.jsonl", [json.dumps(row)]))["reply"]
+    (kept,) = read.load(jsonl(tmp_path / "a.jsonl", [json.dumps(row)])).rows["reply"]
     assert kept == unicodedata.normalize("NFC", hostile) + "\nnext \ufffd end"
     kept.encode("utf-8")
 

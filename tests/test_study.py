@@ -12,6 +12,7 @@ import sys
 import pytest
 import yaml
 from conftest import ENV, ROOT, shell
+from data_rows import jsonl, threads
 
 from polylib import study
 from polylib.config import UserError
@@ -158,8 +159,8 @@ def test_a_preset_in_params_may_be_given_as_a_path(project, monkeypatch):
 
 def test_without_a_preset_the_current_study_is_looked_at_again(project, monkeypatch, capsys):
     monkeypatch.chdir(project)
-    write(project / "t.csv", "one\n")
-    assert study.main(["smoke", "--data", "t.csv", "--name", "mine"]) == 0
+    jsonl(project / "t.jsonl", threads(60))
+    assert study.main(["smoke", "--data", "t.jsonl", "--name", "mine"]) == 0
     first = capsys.readouterr().out
     assert (
         study.main([]) == 0 and capsys.readouterr().out.splitlines()[-1] == first.splitlines()[-1]

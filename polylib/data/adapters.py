@@ -18,7 +18,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 
 from polylib.data.files import Broken, example
 from polylib.run import UserError
@@ -29,6 +31,7 @@ REASONS = {
     "repeated": "the same reply with the same fields as in an earlier pair",
 }
 _ABSENT = object()
+_KEPT = ("tweet_id", "tweet", "reply_id", "reply", "reply_likes")
 
 
 def adapt(
@@ -42,35 +45,36 @@ def adapt(
     What is no reply and no fault goes to `aside` as (number, one of REASONS, example), so that every raw row
     is accounted for: the only rows that are neither are posts of a self-join, which are their replies' parents.
     UserError for an adapter that cannot be used with `columns`."""
-    make, given = _chosen(columns, adapter or {})
-    if make:
-        records = make(records, columns, given, [] if aside is None else aside)
-    nested = [name for name in columns if "." in name]
-    return _flat(records, nested) if nested else records
-
-
-def _chosen(columns: dict[str, str], adapter: dict) -> tuple:
-    """The function of an adapter and its argument."""
-    for kind, given in adapter.items():
-        names = given if isinstance(given, list) else [given]
-        texts_only = all(isinstance(name, str) and name for name in names)
-        one = kind in _MAKE and len(adapter) == 1 and texts_only
-        if not one or isinstance(given, list) != (kind == "unpivot"):
-            break
-        if kind == "unpivot" and (len(set(names)) < 2 or not any("*" in name for name in columns)):
+    aside = [] if aside is None else aside
+    match list((adapter or {}).items()):
+        case []:
+            pass
+        case [("explode", str(name))] if name:
+            records = _each(records, partial(_explode, columns, name, aside))
+        case [("unpivot", list(sides))]:
+            if len(set(sides)) < 2 or not any("*" in name for name in columns):
+                raise UserError(
+                    f"data.adapter unpivot: {sides} needs two names or more, and names in data.columns with "
+                    '* in their place, e.g. {score_*: reply_likes, "*": reply}'
+                )
+            records = _each(records, partial(_unpivot, columns, sides, aside, {}))
+        case [("self_join", str(name))] if name:
+            _joinable(columns, name)
+            records = _self_join(records, columns, name, aside)
+        case _:
             raise UserError(
-                f"data.adapter unpivot: {names} needs two names or more, and names in data.columns with "
-                '* in their place, e.g. {score_*: reply_likes, "*": reply}'
+                f"data.adapter must be one of {{explode: a list's column}}, {{unpivot: [A, B]}} and "
+                f"{{self_join: the column with the parent's id}}, found {adapter}"
             )
-        if kind == "self_join":
-            _joinable(columns, given)
-        return _MAKE[kind], given
-    if adapter:
-        raise UserError(
-            f"data.adapter must be one of {{explode: a list's column}}, {{unpivot: [A, B]}} and "
-            f"{{self_join: the column with the parent's id}}, found {adapter}"
-        )
-    return None, None
+    nested = {name: name for name in columns if "." in name}
+    return _each(records, lambda _, row: [row | _found(row, nested)]) if nested else records
+
+
+def _each(records: Iterable, make: Callable) -> Iterator[tuple[int, dict | Broken]]:
+    """What `make` makes of the number and the record of each that parses; the others as they are."""
+    for number, record in records:
+        made = make(number, record) if isinstance(record, dict) else [record]
+        yield from ((number, one) for one in made)
 
 
 def _joinable(columns: dict[str, str], name: str) -> None:
@@ -82,9 +86,8 @@ def _joinable(columns: dict[str, str], name: str) -> None:
         and "tweet_id" not in targets,
         "leave `parent` out: it becomes the row above, and tweet_id its id": "parent" in columns,
     }
-    for what, holds in wrong.items():
-        if holds:
-            raise UserError(f"data.columns for self_join: {what}")
+    for what in [what for what, holds in wrong.items() if holds]:
+        raise UserError(f"data.columns for self_join: {what}")
 
 
 def value(record: dict, path: str) -> object:
@@ -93,10 +96,9 @@ def value(record: dict, path: str) -> object:
     A key may itself hold dots. In lists a number counts (-1 is the last) and key=value looks for an object.
     Text that is JSON, as in a CSV cell, is looked into."""
     parts = path.split(".")
-    head = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in record), 0)
-    if not head:
-        return _ABSENT
-    found = record[".".join(parts[:head])]
+    heads = (n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in record)
+    head = next(heads, len(parts))
+    found = record.get(".".join(parts[:head]), _ABSENT)
     for part in parts[head:]:
         found = _parsed(found)
         if isinstance(found, dict):
@@ -118,109 +120,84 @@ def _element(items: list, part: str) -> object:
 
 
 def _parsed(found: object) -> object:
-    if isinstance(found, str) and found.lstrip()[:1] in ("[", "{"):
-        try:
+    with suppress(ValueError, RecursionError):  # what only begins like JSON stays text
+        if isinstance(found, str) and found.lstrip()[:1] in ("[", "{"):
             return json.loads(found)
-        except (ValueError, RecursionError):
-            return found
     return found
 
 
-def _flat(records, names: list[str]) -> Iterator[tuple[int, dict | Broken]]:
-    for number, record in records:
-        if isinstance(record, dict):
-            found = {name: value(record, name) for name in names}
-            record = record | {k: v for k, v in found.items() if v is not _ABSENT}
-        yield number, record
+def _found(record: dict, paths: dict[str, str]) -> dict:
+    """name: what its path leads to, where it leads anywhere."""
+    found = {name: value(record, path) for name, path in paths.items()}
+    return {name: v for name, v in found.items() if v is not _ABSENT}
 
 
-def _explode(records, columns, name, aside) -> Iterator[tuple[int, dict | Broken]]:
-    for number, record in records:
-        if not isinstance(record, dict):
-            yield number, record
-            continue
-        items = _parsed(value(record, name))
-        lists = isinstance(items, dict) and all(isinstance(v, list) for v in items.values())
-        if lists and len({len(values) for values in items.values()}) < 2:
-            items = [dict(zip(items, row)) for row in zip(*items.values())]
-        if items is None or items == []:
-            aside.append((number, "no_replies", example(record)))
-        elif not isinstance(items, list):
-            what = (
-                "no column"
-                if items is _ABSENT
-                else "no list, and no object of equally long lists, in"
-            )
-            yield number, Broken(f"has {what} {name} to explode", example(record))
-        else:
-            for k, item in enumerate(items):
-                made = _with_post(record | {name: item}, columns)
-                if _missing(made, columns, "reply_id"):
-                    made["reply_id"] = f"{_own(made, columns, 'tweet_id')}.{k}"
-                yield number, made
+def _explode(columns, name, aside, number, record) -> Iterator[dict | Broken]:
+    items = _parsed(value(record, name))
+    lists = isinstance(items, dict) and all(isinstance(v, list) for v in items.values())
+    if lists and len({len(values) for values in items.values()}) < 2:
+        items = [dict(zip(items, row)) for row in zip(*items.values())]
+    if items is None or items == []:
+        aside.append((number, "no_replies", example(record)))
+    elif not isinstance(items, list):
+        no = "column" if items is _ABSENT else "list, and no object of equally long lists, in"
+        yield Broken(f"has no {no} {name} to explode", example(record))
+    else:
+        for k, item in enumerate(items):
+            made = record | {name: item}
+            _give(made, columns, "tweet_id", _hash(_own(made, columns, "tweet")))
+            _give(made, columns, "reply_id", f"{_own(made, columns, 'tweet_id')}.{k}")
+            yield made
 
 
-def _unpivot(records, columns, sides, aside) -> Iterator[tuple[int, dict | Broken]]:
-    starred, seen = [name for name in columns if "*" in name], {}
-    for number, record in records:
-        if not isinstance(record, dict):
-            yield number, record
-            continue
-        for side in sides:
-            found = {name: value(record, name.replace("*", side)) for name in starred}
-            found = {name: v for name, v in found.items() if v is not _ABSENT}
-            made = _with_post(record | found, columns)
-            if _missing(made, columns, "reply_id"):  # of its text: one reply stands in many pairs
-                made["reply_id"] = _hash(
-                    _own(made, columns, "tweet_id"), _own(made, columns, "reply")
-                )
-            key = str(_own(made, columns, "reply_id"))
-            fields = repr([value(made, name) for name in (*columns, *_KEPT)])
-            if seen.get(key) == fields:
-                aside.append((number, "repeated", example(found)))
-            else:  # another text or score under a known id is a contradiction, which `read` names
-                seen.setdefault(key, fields)
-                yield number, made
+def _unpivot(columns, sides, aside, seen, number, record) -> Iterator[dict]:
+    for side in sides:
+        found = _found(record, {n: n.replace("*", side) for n in columns if "*" in n})
+        made = record | found
+        _give(made, columns, "tweet_id", _hash(_own(made, columns, "tweet")))
+        # an id out of its text: one reply stands in many pairs
+        post, text = (_own(made, columns, field) for field in ("tweet_id", "reply"))
+        _give(made, columns, "reply_id", _hash(post, text))
+        key = str(_own(made, columns, "reply_id"))
+        fields = repr([value(made, name) for name in (*columns, *_KEPT)])
+        if seen.get(key) == fields:
+            aside.append((number, "repeated", example(found)))
+        else:  # another text or score under a known id is a contradiction, which `read` names
+            seen.setdefault(key, fields)
+            yield made
 
 
 def _self_join(records, columns, name, aside) -> Iterator[tuple[int, dict | Broken]]:
     table, rows, above = list(records), {}, {}
     for number, record in table:
         if isinstance(record, dict):
-            key, to = _own(record, columns, "reply_id"), value(record, name)
-            if not _empty(key):
-                rows.setdefault(str(key), (number, record))
-                if not _empty(to):
-                    above.setdefault(str(key), str(to))
-    answered = set(above.values())
-    if above and not answered & rows.keys():
+            key, to = _id(_own(record, columns, "reply_id")), _id(value(record, name))
+            rows.setdefault(key, (number, record))
+            if key and to:
+                above.setdefault(key, to)
+    if above and not set(above.values()) & rows.keys():
         raise UserError(
             f"data.adapter self_join: no row has the id that {name} names in another, for instance "
             f"{example(next(iter(above.values())))}; map the rows' own id to reply_id in data.columns"
         )
-    for number, record in table:
-        if not isinstance(record, dict):
-            yield number, record
-            continue
-        key = _own(record, columns, "reply_id")
-        first, _ = rows.get(str(key), (number, record))
-        if _empty(key):
-            yield number, Broken("has no id of its own (reply_id)", example(record))
-        elif first != number:
-            problem = f"reply_id {key} was already used in row {first}"
-            yield number, Broken(problem, example(record))
-        elif str(key) not in above:
-            if str(key) not in answered:
-                aside.append((number, "no_replies", example(record)))
-        elif above[str(key)] not in rows:
-            aside.append((number, "no_parent", example(record)))
-        else:
-            made = record | {"parent": rows[above[str(key)]][1]}
-            if "tweet_id" not in columns.values():
-                made["tweet_id"] = above[str(key)]
-            if _missing(made, columns, "thread_id"):
-                made["thread_id"] = _top(above[str(key)], above)
-            yield number, made
+    return _each(table, partial(_child, columns, aside, rows, above, set(above.values())))
+
+
+def _child(columns, aside, rows, above, answered, number, record) -> Iterator[dict | Broken]:
+    """A row of a self-join with the row above it; rows: an id's number and record, above: the id that it answers."""
+    key = _id(_own(record, columns, "reply_id"))
+    if not key:
+        yield Broken("has no id of its own (reply_id)", example(record))
+    elif rows[key][0] != number:
+        yield Broken(f"reply_id {key} was already used in row {rows[key][0]}", example(record))
+    elif above.get(key) in rows:
+        made = record | {"parent": rows[above[key]][1]}
+        if "tweet_id" not in columns.values():
+            made["tweet_id"] = above[key]
+        _give(made, columns, "thread_id", _top(above[key], above))
+        yield made
+    elif key in above or key not in answered:
+        aside.append((number, "no_parent" if key in above else "no_replies", example(record)))
 
 
 def _top(key: str, above: dict[str, str]) -> str:
@@ -232,32 +209,22 @@ def _top(key: str, above: dict[str, str]) -> str:
     return key
 
 
-_KEPT = ("tweet_id", "tweet", "reply_id", "reply", "reply_likes")
-_MAKE = {"explode": _explode, "unpivot": _unpivot, "self_join": _self_join}
-
-
 def _own(record: dict, columns: dict[str, str], field: str) -> object:
     """What stands for a field of the schema: the column mapped to it, else the one of its name; None if unknown."""
     name = next((name for name, target in columns.items() if target == field), field)
-    found = record[name] if name in record else value(record, name)
-    return None if found is _ABSENT else found
+    return _found(record, {field: name}).get(field)
 
 
-def _missing(record: dict, columns: dict[str, str], field: str) -> bool:
-    """No column gives this field: neither mapped nor there (a mapped one that is empty is a fault of its row)."""
-    return field not in columns.values() and field not in record
-
-
-def _with_post(record: dict, columns: dict[str, str]) -> dict:
-    """The record, with a tweet_id out of the post's text where no column gives one."""
-    if _missing(record, columns, "tweet_id"):
-        record["tweet_id"] = _hash(_own(record, columns, "tweet"))
-    return record
+def _give(record: dict, columns: dict[str, str], field: str, made: str) -> None:
+    """Set a field that no column gives: neither mapped nor there (a mapped one that is empty is a fault of its row)."""
+    if field not in columns.values():
+        record.setdefault(field, made)
 
 
 def _hash(*values: object) -> str:
     return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:16]
 
 
-def _empty(found: object) -> bool:
-    return found is None or found is _ABSENT or found == "" or found != found  # NaN
+def _id(found: object) -> str:
+    """An id as text; empty where there is none: unknown, no such name, or NaN."""
+    return "" if found is None or found is _ABSENT or found != found else str(found)

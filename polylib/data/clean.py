@@ -103,14 +103,11 @@ def clean(rows: pd.DataFrame, data: DataConfig) -> tuple[pd.DataFrame, pd.DataFr
     def reject(name: str, mask: np.ndarray) -> None:
         reason[(reason == "") & np.asarray(mask, dtype=bool)] = name
 
-    _content_rules(rows, data, reject)
+    for name, mask in _content_rules(rows, data).items():
+        reject(name, mask)
     keys = np.array([texts.key(r) for r in rows["reply"]], dtype=object)
-    posts = rows["tweet"].to_numpy(dtype=object)
-    alive = np.flatnonzero(reason == "")
-    copies = np.zeros(len(rows), dtype=bool)
-    of_posts = texts.vectors([texts.key(p) for p in posts[alive]])
-    copies[alive] = texts.row_cosine(texts.vectors(keys[alive]), of_posts) >= data.near_duplicate
-    reject("copies_post", copies)
+    of_posts = texts.vectors([texts.key(post) for post in rows["tweet"]])
+    reject("copies_post", texts.row_cosine(texts.vectors(keys), of_posts) >= data.near_duplicate)
     _bot_rules(rows, keys, data, reject, reason)
     _duplicate_rules(rows, keys, data, reject, reason)
     left = pd.Series(reason == "").groupby(rows["tweet_id"]).transform("sum")
@@ -120,25 +117,24 @@ def clean(rows: pd.DataFrame, data: DataConfig) -> tuple[pd.DataFrame, pd.DataFr
     return _finish(rows, reason)
 
 
-def _content_rules(rows: pd.DataFrame, data, reject) -> None:
-    replies = rows["reply"].tolist()
-    length = np.array([len(r) for r in replies])
-    reject("too_short", length < max(1, data.min_chars))
-    reject("too_long", length > data.max_chars)
-    reject("post_too_long", rows["tweet"].str.len() > MAX_POST)
-    reject("language", ~_in_language(rows, data.language))
-    reject("links", [len(texts.LINK.findall(r)) > data.max_links for r in replies])
-    reject("hashtags", [len(_HASHTAG.findall(r)) > data.max_hashtags for r in replies])
-    reject("emoji", [not r.isascii() and emoji.emoji_count(r) > data.max_emoji for r in replies])
-    if data.spam_words:  # whole words: "ser" must not reject "user"
-        words = "|".join(re.escape(w.casefold()) for w in data.spam_words)
-        spam = re.compile(rf"(?<!\w)(?:{words})(?!\w)")
-        reject("spam_words", [spam.search(r.casefold()) is not None for r in replies])
-    reject(
-        "self_reply",
-        (rows["reply_author"].notna() & (rows["reply_author"] == rows["tweet_author"])),
-    )
-    reject("retweet_style", [_RETWEET.search(r) is not None for r in replies])
+def _content_rules(rows: pd.DataFrame, data: DataConfig) -> dict:
+    """For each rule that a reply breaks by itself, which rows do: a mask (N,)."""
+    replies, length = rows["reply"].tolist(), rows["reply"].str.len()
+    words = "|".join(re.escape(w.casefold()) for w in data.spam_words) or "(?!)"  # nothing matches
+    spam = re.compile(rf"(?<!\w)(?:{words})(?!\w)")  # whole words: "ser" must not reject "user"
+    own = rows["reply_author"].notna() & (rows["reply_author"] == rows["tweet_author"])
+    return {
+        "too_short": length < max(1, data.min_chars),
+        "too_long": length > data.max_chars,
+        "post_too_long": rows["tweet"].str.len() > MAX_POST,
+        "language": ~_in_language(rows, data.language),
+        "links": [len(texts.LINK.findall(r)) > data.max_links for r in replies],
+        "hashtags": [len(_HASHTAG.findall(r)) > data.max_hashtags for r in replies],
+        "emoji": [not r.isascii() and emoji.emoji_count(r) > data.max_emoji for r in replies],
+        "spam_words": [bool(spam.search(r.casefold())) for r in replies],
+        "self_reply": own,
+        "retweet_style": [bool(_RETWEET.search(r)) for r in replies],
+    }
 
 
 def _in_language(rows: pd.DataFrame, language: str) -> np.ndarray:
@@ -150,18 +146,11 @@ def _in_language(rows: pd.DataFrame, language: str) -> np.ndarray:
             f"data.language is {language!r}, but {missing} rows have no lang; without "
             "that column only English can be checked: add it, or set language: any to keep all"
         )
-    codes = (
-        rows["lang"].fillna("und").str.lower().str.split(r"[-_]", regex=True).str[0]
-    )  # en-GB is en
+    codes = rows["lang"].fillna("und").str.lower().str.extract("([^-_]*)")[0]  # en-GB is en
     codes = codes.str.strip().replace(LANGUAGES)
     guess = codes.isin(NO_LANGUAGE) & (language == "en")
-    return np.array(
-        [
-            looks_english(reply) if g else code == language.lower()
-            for g, code, reply in zip(guess, codes, rows["reply"], strict=True)
-        ],
-        dtype=bool,
-    )
+    english = [g and looks_english(reply) for g, reply in zip(guess, rows["reply"], strict=True)]
+    return np.where(guess, english, codes == language.lower())
 
 
 def _bot_rules(rows: pd.DataFrame, keys: np.ndarray, data, reject, reason: np.ndarray) -> None:
@@ -188,10 +177,9 @@ def _duplicate_rules(
 ) -> None:
     # Earliest first: the first writer is the original, and keeping the best liked copy inflates engagement.
     when = rows["reply_time_diff_seconds"].fillna(np.inf).to_numpy()
-    place = np.empty(len(rows), dtype=int)
-    place[np.lexsort((rows["reply_id"].to_numpy(dtype=str), when))] = np.arange(len(rows))
-    alive = pd.DataFrame({"key": keys, "place": place, "post": rows["tweet_id"]})[reason == ""]
-    alive = alive.sort_values("place")
+    order = np.lexsort((rows["reply_id"].to_numpy(dtype=str), when))
+    alive = pd.DataFrame({"key": keys, "post": rows["tweet_id"]}).iloc[order]
+    alive = alive[reason[order] == ""]
     reject("duplicate", rows.index.isin(alive.index[alive.duplicated("key")]))
     alive = alive[~alive.duplicated("key")]
     i, j = texts.similar_pairs(alive["key"].tolist(), data.near_duplicate)
@@ -203,25 +191,23 @@ def _duplicate_rules(
 def _sample_posts(rows: pd.DataFrame, data) -> pd.Index:
     """max_posts posts, threads in hash order and whole as far as the number allows."""
     posts = rows.drop_duplicates("tweet_id")
-    order = np.lexsort(
-        (
-            texts.seeded_hash(posts["tweet_id"], data.split_seed),
-            texts.seeded_hash(posts["thread_id"], data.split_seed),
-        )
+    order = pd.DataFrame(
+        {
+            "thread": texts.seeded_hash(posts["thread_id"], data.split_seed),
+            "post": texts.seeded_hash(posts["tweet_id"], data.split_seed),
+        },
+        index=posts["tweet_id"],
     )
-    return pd.Index(posts["tweet_id"].iloc[order[: data.max_posts]])
+    return order.sort_values(["thread", "post"]).index[: data.max_posts]
 
 
 def _finish(rows: pd.DataFrame, reason: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
     counted = [
-        (
-            name,
-            int((reason == name).sum()),
-            rows.loc[reason == name, "reply"].iloc[:EXAMPLES].tolist(),
-        )
+        (name, len(part), part.iloc[:EXAMPLES].tolist())
         for name in REASONS
+        if len(part := rows.loc[reason == name, "reply"])
     ]
-    rejects = pd.DataFrame([c for c in counted if c[1]], columns=["reason", "count", "examples"])
+    rejects = pd.DataFrame(counted, columns=["reason", "count", "examples"])
     kept = rows[reason == ""].reset_index(drop=True)
     if kept.empty:
         worst = rejects.sort_values("count").iloc[-1]

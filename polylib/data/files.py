@@ -46,19 +46,20 @@ def records(path: Path, notes: list[str]) -> Iterator[tuple[int, dict | Broken]]
     if not path.is_file():
         raise UserError(f"{path}: no such file; give {FORMATS}, or hub:owner/name@revision")
     name = path.name.lower()
-    packed = name.endswith(".gz")
     suffix = Path(name.removesuffix(".gz")).suffix
     try:
-        if suffix in (".parquet", ".pq") and not packed:
-            yield from enumerate(_parquet(path), 1)
-        elif suffix in (".csv", ".tsv"):
-            raw = path.read_bytes()
-            yield from _csv(_decoded(gzip.decompress(raw) if packed else raw, notes), notes)
-        elif suffix in (".jsonl", ".ndjson", ".json"):
-            with gzip.open(path) if packed else path.open("rb") as source:
-                yield from _json(source, notes)
-        else:
-            raise UserError(f"{path}: unknown format {suffix!r}; use {FORMATS}")
+        raw = path.read_bytes()
+        if name.endswith(".gz"):
+            raw = gzip.decompress(raw)
+        match suffix:
+            case ".parquet" | ".pq":
+                yield from enumerate(_parquet(raw), 1)
+            case ".csv" | ".tsv":
+                yield from _csv(_decoded(raw, notes), notes)
+            case ".jsonl" | ".ndjson" | ".json":
+                yield from _json(_decoded(raw, notes, any_bytes=True))
+            case _:
+                raise UserError(f"{path}: unknown format {suffix!r}; use {FORMATS}")
     except (
         OSError,
         EOFError,
@@ -74,14 +75,13 @@ def records(path: Path, notes: list[str]) -> Iterator[tuple[int, dict | Broken]]
 
 def example(record: object) -> str:
     """A record's first 200 characters, fit for a table or a terminal."""
-    plain = (
-        record if isinstance(record, str) else json.dumps(record, ensure_ascii=False, default=str)
-    )
+    text = isinstance(record, str)
+    plain = record if text else json.dumps(record, ensure_ascii=False, default=str)
     return texts.normalise(plain[:200])
 
 
-def _decoded(raw: bytes, notes: list[str]) -> str:
-    """Text of a file; bytes that are not UTF-8 stay as surrogates where they are few."""
+def _decoded(raw: bytes, notes: list[str], any_bytes: bool = False) -> str:
+    """Text of a file; bytes that are not UTF-8 stay as surrogates where they are few, or all where `any_bytes`."""
     zeros = [raw[k:2000:2].count(0) for k in (0, 1)]
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
@@ -89,15 +89,14 @@ def _decoded(raw: bytes, notes: list[str]) -> str:
         encoding = "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
     else:
         text = raw.decode("utf-8-sig", "surrogateescape")
-        lines = text.splitlines()
-        if sum(_BAD_BYTE.search(line) is not None for line in lines) <= MAX_MALFORMED * len(lines):
+        lines = [] if any_bytes else text.splitlines()
+        bad = [not line.isascii() and bool(_BAD_BYTE.search(line)) for line in lines]
+        if sum(bad) <= MAX_MALFORMED * len(bad):
             return text
         # cp1252 knows 128 signs besides ASCII, in western texts every tenth letter at most
-        if re.search("[^\\x00-\\x7f\udc80-\udcff]", text) or 10 * len(
-            _BAD_BYTE.findall(text)
-        ) > len(text):
-            line = text[: _BAD_BYTE.search(text).start()].count("\n") + 1
-            raise ValueError(f"line {line} is not UTF-8: save it as UTF-8")
+        often = 10 * len(_BAD_BYTE.findall(text)) > len(text)
+        if often or re.search("[^\\x00-\\x7f\udc80-\udcff]", text):
+            raise ValueError(f"line {bad.index(True) + 1} is not UTF-8: save it as UTF-8")
         encoding = "cp1252"
     notes.append(f"the file is not UTF-8 and was read as {encoding}")
     return raw.decode(encoding, "surrogatepass" if "16" in encoding else "strict")
@@ -107,42 +106,32 @@ def _csv(text: str, notes: list[str]) -> Iterator[tuple[int, dict | Broken]]:
     """Records by the rules of RFC 4180, quotes taken strictly. A record that spans lines is doubted if its
     lines look like records themselves; then its first line is broken and reading goes on with the second."""
     lines = list(io.StringIO(text, newline=""))
-    head = next((k for k, line in enumerate(lines) if line.strip()), len(lines))
-    if head == len(lines):
+    at = next((k for k, line in enumerate(lines) if line.strip()), None)
+    if at is None:
         return
-    declared = re.fullmatch(r'"?sep=(.)"?', lines[head].rstrip("\r\n"))
-    head += bool(declared and head + 1 < len(lines))
-    delimiter = declared[1] if declared else _delimiter(lines[head])
+    declared = re.fullmatch(r'"?sep=(.)"?', lines[at].rstrip("\r\n"))
+    at += bool(declared and at + 1 < len(lines))
+    delimiter = declared[1] if declared else _delimiter(lines[at])
     if delimiter != ",":
         notes.append(f"columns are divided by {_DELIMITERS.get(delimiter, repr(delimiter))}")
     dialect = {"delimiter": delimiter, "skipinitialspace": True, "strict": True}
-    header = [name.strip() for name in next(csv.reader([lines[head]], **dialect))]
+    header = [name.strip() for name in next(csv.reader([lines[at]], **dialect))]
     _unique(header)
-    escaped = _BAD_BYTE.search(text) is not None
-    first = start = head + 1  # of the record, and of the lines that this reader gets
-
-    def ahead() -> Iterator[str]:
-        for at in range(start, len(lines)):
-            if at - first >= MAX_SPAN:
-                return
-            yield lines[at]
-
-    reader = csv.reader(ahead(), **dialect)
-    while first < len(lines):
+    at += 1
+    while at < len(lines):
+        ahead = (lines[k] for k in range(at, min(at + MAX_SPAN, len(lines))))
+        reader = csv.reader(ahead, **dialect)
         try:
-            fields, wrong = next(reader, []), ""
+            fields, wrong = next(reader), ""
         except csv.Error as error:
             fields, wrong = [], str(error)
-        after = start + reader.line_num
-        span = lines[first:after]
-        if wrong or len(span) > 1 and _doubtful(span, len(fields), header, delimiter):
-            yield first + 1, _torn(span, wrong)
-            first = start = first + 1
-            reader = csv.reader(ahead(), **dialect)
-            continue
-        if any(fields):
-            yield first + 1, _row(header, fields, escaped)
-        first = after
+        span = lines[at : at + reader.line_num]
+        torn = wrong or len(span) > 1 and _doubtful(span, len(fields), header, delimiter)
+        if torn:
+            yield at + 1, _torn(span[0], wrong)
+        elif any(fields):
+            yield at + 1, _row(header, fields)
+        at += 1 if torn else len(span)
 
 
 def _delimiter(header: str) -> str:
@@ -159,8 +148,7 @@ def _delimiter(header: str) -> str:
 
 def _unique(header: Iterable[str]) -> None:
     names = [name for name in header if name]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
+    for twice in [name for name in names if names.count(name) > 1]:
         raise ValueError(f"the name {twice!r} occurs twice: rename or remove one")
 
 
@@ -170,57 +158,44 @@ def _doubtful(span: list[str], fields: int, header: list[str], delimiter: str) -
     return fields != len(header) or (whole > 1 and 2 * whole >= len(span))
 
 
-def _torn(span: list[str], wrong: str) -> Broken:
+def _torn(line: str, wrong: str) -> Broken:
+    hint = 'written \\"' if '\\"' in line else "left alone"
+    problem = f'has a quote that does not close where its field ends: inside a text it is doubled (""), not {hint}'
     if "field limit" in wrong:
-        return Broken(
-            f"has a field of more than {csv.field_size_limit()} characters", example(span[0])
-        )
-    hint = 'written \\"' if '\\"' in span[0] else "left alone"
-    return Broken(
-        f'has a quote that does not close where its field ends: inside a text it is doubled (""), not {hint}',
-        example(span[0]),
-    )
+        problem = f"has a field of more than {csv.field_size_limit()} characters"
+    return Broken(problem, example(line))
 
 
-def _row(header: list[str], fields: list[str], escaped: bool) -> dict | Broken:
+def _row(header: list[str], fields: list[str]) -> dict | Broken:
     if len(fields) != len(header) or (not header[-1] and fields[-1].strip()):
         named = len(header) - (not header[-1])
         return Broken(f"has not the {named} fields of the header", example(fields))
-    if escaped and any(_BAD_BYTE.search(field) for field in fields):
-        return Broken("has bytes that are not UTF-8", example(fields))
     record = dict(zip(header, fields, strict=True))
     record.pop("", None)  # a column without a name, such as an index
-    return record
+    return _entry(record, "".join(fields))
 
 
-def _json(source, notes: list[str]) -> Iterator[tuple[int, dict | Broken]]:
-    start = source.peek(64)[:64]
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start[:2]:
-        raw = _decoded(source.read(), notes).encode("utf-8", "surrogatepass")
-        source, start = io.BytesIO(raw), raw[:64]
-    if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        raw = source.read()
-        text = raw.decode("utf-8-sig", "surrogateescape")
-        escaped = _BAD_BYTE.search(text) is not None
+def _json(text: str) -> Iterator[tuple[int, dict | Broken]]:
+    """An array, or a record a line."""
+    if text.lstrip().startswith("["):
         try:
             rows = json.loads(text, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
             if error.msg != "Extra data":  # else lines, of which the first is a list
                 raise
         else:
-            yield from enumerate((_entry(row, escaped) for row in rows), 1)
+            bad = _BAD_BYTE.search(text)
+            written = (json.dumps(row, ensure_ascii=False) if bad else "" for row in rows)
+            yield from enumerate(map(_entry, rows, written), 1)
             return
-        source = io.BytesIO(raw)
     decode = json.JSONDecoder(object_pairs_hook=_object).decode
-    for number, line in enumerate(source, 1):
-        if not line.strip():
-            continue
-        try:
-            record = decode(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            yield number, Broken(f"not JSON: {error}", example(line.decode(errors="replace")))
-            continue
-        yield number, _entry(record)
+    for number, line in enumerate(io.StringIO(text), 1):
+        if line.strip():
+            try:
+                found = _entry(decode(line.removeprefix("\ufeff")), line)
+            except (ValueError, RecursionError) as error:
+                found = Broken(f"not JSON: {error}", example(line))
+            yield number, found
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
@@ -230,26 +205,21 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     return record
 
 
-def _entry(record: object, escaped: bool = False) -> dict | Broken:
+def _entry(record: object, written: str) -> dict | Broken:
+    """The record, if it is one and no bad byte stands where it was written."""
     if not isinstance(record, dict):
         return Broken("not a JSON object", example(record))
-    if escaped and _BAD_BYTE.search(json.dumps(record, ensure_ascii=False)):
+    if not written.isascii() and _BAD_BYTE.search(written):
         return Broken("has bytes that are not UTF-8", example(record))
     return record
 
 
-def _parquet(path: Path) -> Iterator[dict]:
+def _parquet(raw: bytes) -> Iterator[dict]:
     """Texts are taken as bytes and decoded one by one, so that one that is not UTF-8 costs its row only."""
-    table = pq.read_table(path)
+    table = pq.read_table(pa.BufferReader(raw))
     _unique(table.schema.names)
     for at, field in enumerate(table.schema):
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
             table = table.set_column(at, field.name, table.column(at).cast(pa.large_binary()))
-    for record in table.to_pylist():
-        for name, value in record.items():
-            if isinstance(value, bytes):
-                try:
-                    record[name] = value.decode()
-                except UnicodeDecodeError:
-                    pass  # stays binary: refused or unknown where the schema wants a text
-        yield record
+    for record in table.to_pylist():  # bytes stay: refused or unknown where the schema wants a text
+        yield {name: texts.decoded(value, value) for name, value in record.items()}

@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
+from polylib.data import text as texts
 from polylib.run import UserError
 
 OPTIONS = ("config", "split", "data_dir", "rows")
@@ -23,7 +24,6 @@ _SOURCE = re.compile(
 def hub_rows(source: str) -> Iterator[dict]:
     """The rows of `source` as they come over the network; UserError if it is misspelled or out of reach."""
     name, revision, options = _parse(source)
-    limit = options.get("rows")
     import datasets  # only here: it is slow to import and no other source needs it
 
     try:
@@ -35,8 +35,8 @@ def hub_rows(source: str) -> Iterator[dict]:
             revision=revision,
             streaming=True,
         )
-        for row in itertools.islice(loaded, None if limit is None else int(limit)):
-            yield {key: _text(value) for key, value in row.items()}
+        for row in itertools.islice(loaded, int(options["rows"]) if "rows" in options else None):
+            yield {key: texts.decoded(value, None) for key, value in row.items()}  # None: a picture
     except (
         Exception
     ) as error:  # the library raises a dozen unrelated types; all mean that there is no data
@@ -66,13 +66,3 @@ def _parse(source: str) -> tuple[str, str, dict[str, str]]:
     if not re.fullmatch(r"[1-9][0-9]*", options.get("rows", "1")):
         raise UserError(f"{source}: rows={options['rows']} must be a whole number of at least 1")
     return match["name"], match["revision"], options
-
-
-def _text(value: object) -> object:
-    """Bytes as the text they hold; what holds none (a picture) is unknown. Else str() would make b'...' of it."""
-    if not isinstance(value, bytes):
-        return value
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return None

@@ -8,11 +8,10 @@ posts = prepare.posts(rows, "train", phase="sft")
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
 import json
 import re
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,20 +38,10 @@ class Post:
     engagement: float = float("nan")
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What `prepare` made. truth is None for observed data; rejects has reason, count, examples."""
-
-    rows: pd.DataFrame
-    truth: pd.DataFrame | None
-    preferences: pd.DataFrame
-    rejects: pd.DataFrame
-    manifest: dict
-
-
-class Made(NamedTuple):
-    """Everything of a study's data before it is written. raw: the well-formed rows as read; read: all rows; notes and
-    counts: what reading them took (`read.Loaded`), and what their unknown fields switch off."""
+class Prepared(NamedTuple):
+    """Everything of a study's data. raw: the well-formed rows as read; truth: None for observed data; rejects: reason,
+    count, examples; read: all rows; notes and counts: what reading them took (`read.Loaded`), and what their unknown
+    fields switch off; manifest: what is written about all this, once it is (`prepare`)."""
 
     raw: pd.DataFrame
     rows: pd.DataFrame
@@ -62,19 +51,20 @@ class Made(NamedTuple):
     read: int
     notes: list[str]
     counts: dict[str, int]
+    manifest: dict | None = None
 
 
-def make(data: DataConfig, source: str | Path) -> Made:
+def make(data: DataConfig, source: str | Path) -> Prepared:
     """Read or simulate, clean, split and pair; nothing is written. UserError for every fault of the input."""
-    simulated, aside = not data.adapter and read.is_corpus(source), []
+    simulated, aside, truth = not data.adapter and read.is_corpus(source), [], None
     if simulated:
         raw, truth = simulate.simulate(source, data.simulator_seed)
         malformed, notes, counts = pd.DataFrame(columns=list(read.MALFORMED)), [], {}
     else:
         raw, malformed, notes, counts = read.load(source, data.columns, data.adapter, aside)
-        truth, notes = None, notes + _unknown(raw)
+        notes = notes + _unknown(raw)
     rows, rejects = clean.clean(raw, data)
-    rejects = _with_malformed(_with_aside(rejects, aside), malformed)
+    rejects = _with_others(rejects, malformed, aside)
     rows = split.assign(rows, data)
     split.assert_disjoint(rows, data.near_duplicate)
     preferences = pairs.preference_pairs(rows, data)
@@ -82,7 +72,7 @@ def make(data: DataConfig, source: str | Path) -> Made:
     if simulated:
         truth = truth[truth["reply_id"].isin(rows["reply_id"])].reset_index(drop=True)
     read_in = len(raw) + len(malformed) + len(aside)
-    return Made(raw, rows, truth, preferences, rejects, read_in, notes, counts)
+    return Prepared(raw, rows, truth, preferences, rejects, read_in, notes, counts)
 
 
 def look(data: DataConfig, source: str | Path) -> str:
@@ -113,29 +103,35 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     simulator; anything else holds observed engagement and its truth.parquet is empty. Nothing is written
     before all is checked. Raises UserError for every fault of the input, with the file, the row and the
     remedy."""
-    raw, rows, truth, preferences, rejects, total, notes, counts = make(cfg.data, source)
-    simulated = truth is not None
+    made = make(cfg.data, source)
+    rows, rejects, simulated = made.rows, made.rejects, made.truth is not None
+    empty = pd.DataFrame(columns=TRUTH, dtype="str").astype({"latent": "float64"})
     tables = {
         "rows": rows,
-        "preferences": preferences,
-        "truth": truth if simulated else _no_truth(),
+        "preferences": made.preferences,
+        "truth": made.truth if simulated else empty,
     }
-    content = {name: _parquet(table) for name, table in tables.items()}
+    content = {name: table.to_parquet(index=False) for name, table in tables.items()}
+    hub = str(source).startswith("hub:")  # fixed by the revision in its name
     manifest = {
         "engagement": "simulated" if simulated else "observed",
-        "source": _name(source, paths.root),
-        "read": total,
+        "source": str(source) if hub else _name(Path(source), paths.root.resolve()),
+        "read": made.read,
         "kept": len(rows),
-        "addressing_cut": int((raw["reply"].map(clean.strip_addressing) != raw["reply"]).sum()),
-        "input": counts,  # what reading changed or could not read; notes: the same in sentences
-        "notes": notes,
-        "counts": _counts(rows, preferences),
-        "limits": profile.limits(rows, preferences),
+        "addressing_cut": int(
+            (made.raw["reply"].map(clean.strip_addressing) != made.raw["reply"]).sum()
+        ),
+        "input": made.counts,  # what reading changed or could not read; notes: the same in sentences
+        "notes": made.notes,
+        "counts": _counts(rows, made.preferences),
+        "limits": profile.limits(rows, made.preferences),
         "cut_to_zero": int((rows["reply_likes"] < 0).sum()),  # scores below 0, in shares of likes
         "rejects": dict(zip(rejects["reason"], rejects["count"].tolist(), strict=True)),
-        "sha256": {"source": _source_hash(source)}
-        | {f"{n}.parquet": _sha(c) for n, c in content.items()},
-        "simulator": {"seed": cfg.data.simulator_seed} | simulate.parameters() if simulated else {},
+        "sha256": {"source": "" if hub else sha256(Path(source).read_bytes()).hexdigest()}
+        | {f"{name}.parquet": sha256(blob).hexdigest() for name, blob in content.items()},
+        "simulator": {"seed": cfg.data.simulator_seed} | dataclasses.asdict(simulate.Simulator())
+        if simulated
+        else {},
         "thresholds": dataclasses.asdict(cfg.data),
     }
     for name, blob in content.items():
@@ -145,22 +141,21 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     atomic_write(results / "rejects.csv", table.to_csv(index=False, lineterminator="\n"))
     write_json(results / "manifest.json", manifest)
     write_json(results / "metrics.json", _metrics(manifest))
-    return Prepared(rows, truth, preferences, rejects, manifest)
+    return made._replace(manifest=manifest)
+
+
+def load(paths: Paths, table: str) -> pd.DataFrame:
+    """A table of a study: rows, clean and split; preferences; or truth, the simulator's secret, columns TRUTH, to
+    validate rewards and judges with, empty for observed data."""
+    path = paths.data / f"{table}.parquet"
+    if not path.is_file():
+        raise UserError(f"{path}: not there yet; run notebook 01_data or `dvc repro` first")
+    return pd.read_parquet(path)
 
 
 def load_rows(paths: Paths) -> pd.DataFrame:
     """The clean, split rows of a study."""
-    return _load(paths.data / "rows.parquet")
-
-
-def load_preferences(paths: Paths) -> pd.DataFrame:
-    """The preference pairs of a study."""
-    return _load(paths.data / "preferences.parquet")
-
-
-def load_truth(paths: Paths) -> pd.DataFrame:
-    """The simulator's secret, columns TRUTH, to validate rewards and judges with; empty for observed data."""
-    return _load(paths.data / "truth.parquet")
+    return load(paths, "rows")
 
 
 def posts(
@@ -179,26 +174,18 @@ def posts(
             f"{', '.join(sorted(rows['split'].unique()))}"
         )
     chosen = chosen.sort_values(["engagement", "reply_id"], ascending=[False, True])
-    found = []
-    for name, post in chosen.groupby("tweet_id", sort=True):
-        replies = tuple(post["reply"])
-        found.append(
-            Post(
-                str(name),
-                post["tweet"].iloc[0],
-                replies[:gold_per_post],
-                replies,
-                float(pairs.signed_log(post["reply_likes"]).mean()),
-            )
+    found = [
+        Post(
+            str(name),
+            post["tweet"].iloc[0],
+            tuple(post["reply"][:gold_per_post]),
+            tuple(post["reply"]),
+            float(pairs.signed_log(post["reply_likes"]).mean()),
         )
+        for name, post in chosen.groupby("tweet_id", sort=True)
+    ]
     order = np.argsort(texts.seeded_hash([p.id for p in found], 0), kind="stable")
     return [found[k] for k in order[: limit or None]]
-
-
-def _load(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise UserError(f"{path}: not there yet; run notebook 01_data or `dvc repro` first")
-    return pd.read_parquet(path)
 
 
 UNKNOWN = {  # field: what goes without it
@@ -227,86 +214,52 @@ def _cell(examples: list[str]) -> str:
     return re.sub("(?<=[;|])[=+@-]", lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
-def _with_aside(rejects: pd.DataFrame, aside: list) -> pd.DataFrame:
-    """What an adapter found to be no reply, above what cleaning rejected."""
-    table = pd.DataFrame(aside, columns=["row", "reason", "example"])
-    counted = [
-        (reason, len(part), list(part["example"][: clean.EXAMPLES]))
-        for reason, part in table.groupby("reason", sort=True)
-    ]
-    first = pd.DataFrame(counted, columns=["reason", "count", "examples"])
-    return pd.concat([first, rejects], ignore_index=True) if counted else rejects
-
-
-def _with_malformed(rejects: pd.DataFrame, malformed: pd.DataFrame) -> pd.DataFrame:
-    if malformed.empty:
-        return rejects
-    examples = [
-        f"row {m.row}: {f'{m.field} {m.problem}'.strip()}" for m in malformed[:3].itertuples()
-    ]
-    first = pd.DataFrame(
-        {"reason": ["malformed"], "count": [len(malformed)], "examples": [examples]}
-    )
-    return pd.concat([first, rejects], ignore_index=True)
+def _with_others(rejects: pd.DataFrame, malformed: pd.DataFrame, aside: list) -> pd.DataFrame:
+    """Above what cleaning rejected: malformed rows, and what an adapter found to be no reply."""
+    said = {
+        "malformed": [
+            f"row {m.row}: {f'{m.field} {m.problem}'.strip()}" for m in malformed.itertuples()
+        ]
+    }
+    for _, reason, example in sorted(aside, key=lambda one: one[1]):
+        said.setdefault(reason, []).append(example)
+    counted = [(name, len(all_), all_[: clean.EXAMPLES]) for name, all_ in said.items() if all_]
+    return pd.DataFrame([*counted, *rejects.itertuples(index=False)], columns=rejects.columns)
 
 
 def _counts(rows: pd.DataFrame, preferences: pd.DataFrame) -> dict:
     """Posts, threads, replies and pairs of every split, and of both phases of train."""
     parts = {name: ("split", name) for name in split.SPLITS}
     parts |= {f"train_{name}": ("phase", name) for name in ("sft", "rl")}
-    counts = {}
-    for name, (column, value) in parts.items():
-        part = rows[rows[column] == value]
-        counts[name] = {
+    kept = {name: rows[rows[column] == value] for name, (column, value) in parts.items()}
+    paired = {name: int((preferences[by] == value).sum()) for name, (by, value) in parts.items()}
+    return {
+        name: {
             "posts": part["tweet_id"].nunique(),
             "threads": part["thread_id"].nunique(),
             "replies": len(part),
-            "pairs": int((preferences[column] == value).sum()),
+            "pairs": paired[name],
         }
-    return counts
+        for name, part in kept.items()
+    }
 
 
 def _metrics(manifest: dict) -> dict:
     counts = manifest["counts"]
-    total = {
-        what: sum(counts[name][what] for name in split.SPLITS)
-        for what in ("posts", "replies", "pairs")
-    }
     return {
         "read": manifest["read"],
         "rejected": manifest["rejects"],
         "cut_to_zero": manifest["cut_to_zero"],
         "limits": len(manifest["limits"]),
-        **total,
+        **{
+            what: sum(counts[name][what] for name in split.SPLITS)
+            for what in ("posts", "replies", "pairs")
+        },
         **counts,
     }
 
 
-def _no_truth() -> pd.DataFrame:
-    return pd.DataFrame(
-        {name: pd.Series(dtype="float64" if name == "latent" else "str") for name in TRUTH}
-    )
-
-
-def _parquet(table: pd.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    return buffer.getvalue()
-
-
-def _sha(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _source_hash(source: str | Path) -> str:
-    # a hub source is fixed by the revision in its name
-    return "" if str(source).startswith("hub:") else _sha(Path(source).read_bytes())
-
-
-def _name(source: str | Path, base: Path) -> str:
+def _name(source: Path, base: Path) -> str:
     """The source without this machine's folders: relative inside the project, else the file's name."""
-    path = Path(source)
-    if str(source).startswith("hub:"):
-        return str(source)
-    inside = path.resolve().is_relative_to(base.resolve())
-    return path.resolve().relative_to(base.resolve()).as_posix() if inside else path.name
+    path = source.resolve()
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else source.name

@@ -73,36 +73,16 @@ _PLACEHOLDERS = frozenset(
 
 
 class Loaded(NamedTuple):
-    """What `load` returns: rows and malformed as `read` does; notes: sentences on how the file was understood;
-    counts: `unescaped` texts with HTML entities, `computed_delays`, `incomparable_times`, `unknown_<field>`."""
+    """What `load` returns. rows: one line a reply, columns COLUMNS; text and ids are strings (NaN where unknown),
+    reply_likes int64, the other numbers float64 with NaN where unknown, reply_time_diff_seconds in seconds. malformed:
+    row (line of a JSONL or CSV file, else record number; from 1), field, problem, example. notes: sentences on how the
+    file was understood. counts: `unescaped` texts with HTML entities, `computed_delays`, `incomparable_times`,
+    `unknown_<field>`."""
 
     rows: pd.DataFrame
     malformed: pd.DataFrame
     notes: list[str]
     counts: dict[str, int]
-
-
-def read_rows(path: str | Path, columns: dict[str, str] | None = None) -> pd.DataFrame:
-    """The well-formed rows of a file in the schema COLUMNS; see `read` for the rest."""
-    return read(path, columns)[0]
-
-
-def read(
-    path: str | Path,
-    columns: dict[str, str] | None = None,
-    adapter: dict | None = None,
-    aside: list | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a file or a hub data set (`hub.hub_rows`). `columns` maps the user's names to the schema's, `adapter`
-    makes one record a reply of rows of another shape, and what is no reply is added to `aside` (`adapters.adapt`).
-
-    Returns (rows, malformed). rows: one line a reply, columns COLUMNS; text and ids are strings (NaN where
-    unknown), reply_likes int64, the other numbers float64 with NaN where unknown, reply_time_diff_seconds in
-    seconds. malformed: row (line of a JSONL or CSV file, else record number; from 1), field, problem,
-    example. Raises UserError for a missing or unreadable file, a missing required column, a wrong column map,
-    or more than MAX_MALFORMED malformed rows (naming the first).
-    """
-    return load(path, columns, adapter, aside)[:2]
 
 
 def load(
@@ -111,38 +91,42 @@ def load(
     adapter: dict | None = None,
     aside: list | None = None,
 ) -> Loaded:
-    """`read`, and what there is to say about the file."""
+    """Read a file or a hub data set (`hub.hub_rows`). `columns` maps the user's names to the schema's, `adapter`
+    makes one record a reply of rows of another shape, and what is no reply is added to `aside` (`adapters.adapt`).
+
+    Raises UserError for a missing or unreadable file, a missing required column, a wrong column map, or more than
+    MAX_MALFORMED malformed rows (naming the first)."""
     columns = columns or {}
     _check_map(columns)
-    good, bad, notes, seen, total = [], [], [], set(), 0
+    good, numbers, bad, notes, seen, earlier = [], [], [], [], set(), {}
     counts, unreadable = Counter(), {}
     for number, record in adapt(records(path, notes), columns, adapter, aside):
-        total += 1
         if isinstance(record, Broken):
             bad.append((number, "", record.problem, record.example))
             continue
         seen |= record.keys()
         row, faults = _check(_rename(record, columns), counts)
         fatal = next((fault for fault in faults if fault[0] in REFUSING), None)
+        if not fatal:
+            for field, problem in faults:
+                counts[f"unknown_{field}"] += 1
+                unreadable.setdefault(field, f"row {number} {problem}")
+            fatal = _conflict(number, row, earlier)
         if fatal:
             bad.append((number, *fatal, example(record)))
-            continue
-        good.append((number, row))
-        for field, problem in faults:
-            counts[f"unknown_{field}"] += 1
-            unreadable.setdefault(field, f"row {number} {problem}")
-    good, conflicts = _conflicts(good)
-    bad = sorted(bad + conflicts)
-    _refuse(path, total, seen, columns, bad)
+        else:
+            good.append(row)
+            numbers.append(number)
+    _refuse(path, len(good) + len(bad), seen, columns, sorted(bad))
     notes += [
         f"column {name!r} of the file is not used: data.columns maps {source!r} to it"
         for source, name in columns.items()
         if name in seen and name not in columns
     ]
-    rows = typed(pd.DataFrame([row for _, row in good], columns=list(COLUMNS)))
-    rows = _with_times(rows, [number for number, _ in good], counts, unreadable)
+    rows = typed(pd.DataFrame(good, columns=list(COLUMNS)))
+    rows = _with_times(rows, numbers, counts, unreadable)
     notes += _said(counts, unreadable)
-    return Loaded(rows, pd.DataFrame(bad, columns=list(MALFORMED)), notes, dict(+counts))
+    return Loaded(rows, pd.DataFrame(sorted(bad), columns=list(MALFORMED)), notes, dict(+counts))
 
 
 def first_record(path: str | Path) -> dict:
@@ -176,24 +160,19 @@ def records(
 
 
 def _check_map(columns: dict[str, str]) -> None:
-    for name in columns.values():
+    for name, times_mapped in Counter(columns.values()).items():
         if name not in COLUMNS:
             near = difflib.get_close_matches(name, COLUMNS, 1, 0)[0]
             raise UserError(
                 f"data.columns maps to {name!r}, no field of the schema; did you mean {near!r}?"
             )
-        both = [source for source, target in columns.items() if target == name]
-        if len(both) > 1:
-            raise UserError(
-                f"data.columns maps {both[0]!r} and {both[1]!r} to {name!r}: remove one"
-            )
+        if times_mapped > 1:
+            first, second, *_ = (source for source in columns if columns[source] == name)
+            raise UserError(f"data.columns maps {first!r} and {second!r} to {name!r}: remove one")
 
 
 def _rename(record: dict, columns: dict[str, str]) -> dict:
-    if not columns:
-        return record
-    targets = columns.values()
-    kept = {name: value for name, value in record.items() if name not in targets}
+    kept = {name: value for name, value in record.items() if name not in columns.values()}
     return kept | {target: record[name] for name, target in columns.items() if name in record}
 
 
@@ -216,21 +195,20 @@ def _check(record: dict, counts: Counter) -> tuple[dict, list[tuple[str, str]]]:
 
 
 def _text(name: str, value: object, counts: Counter) -> tuple[str | None, str]:
-    if not isinstance(value, str):
-        if isinstance(value, bytes):
-            return None, "is binary and not UTF-8"
-        if isinstance(value, float | bool | dict | list):
-            hint = " (large ids lose digits as floats: quote them)" * isinstance(value, float)
-            return None, f"is a {type(value).__name__}, not text{hint}"
-        value = str(value)
+    if isinstance(value, bytes):
+        return None, "is binary and not UTF-8"
+    if isinstance(value, float | bool | dict | list):
+        hint = " (large ids lose digits as floats: quote them)" * isinstance(value, float)
+        return None, f"is a {type(value).__name__}, not text{hint}"
+    value = str(value)
     if len(value) > MAX_TEXT:
         return None, f"has {len(value)} characters, more than {MAX_TEXT}"
     if name in ("tweet", "reply") and "&" in value:
-        plain = _ENTITY.sub(
+        written = value
+        value = _ENTITY.sub(
             lambda entity: html.unescape(entity[0]), value
         )  # once: &amp;lt; is &lt;
-        counts["unescaped"] += plain != value
-        value = plain
+        counts["unescaped"] += value != written
     value = texts.normalise(value)
     if name in IDS and not value.isalnum() and _FLOAT_ID.fullmatch(value):
         return None, f"is {value[:40]!r} (large ids lose digits as floats: export them as text)"
@@ -241,10 +219,10 @@ def _text(name: str, value: object, counts: Counter) -> tuple[str | None, str]:
 
 def _number(value: object, whole: bool, signed: bool) -> tuple[float | None, str]:
     try:
-        number = float(value) if not isinstance(value, bool) else None
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
-        number = None
-    if number is None or not math.isfinite(number) or abs(number) > 2**53:
+        number = math.nan
+    if not abs(number) <= 2**53:
         comma = isinstance(value, str) and re.fullmatch(r"[+-]?[\d.]+,[\d.,]*\d", value.strip())
         hint = "; write 1234.5, without a comma" if comma else ""
         return None, f"is {str(value)[:40]!r}, not a number{hint}"
@@ -255,43 +233,35 @@ def _number(value: object, whole: bool, signed: bool) -> tuple[float | None, str
     return number, ""
 
 
-def _conflicts(good: list[tuple[int, dict]]) -> tuple[list, list]:
-    """Rows that contradict an earlier one: an id twice, or one post with two texts or two threads."""
-    kept, bad, replies, posts = [], [], {}, {}
-    for number, row in good:
-        first, tweet, thread = posts.setdefault(
-            row["tweet_id"], (number, row["tweet"], row["thread_id"])
-        )
-        if row["reply_id"] in replies:
-            problem = f"{row['reply_id']} was already used in row {replies[row['reply_id']]}"
-            field = "reply_id"
-        elif row["tweet"] != tweet:
-            field, problem = "tweet", f"differs from row {first}, which has the same tweet_id"
-        elif row["thread_id"] != thread:
-            field, problem = "thread_id", f"differs from row {first}, which has the same tweet_id"
-        else:
-            replies[row["reply_id"]] = number
-            kept.append((number, row))
-            continue
-        bad.append((number, field, problem, example(row)))
-    return kept, bad
+def _conflict(number: int, row: dict, earlier: dict) -> tuple[str, str] | None:
+    """(field, problem) where a row contradicts an earlier one: an id twice, or one post with two texts or threads.
+    earlier: the row number of each reply, and the number, text and thread of each post."""
+    reply, post = ("reply", row["reply_id"]), ("post", row["tweet_id"])
+    first, *said = earlier.setdefault(post, (number, row["tweet"], row["thread_id"]))
+    if reply in earlier:
+        return "reply_id", f"{row['reply_id']} was already used in row {earlier[reply]}"
+    for field, text in zip(("tweet", "thread_id"), said):
+        if row[field] != text:
+            return field, f"differs from row {first}, which has the same tweet_id"
+    earlier[reply] = number
+    return None
 
 
 def _refuse(path, total: int, seen: set[str], columns: dict[str, str], bad: list) -> None:
+    """UserError for a file that cannot be understood, in the order in which its user would repair it."""
     if not total:
         raise UserError(f"{path}: holds no rows; nothing to train on")
     has = texts.normalise(", ".join(sorted(map(str, seen))[:20]))
-    used = [name for name in COLUMNS if name not in columns.values()] + list(columns)
-    for name in used:
+    own = [name for name in COLUMNS if name not in columns.values()]
+    for name in [name for name in (*own, *columns) if name in seen]:
         alike = sorted(n for n in seen if str(n).strip().casefold() == name.strip().casefold())
-        if name in seen and len(alike) > 1:
+        if len(alike) > 1:
             raise UserError(
                 f"{path}: columns {alike[0]!r} and {alike[1]!r} could both be {name}: rename or remove one"
             )
-    for name in columns:
-        if seen and name not in seen:
-            raise UserError(f"{path}: data.columns names {name!r}; the file has {has}")
-    missing = [name for name in REQUIRED if name not in seen and name not in columns.values()]
+    for name in [name for name in columns if seen and name not in seen]:
+        raise UserError(f"{path}: data.columns names {name!r}; the file has {has}")
+    missing = [name for name in REQUIRED if name in own and name not in seen]
     if seen and missing:
         raise UserError(
             f"{path}: no column {', '.join(missing)}; rename it, or map yours under data: "
@@ -310,19 +280,19 @@ def _with_times(
 ) -> pd.DataFrame:
     """Timestamps in ISO 8601, unknown where they cannot be read. Where only the delay is unknown it is the time
     between the two, if that is not negative, both hold a time of day, and both or neither a time zone."""
-    points, zoned = {}, {}
-    for name in TIMES:
-        points[name] = times(rows[name])
-        zoned[name] = rows[name].str.contains(_ZONE, na=False)
-        lost = rows[name].notna() & points[name].isna()
+    points = {name: times(rows[name]) for name in TIMES}
+    zoned = {name: rows[name].str.contains(_ZONE, na=False) for name in TIMES}
+    for name, point in points.items():
+        written = rows[name]
+        lost = written.notna() & point.isna()
         if lost.any():
             first = lost.idxmax()
             counts[f"unknown_{name}"] += int(lost.sum())
-            where = f"row {numbers[first]} is {rows[name][first][:40]!r}, no time of a known form"
-            unreadable[name] = where
-        foreign = points[name].notna() & ~rows[name].str.match(r"\d{4}-", na=False)
-        iso = points[name].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
-        rows[name] = rows[name].mask(lost).mask(foreign, iso)
+            problem = f"is {written[first][:40]!r}, no time of a known form"
+            unreadable[name] = f"row {numbers[first]} {problem}"
+        foreign = point.notna() & ~written.str.match(r"\d{4}-", na=False)
+        iso = point.dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+        rows[name] = written.mask(lost).mask(foreign, iso)
     begin, end = TIMES[:2]
     at = rows["reply_time_diff_seconds"].isna() & points[begin].notna() & points[end].notna()
     delay = (points[end] - points[begin]).dt.total_seconds()[at]
@@ -342,32 +312,29 @@ def times(stamps: pd.Series) -> pd.Series:
     found = pd.to_datetime(seconds, unit="s", utc=True)
     for form in ("ISO8601", "%a %b %d %H:%M:%S %z %Y"):
         left = stamps[found.isna() & stamps.notna()]
-        if len(left):
-            read_ = pd.to_datetime(left, format=form, utc=True, errors="coerce")
-            found = found.fillna(read_.astype(found.dtype))
+        read = pd.to_datetime(left, format=form, utc=True, errors="coerce")
+        found = found.fillna(read.astype(found.dtype))
     return found
 
 
 def _said(counts: Counter, unreadable: dict[str, str]) -> list[str]:
-    said = [
-        f"{field}: {counts[f'unknown_{field}']} could not be read and count as unknown (first: {where})"
+    said = {
+        f"{field}: {counts[f'unknown_{field}']} could not be read and count as unknown (first: {where})": True
         for field, where in sorted(unreadable.items())
-    ]
-    if counts["unescaped"]:
-        said.append(f"HTML entities such as &amp; were unescaped in {counts['unescaped']} texts")
-    if counts["computed_delays"]:
-        said.append(f"{counts['computed_delays']} delays were computed from the two timestamps")
-    if counts["incomparable_times"]:
-        said.append(
-            f"{counts['incomparable_times']} delays stay unknown: the reply is dated before its post, or only "
-            "one of the two has a time zone"
-        )
-    return said
+    } | {
+        f"HTML entities such as &amp; were unescaped in {counts['unescaped']} texts": counts[
+            "unescaped"
+        ],
+        f"{counts['computed_delays']} delays were computed from the two timestamps": counts[
+            "computed_delays"
+        ],
+        f"{counts['incomparable_times']} delays stay unknown: the reply is dated before its post, or only one of "
+        "the two has a time zone": counts["incomparable_times"],
+    }
+    return [sentence for sentence, holds in said.items() if holds]
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The schema's columns in order and in their types (see `read`)."""
-    frame = frame[list(COLUMNS)].copy()
-    for name in COLUMNS:
-        frame[name] = frame[name].astype("float64" if name in NUMBERS else "str")
-    return frame.astype({"reply_likes": "int64"})
+    """The schema's columns in order and in their types (see `Loaded`)."""
+    types = {name: "float64" if name in NUMBERS else "str" for name in COLUMNS}
+    return frame[list(COLUMNS)].astype(types).astype({"reply_likes": "int64"})

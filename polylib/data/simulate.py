@@ -19,7 +19,7 @@ are invented, dates arbitrary."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -147,11 +147,6 @@ def simulate(
     return rows, pd.DataFrame(
         {"reply_id": flat["reply_id"], "style": flat["style"], "latent": latent}
     )
-
-
-def parameters(simulator: Simulator | None = None) -> dict:
-    """The declared model as plain numbers, for the manifest."""
-    return asdict(simulator or Simulator())
 
 
 def _flatten(path: Path) -> pd.DataFrame:

@@ -95,15 +95,13 @@ def controlled_engagement(rows: pd.DataFrame, cluster: pd.Series, seed: int) -> 
         return y
     x = _centred(x, rows["tweet_id"])
     fold = np.where(train, (texts.seeded_hash(cluster, seed + 1) * FOLDS).astype(int), FOLDS)
-    residual = np.empty(len(rows))
+    residual = y.copy()  # where nothing can be fitted
     for held in range(FOLDS + 1):
         at, fit = fold == held, train & (fold != held)
         if at.any() and fit.any():
             # a touch of ridge, because the centred spline basis is nearly collinear
             model = Ridge(alpha=0.01, fit_intercept=False).fit(x[fit], y[fit])
             residual[at] = y[at] - model.predict(x[at])
-        else:
-            residual[at] = y[at]
     return _centred(residual[:, None], rows["tweet_id"])[:, 0]
 
 

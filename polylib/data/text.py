@@ -37,6 +37,14 @@ def normalise(text: str) -> str:
     return unicodedata.normalize("NFC", _CONTROL.sub(" ", text)).strip()
 
 
+def decoded(value: object, otherwise: object) -> object:
+    """Bytes as the text that they hold, `otherwise` where they hold none; any other value as it is."""
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return otherwise
+
+
 def key(text: str) -> str:
     """What two texts must share to be the same: case-folded words, without mentions, links and punctuation.
 
