@@ -322,6 +322,17 @@ def _check(cfg: Config, path: Path) -> None:
         e.likelihood_samples <= e.samples,
         f"evaluation.likelihood_samples {e.likelihood_samples} exceeds samples",
     )
+    shown = cfg.grpo.eval_prompts if "grpo" in cfg.methods else 0
+    firsts = (  # the first of those posts; 0 = all of a split, whose size is known when the data are
+        (f"evaluation.likelihood_prompts {e.likelihood_prompts}", "evaluation.prompts", e.prompts),
+        (f"llm_judge.compare_posts {cfg.llm_judge.compare_posts}", "evaluation.prompts", e.prompts),
+        (f"reward_model.preflight_posts {r.preflight_posts}", "grpo.eval_prompts", shown),
+    )
+    for part, name, whole in firsts:
+        require(
+            not whole or int(part.split()[1]) <= whole,
+            f"{part} exceeds {name} {whole}, the posts it is taken from",
+        )
     for name in TRAINED:
         _check_training(name, vars(cfg)[name], cfg.sampling.max_new_tokens, require)
     require(
