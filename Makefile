@@ -24,7 +24,11 @@ export TOKENIZERS_PARALLELISM := false
 export DVC_NO_ANALYTICS := 1
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup test quick mutants reproduce rewards paper lab notebooks-clean clean
+# what is thrown at data, settings, runs and the language-model judge: docs/what_was_thrown_at_it.md
+CAMPAIGN := data_files data_read data_clean data_prepare adapters profile signed_scores cases study wrong_presets config \
+	models resume run encoder rewards_llm rewards_llm_load plain_tables
+
+.PHONY: help setup test quick campaign mutants reproduce rewards paper lab notebooks-clean clean
 
 help:             ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -42,6 +46,10 @@ test: setup       ## style, unit tests, the smoke study from a clean copy, every
 quick: setup      ## the same without the smoke study and the notebooks
 	ruff check . && ruff format --check .
 	$(PYTEST) -m "not pipeline" $(ARGS)
+
+campaign: setup   ## what was thrown at it: damaged files, wrong presets, kills, a judge that misbehaves; then faults in reading data
+	$(PYTEST) --durations=10 $(CAMPAIGN:%=tests/test_%.py) $(ARGS)
+	python tests/mutants.py data
 
 mutants: setup    ## put known faults into the code, one at a time, and name the test that catches each (half an hour of two cores)
 	python tests/mutants.py $(ARGS)

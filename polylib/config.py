@@ -325,6 +325,15 @@ def _rules(cfg: Config) -> Rules:
         init = vars(cfg)["polychromic" if name == "lambda0" else name].init
         listed = init in ("base", *cfg.methods)
         yield listed, f"{name}.init is {init}, which methods does not list: {list(cfg.methods)}"
+    shown = cfg.grpo.eval_prompts if "grpo" in cfg.methods else 0
+    firsts = (  # the first of those posts; 0 = all of a split, whose size is known when the data are
+        ("evaluation.likelihood_prompts", e.likelihood_prompts, "evaluation.prompts", e.prompts),
+        ("llm_judge.compare_posts", j.compare_posts, "evaluation.prompts", e.prompts),
+        ("reward_model.preflight_posts", r.preflight_posts, "grpo.eval_prompts", shown),
+    )
+    for part, number, name, whole in firsts:
+        said = f"{part} {number} exceeds {name} {whole}, the posts it is taken from"
+        yield not whole or number <= whole, said
     for name in TRAINED:
         yield from _training_rules(name, vars(cfg)[name])
 

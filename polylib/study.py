@@ -23,7 +23,7 @@ from pathlib import Path
 
 from polylib import config, run
 from polylib.config import UserError
-from polylib.data import prepare, read
+from polylib.data import files, prepare, read
 
 CORPUS = "polylib/data/corpus.jsonl"
 SUFFIX = re.compile(r"(\.(csv|tsv|jsonl|ndjson|json|parquet|pq))?(\.gz)?$", re.IGNORECASE)
@@ -37,10 +37,10 @@ def select(preset: str, data: str = CORPUS, root: Path | None = None, name: str 
     for an empty list, so a study trains what it lists and nothing else. `ablation`: the
     seeds where the preset has a grid and trains the hybrid, whose weights it varies.
 
-    `data`: a .jsonl, .jsonl.gz, .csv or .parquet path, or `hub:owner/name@revision[:split]`. `name`: of the study, in
-    place of the preset's, followed by the file's where the data are not the bundled corpus. UserError, and nothing
-    written, for an unknown preset or one outside params/, a missing file, a path that cannot stand in a shell command,
-    or a name whose results are of other data or another preset."""
+    `data`: the path of a file (`files.FORMATS`), or `hub:owner/name@revision`. `name`: of the study, in place of the
+    preset's, followed by the file's where the data are not the bundled corpus. UserError, and nothing written, for an
+    unknown preset or one outside params/, a missing file, a path that cannot stand in a shell command, or a name whose
+    results are of other data or another preset."""
     base = Path(root or ".").resolve()
     cfg = config.load(preset, root)
     here = base / "params" / f"{cfg.preset}.yaml"
@@ -97,9 +97,7 @@ def _place(data: str, base: Path) -> str:
     if data.startswith("hub:"):
         path = fetch(data, base / "data" / "raw")
     if not path.is_file():
-        raise UserError(
-            f"{data}: no such file; give a .jsonl, .csv or .parquet or hub:owner/name@revision"
-        )
+        raise UserError(f"{data}: no such file; give {files.FORMATS}, or hub:owner/name@revision")
     path = Path(os.path.normpath(path))
     place = path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
     if not re.fullmatch(r"[\w./+ ,=@-]+", place):  # it becomes part of a command line in dvc.yaml
@@ -146,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
                 str(now.get(key)) for key in ("preset", "data", "study")
             )
         else:
-            print(prepare.look(config.load(args.preset).data, _place(args.data, Path.cwd())))
+            print(prepare.look(config.load(args.preset), _place(args.data, Path.cwd())))
         chosen = select(args.preset, args.data, name=args.name)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

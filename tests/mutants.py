@@ -42,7 +42,16 @@ SLOW = (
     "other_settings",
 )  # after their file's other tests
 SUITES = {
-    "data": ["data_files", "data_read", "data_clean", "data_prepare"],
+    "data": [
+        "data_files",
+        "data_read",
+        "data_clean",
+        "data_prepare",
+        "adapters",
+        "profile",
+        "signed_scores",
+        "study",
+    ],
     "pure": [
         "objective",
         "kl",
@@ -103,7 +112,12 @@ FIRST = {  # room -> the test files to try before the others of its suite
     "data/files": ["data_files"],
     "data/read": ["data_read", "data_files"],
     "data/clean": ["data_clean"],
-    "data/prepare": ["data_prepare"],
+    "data/prepare": ["data_prepare", "profile"],
+    "data/hub": ["data_read"],
+    "data/adapters": ["adapters"],
+    "data/pairs": ["signed_scores"],
+    "data/profile": ["profile"],
+    "study": ["study", "profile"],
     "training/objective": ["normalizers", "objective", "kl"],
     "training/advantages": ["advantages", "kl"],
     "training/diversity": ["diversity"],
@@ -257,7 +271,9 @@ def first_failure(scratch: Path, arguments: tuple[str, ...]) -> str:
 
 def copied(scratch: Path) -> None:
     """What the tests read in `scratch`, and imports of this process's children go there."""
-    for folder in ("tests", "polylib", "params", "tools"):
+    for name in ("Makefile", "dvc.yaml"):
+        shutil.copy(ROOT / name, scratch)
+    for folder in ("tests", "polylib", "params", "tools", "docs"):
         shutil.copytree(
             ROOT / folder, scratch / folder, ignore=shutil.ignore_patterns("__pycache__")
         )

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import math
+import shutil
 import types
 
 import pandas as pd
@@ -143,7 +144,7 @@ def test_same_input_same_bytes(tmp_path):
         prepare.prepare(config(max_posts=60), CORPUS, paths)
         files = [*paths.data.iterdir(), *paths.results("data").iterdir()]
         written.append({f.name: f.read_bytes() for f in files})
-    assert written[0] == written[1] and len(written[0]) == 6
+    assert written[0] == written[1] and len(written[0]) == 7
 
 
 def test_failure_writes_nothing(tmp_path):
@@ -173,6 +174,37 @@ def test_posts(corpus):
     assert [p.id for p in every] != sorted(p.id for p in every)
     with pytest.raises(UserError, match="no posts in split 'exam'"):
         prepare.posts(rows, "exam")
+    assert len(prepare.posts(rows, "train", limit=len(every))) == len(every)
+    with pytest.raises(UserError, match=f"'train' holds {len(every)} posts and {len(every) + 1} "):
+        prepare.posts(rows, "train", limit=len(every) + 1)
+
+
+@pytest.mark.parametrize("name", ["rows", "preferences", "truth"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: content + b"\0",
+        *(
+            lambda content, at=at: content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
+            for at in (0, 40, 400, -40, -1)
+        ),
+        None,
+    ],
+    ids=range(9),
+)
+def test_a_damaged_data_file_is_set_aside_and_named(corpus, tmp_path, name, damage, capsys):
+    paths = Paths("copy", tmp_path)
+    shutil.copytree(corpus[1].data, paths.data)
+    file = paths.data / f"{name}.parquet"
+    file.write_bytes(damage(file.read_bytes())) if damage else file.unlink()
+    with pytest.raises(UserError, match=rf"{name}\.parquet (was damaged|is missing)") as caught:
+        prepare.load_rows(paths)
+    assert "run notebook 01_data or `dvc repro`" in str(caught.value) and not file.exists()
+    assert ("set aside as" in capsys.readouterr().out) == bool(damage)
+    shutil.copy(corpus[1].data / file.name, file)
+    pd.testing.assert_frame_equal(prepare.load_rows(paths), corpus[0].rows)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from conftest import ROOT
 from tiny import CFG
 
 from polylib import models
@@ -151,3 +152,27 @@ def test_a_fresh_adapters_dropout_is_off():
         layer.lora_B["default"].weight.data.fill_(0.1)
     assert any(isinstance(module, torch.nn.Dropout) for module in peft.modules())
     assert torch.equal(logits(peft), logits(peft))
+
+
+def test_a_template_without_a_system_turn_gets_the_instruction_before_the_post():
+    """As Gemma's, which refuses one, or one that drops it without a word."""
+    refuses = (ROOT / "tests/cases/templates/refuses_system.jinja").read_text()
+    drops = (
+        "{% for m in messages %}{% if m.role != 'system' %}<{{ m.content }}>{% endif %}{% endfor %}"
+    )
+    tokenizer = models.load_tokenizer(CFG.model)
+    for template, before, after in (
+        (refuses, "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"),
+        (drops, "<", ">"),
+    ):
+        tokenizer.chat_template = template
+        said = tokenizer.decode(models.format_prompt(tokenizer, "a post"))
+        assert said.endswith(f"{before}{models.SYSTEM}\n\na post{after}")
+
+
+@pytest.mark.parametrize("template", [None, "{{ broken", "{{ raise_exception('no') }}", "nothing"])
+def test_a_tokenizer_that_takes_no_prompt_is_one_line(template):
+    tokenizer = models.load_tokenizer(CFG.model)
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match="chat template cannot be used .*; choose a model.source"):
+        models.format_prompt(tokenizer, "a post")

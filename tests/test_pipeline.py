@@ -156,8 +156,11 @@ def test_notebook_defaults_are_the_smoke_study(notebook):
         ("KeyError", "'x'", "the notebook's own\n"),
     ],
 )
-def test_what_a_failed_cell_leaves_on_the_terminal(monkeypatch, capsys, name, message, shown):
-    """One line for what a user can repair, the notebook's traceback for the rest, nothing around either."""
+def test_what_a_failed_cell_leaves_on_the_terminal(
+    monkeypatch, tmp_path, capsys, name, message, shown
+):
+    """One line for what a user can repair, the notebook's traceback for the rest, nothing around either. The one line
+    is left for tools/reproduce.sh, too, where that asks for it."""
     monkeypatch.syspath_prepend(ROOT / "tools")
     import run_notebook
 
@@ -169,6 +172,11 @@ def test_what_a_failed_cell_leaves_on_the_terminal(monkeypatch, capsys, name, me
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.endswith(shown)
     assert name == "KeyError" or captured.err == shown
+    monkeypatch.setenv("POLYLIB_FAULT", str(tmp_path / "fault"))
+    assert run_notebook.main() == run_notebook.main() == 1
+    left = (tmp_path / "fault").read_text() if name == "UserError" else ""
+    assert left == 2 * shown * (name == "UserError")
+    assert name == "UserError" or not (tmp_path / "fault").exists()
 
 
 def test_every_stage_runs_its_notebook_through_that():

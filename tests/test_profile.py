@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 
@@ -10,9 +11,11 @@ import pytest
 from conftest import ROOT
 from data_rows import data, frame, jsonl, record, threads
 
-from polylib import study
+from polylib import config, study
 from polylib.data import prepare, profile
 from polylib.run import Paths, UserError
+
+SMOKE = dataclasses.replace(config.load("smoke", ROOT), data=data())
 
 
 def test_profile_by_hand():
@@ -87,7 +90,7 @@ def test_a_split_in_which_nothing_is_liked_better_is_refused(tmp_path, alike):
     same = set(made.loc[made["split"] == alike, "tweet_id"])
     rows = [r | {"reply_likes": 1} if r["tweet_id"] in same else r for r in rows]
     with pytest.raises(UserError, match=rf"a\.jsonl: in split {alike} no post") as caught:
-        prepare.look(data(), jsonl(tmp_path / "a.jsonl", rows))
+        prepare.look(SMOKE, jsonl(tmp_path / "a.jsonl", rows))
     assert "\n" not in str(caught.value)
 
 
@@ -127,3 +130,43 @@ def test_a_study_that_can_be_is_profiled_and_chosen(project, capsys):
     said = capsys.readouterr().out
     assert "read 240 replies to 60 posts" in said and "limits: " in said
     assert "study smoke-mine" in said and "smoke-mine" in (project / "params.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "split"),
+    [
+        ("evaluation", "prompts", "test"),
+        ("evaluation", "likelihood_prompts", "test"),
+        ("llm_judge", "compare_posts", "test"),
+        ("reward_model", "preflight_posts", "validation"),
+        ("grpo", "eval_prompts", "validation"),
+        ("polychromic", "eval_prompts", "validation"),
+        ("dpo", "eval_prompts", "validation"),
+        ("ablation", "posts", "test"),
+    ],
+)
+def test_more_posts_than_a_split_holds_are_refused(tmp_path, section, key, split):
+    """As many as there are may be asked for; one more is another study than the preset says. What no method of the
+    preset uses asks for nothing."""
+    path = jsonl(tmp_path / "a.jsonl", threads(80))  # 40, 8, 16 and 16 posts
+    held = {"test": 16, "validation": 8}[split]
+    grid = dataclasses.replace(SMOKE.ablation, grid={})
+
+    def look(number, **others):
+        changed = dataclasses.replace(vars(SMOKE)[section], **{key: number})
+        return prepare.look(dataclasses.replace(SMOKE, **{section: changed} | others), path)
+
+    if section != "ablation":
+        assert look(held)
+    with pytest.raises(
+        UserError, match=rf"a\.jsonl: split \w+ holds \d+ posts and {section}.{key} asks"
+    ):
+        look(held + 1)
+    if section in ("ablation", "reward_model", "grpo", "dpo"):
+        assert look(held + 1, methods=("sft", "polychromic"), **{"ablation": grid})
+
+
+@pytest.mark.parametrize("preset", sorted(p.stem for p in (ROOT / "params").glob("*.yaml")))
+def test_no_shipped_preset_asks_for_more_posts_than_the_corpus_holds(preset):
+    cfg = config.load(preset, ROOT)
+    assert prepare.look(cfg, ROOT / "polylib/data/corpus.jsonl")

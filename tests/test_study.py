@@ -126,6 +126,16 @@ def test_a_study_is_named_like_a_word(project, name):
     assert not (project / "params.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    "file",
+    ["it's.csv", "50%.csv", "tweets (1).csv", "$(touch X).csv", "a`b.csv", 'a"b.csv', "a\nb.csv"],
+)
+def test_a_file_whose_name_a_shell_would_read_is_refused(project, file):
+    with pytest.raises(UserError, match="rename it; usable are") as told:
+        study.select("smoke", write(project / file, "one\n"), project)
+    assert str(told.value).isprintable() and not (project / "params.yaml").exists()
+
+
 def test_two_hub_sources_are_two_files(project, monkeypatch):
     monkeypatch.setattr(study.read, "hub_rows", lambda source: [{"from": source}])
     places = {study.select("smoke", f"hub:{s}", project)["data"] for s in ("a/b_c@v", "a_b/c@v")}
@@ -251,27 +261,55 @@ def test_a_run_keeps_its_study_while_another_is_chosen(tmp_path):
     assert "grpo@quick-42" in shell("dvc", "stage", "list", "--name-only", cwd=tmp_path)
 
 
-def test_a_study_that_is_running_is_not_started_again(tmp_path):
-    """The lock goes with the process that holds it; python is replaced, but for the line that takes the lock."""
+def script(tmp_path, ran: str) -> dict:
+    """tools/reproduce.sh in a folder where python is replaced, but for the line that takes the lock: `ran` is what the
+    shell does for a command of DVC. The environment to run it in."""
     (tmp_path / "tools").mkdir()
     shutil.copy(ROOT / "tools" / "reproduce.sh", tmp_path / "tools")
     (tmp_path / "scratch" / "smoke").mkdir(parents=True)
     stub = f"""#!/bin/sh
-case $1 in -c) exec {sys.executable} "$@" ;; -m) echo "params.yaml: study smoke, preset smoke" ;; *) echo "ran" ;; esac
+case $1 in -c) exec {sys.executable} "$@" ;; -m) echo "params.yaml: study smoke, preset smoke" ;; *) {ran} ;; esac
 """
     write(tmp_path / "bin" / "python", stub)
     (tmp_path / "bin" / "python").chmod(0o755)
-    env = ENV | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "STUDY_JOBS": "1"}
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return ENV | {"PATH": path, "STUDY_JOBS": "1"}
 
-    def start():
-        return subprocess.run(
-            ["sh", "tools/reproduce.sh"], cwd=tmp_path, env=env, capture_output=True, text=True
-        )
 
+def start(folder, env):
+    return subprocess.run(
+        ["sh", "tools/reproduce.sh"], cwd=folder, env=env, capture_output=True, text=True
+    )
+
+
+def test_a_study_that_is_running_is_not_started_again(tmp_path):
+    """The lock goes with the process that holds it."""
+    env = script(tmp_path, "echo ran")
     with (tmp_path / "scratch" / "smoke" / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        second = start()
+        second = start(tmp_path, env)
         assert second.returncode == 2 and "ran" not in second.stdout
         assert second.stderr.startswith("error: study smoke is already running")
         assert second.stderr.count("\n") == 1
-    assert start().stdout.endswith("ran\n")
+    assert start(tmp_path, env).stdout.endswith("ran\n")
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_users_fault_is_the_last_thing_that_is_said(tmp_path, jobs):
+    """Below DVC's "failed to reproduce" and make's "Error 255", once however many stages say it; of this run alone."""
+    fails = (
+        'case "$*" in *list*) echo data@smoke; echo sft@smoke-42; exit 0 ;; *settings*) exit 0 ;; esac; '
+        'for n in 1 2; do echo "error: my.csv: no column" | tee -a "$POLYLIB_FAULT" >&2; done; '
+        'echo "ERROR: failed to reproduce" >&2; exit 255'
+    )
+    env = script(tmp_path, fails) | {"STUDY_JOBS": jobs}
+    for _ in range(2):
+        failed = start(tmp_path, env)
+        said = failed.stderr.splitlines()
+        assert failed.returncode and said[-1] == "error: my.csv: no column" != said[-2]
+        assert ("make: ***" in failed.stderr) == (jobs == "2")
+    shutil.rmtree(tmp_path / "bin"), shutil.rmtree(tmp_path / "tools")
+    os.rename(tmp_path / "scratch", tmp_path / "old")
+    env = script(tmp_path, 'echo "ERROR: another" >&2; exit 255') | {"STUDY_JOBS": "1"}
+    shutil.copy(tmp_path / "old" / "smoke" / "fault", tmp_path / "scratch" / "smoke")
+    assert start(tmp_path, env).stderr.splitlines() == ["ERROR: another"]

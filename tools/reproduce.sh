@@ -24,6 +24,10 @@ python -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/n
     echo "error: study $study is already running in this checkout; wait for it, or stop it first" >&2
     exit 2
 }
+# what a user can repair is one line of a stage's; the last thing said is that line, not what DVC and make say after it
+export POLYLIB_FAULT="$PWD/scratch/$study/fault"
+rm -f "$POLYLIB_FAULT"
+trap 'status=$?; if [ "$status" -ne 0 ] && [ -f "$POLYLIB_FAULT" ]; then sort -u "$POLYLIB_FAULT" >&2; fi; exit "$status"' EXIT
 frozen() { # dvc with the params of this study; a name holds letters, digits, _ and - alone
     python tools/dvc_study.py "scratch/$study/params.yaml" --wait-for-lock "$@"
 }

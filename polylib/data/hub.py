@@ -43,7 +43,7 @@ def hub_rows(source: str) -> Iterator[dict]:
         why = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
             f"{source}: not reachable ({why}); check name, revision, config, split and network, or "
-            "download it yourself and pass DATA=path/to/file.jsonl, .csv or .parquet"
+            "download it yourself and pass DATA=path/to/file"
         ) from error
 
 

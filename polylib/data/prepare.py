@@ -21,7 +21,7 @@ import pandas as pd
 from polylib.config import Config, DataConfig
 from polylib.data import clean, pairs, profile, read, simulate, split
 from polylib.data import text as texts
-from polylib.run import Paths, UserError, atomic_write, write_json
+from polylib.run import Paths, UserError, atomic_write, check, seal, write_json
 
 TRUTH = ("reply_id", "style", "latent")
 
@@ -75,9 +75,11 @@ def make(data: DataConfig, source: str | Path) -> Prepared:
     return Prepared(raw, rows, truth, preferences, rejects, read_in, notes, counts)
 
 
-def look(data: DataConfig, source: str | Path) -> str:
-    """A profile of `source` for people to read (`profile.describe`); UserError for what `prepare` would refuse."""
-    made = make(data, source)
+def look(cfg: Config, source: str | Path) -> str:
+    """A profile of `source` for people to read (`profile.describe`); UserError for what `prepare` would refuse, and for
+    settings that ask for more posts than a split holds."""
+    made = make(cfg.data, source)
+    _enough(cfg, source, made.rows)
     kind = "observed" if made.truth is None else "simulated"
     lines = profile.describe(made.raw, made.rows, made.rejects, made.preferences, kind)
     return "\n".join([*made.notes, *lines])
@@ -95,14 +97,34 @@ def _learnable(source: str | Path, rows: pd.DataFrame) -> None:
         )
 
 
+def _enough(cfg: Config, source: str | Path, rows: pd.DataFrame) -> None:
+    """No setting asks for more posts than its split holds: a study would be smaller than its preset says."""
+    asked = [("test", "evaluation.prompts", cfg.evaluation.prompts)]
+    asked += [("test", "evaluation.likelihood_prompts", cfg.evaluation.likelihood_prompts)]
+    asked += [("test", "llm_judge.compare_posts", cfg.llm_judge.compare_posts)]
+    if "grpo" in cfg.methods:
+        asked += [("validation", "reward_model.preflight_posts", cfg.reward_model.preflight_posts)]
+    for name in cfg.methods:
+        section = "polychromic" if name == "lambda0" else name
+        asked += [("validation", f"{section}.eval_prompts", vars(cfg)[section].eval_prompts)]
+    if cfg.ablation.grid:
+        asked += [(part, "ablation.posts", cfg.ablation.posts) for part in ("validation", "test")]
+    for part, key, number in asked:
+        held = rows.loc[rows["split"] == part, "tweet_id"].nunique()
+        if number > held:
+            raise UserError(
+                f"{source}: split {part} holds {held} posts and {key} asks for {number}; set it to {held} or less in "
+                f"params/{cfg.preset}.yaml, or use more data"
+            )
+
+
 def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     """Make a study's data from `source` (a file or hub:owner/name@revision) and write it.
 
-    Writes paths.data/{rows,truth,preferences}.parquet and paths.results("data")/{manifest.json,metrics.json,
-    rejects.csv}. A file of posts with nested replies and no engagement (the bundled corpus) goes through the
-    simulator; anything else holds observed engagement and its truth.parquet is empty. Nothing is written
-    before all is checked. Raises UserError for every fault of the input, with the file, the row and the
-    remedy."""
+    Writes paths.data/{rows,truth,preferences}.parquet, their checksums, and paths.results("data")/{manifest.json,
+    metrics.json,rejects.csv}. A file of posts with nested replies and no engagement (the bundled corpus) goes through
+    the simulator; anything else holds observed engagement and its truth.parquet is empty. Nothing is written before
+    all is checked. Raises UserError for every fault of the input, with the file, the row and the remedy."""
     made = make(cfg.data, source)
     rows, rejects, simulated = made.rows, made.rejects, made.truth is not None
     empty = pd.DataFrame(columns=TRUTH, dtype="str").astype({"latent": "float64"})
@@ -136,6 +158,7 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
     }
     for name, blob in content.items():
         atomic_write(paths.data / f"{name}.parquet", blob)
+    seal(paths.data)
     results = paths.results("data")
     table = rejects.assign(examples=[_cell(e) for e in rejects["examples"]])
     atomic_write(results / "rejects.csv", table.to_csv(index=False, lineterminator="\n"))
@@ -146,7 +169,9 @@ def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
 
 def load(paths: Paths, table: str) -> pd.DataFrame:
     """A table of a study: rows, clean and split; preferences; or truth, the simulator's secret, columns TRUTH, to
-    validate rewards and judges with, empty for observed data."""
+    validate rewards and judges with, empty for observed data. UserError if its file is not there or not what was
+    written."""
+    check(paths.data, "run notebook 01_data or `dvc repro` again")
     path = paths.data / f"{table}.parquet"
     if not path.is_file():
         raise UserError(f"{path}: not there yet; run notebook 01_data or `dvc repro` first")
@@ -164,7 +189,7 @@ def posts(
     """The posts of a split (train | validation | test | judge) and, in train, of a phase (sft | rl; None or
     "all": both), in an order by hash of their id, so that the first `limit` (0 = all) are a fair sample and
     stay the same. gold: the gold_per_post replies of highest controlled engagement. UserError if there are
-    none."""
+    none, or fewer than `limit`."""
     chosen = rows[rows["split"] == split]
     if phase not in (None, "all"):
         chosen = chosen[chosen["phase"] == phase]
@@ -184,6 +209,11 @@ def posts(
         )
         for name, post in chosen.groupby("tweet_id", sort=True)
     ]
+    if limit > len(found):
+        raise UserError(
+            f"split {split!r} holds {len(found)} posts and {limit} are asked for; set the number to {len(found)} or "
+            "less in the preset (0 = all)"
+        )
     order = np.argsort(texts.seeded_hash([p.id for p in found], 0), kind="stable")
     return [found[k] for k in order[: limit or None]]
 

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 
 from polylib.models import attention, sealed
@@ -39,21 +40,37 @@ def format_prompt(tokenizer, post: str, max_post_tokens: int = 256) -> list[int]
     """Token ids of the chat prompt for one post: everything before the first reply token.
 
     The post is user text: it is tokenised apart from the template and with special tokens split, so
-    `<|im_end|>` typed by a user stays five harmless characters and cannot close the turn.
+    `<|im_end|>` typed by a user stays five harmless characters and cannot close the turn. UserError if the
+    tokenizer has no chat template that takes it.
     """
     marker = "\u2063POST\u2063"  # invisible separators: cannot collide with the template
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "system", "content": SYSTEM}, {"role": "user", "content": marker}],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    before, after = rendered.split(marker)
+    before, after = _rendered(tokenizer, marker).split(marker)
     ids = tokenizer(post, add_special_tokens=False, split_special_tokens=True).input_ids
     start, end = (
         tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
         for text in (before, after)
     )
     return start + ids[:max_post_tokens] + end
+
+
+def _rendered(tokenizer, text: str) -> str:
+    """The chat prompt as text. A template that refuses or drops a system turn (Gemma's) gets the instruction before
+    the post instead."""
+    turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+    folded, why = [{"role": "user", "content": f"{SYSTEM}\n\n{text}"}], "drops what it is given"
+    for messages in (turns, folded):
+        try:
+            rendered = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except (TemplateError, ValueError) as error:
+            why = str(error)[:80]
+            continue
+        if SYSTEM in rendered and rendered.count(text) == 1:
+            return rendered
+    raise UserError(
+        f"{tokenizer.name_or_path}: its chat template cannot be used ({why}); choose a model.source made for chat"
+    )
 
 
 def encode_reply(tokenizer, reply: str, max_new_tokens: int) -> list[int]:
