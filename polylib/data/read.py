@@ -105,7 +105,7 @@ def load(
             bad.append((number, "", record.problem, record.example))
             continue
         seen |= record.keys()
-        row, faults = _check(_rename(record, columns), counts)
+        row, faults = _check(_rename(record, columns) if columns else record, counts)
         fatal = next((fault for fault in faults if fault[0] in REFUSING), None)
         if not fatal:
             for field, problem in faults:
