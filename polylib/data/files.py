@@ -118,20 +118,31 @@ def _csv(text: str, notes: list[str]) -> Iterator[tuple[int, dict | Broken]]:
     header = [name.strip() for name in next(csv.reader([lines[at]], **dialect))]
     _unique(header)
     at += 1
+
+    def ahead(
+        start: int,
+    ) -> Iterator[str]:  # a record ends within MAX_SPAN lines, or its quote is stray
+        for k in range(start, len(lines)):
+            if k - at >= MAX_SPAN:
+                return
+            yield lines[k]
+
+    reader, first = None, at
     while at < len(lines):
-        ahead = (lines[k] for k in range(at, min(at + MAX_SPAN, len(lines))))
-        reader = csv.reader(ahead, **dialect)
+        if reader is None:
+            reader, first = csv.reader(ahead(at), **dialect), at
         try:
             fields, wrong = next(reader), ""
         except csv.Error as error:
             fields, wrong = [], str(error)
-        span = lines[at : at + reader.line_num]
-        torn = wrong or len(span) > 1 and _doubtful(span, len(fields), header, delimiter)
-        if torn:
+        span = lines[at : first + reader.line_num]
+        if wrong or len(span) > 1 and _doubtful(span, len(fields), header, delimiter):
             yield at + 1, _torn(span[0], wrong)
-        elif any(fields):
+            reader, at = None, at + 1
+            continue
+        if any(fields):
             yield at + 1, _row(header, fields)
-        at += 1 if torn else len(span)
+        at += len(span)
 
 
 def _delimiter(header: str) -> str:
