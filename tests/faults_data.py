@@ -7,14 +7,14 @@ FAULTS = [
     (
         "csv: after a torn record the lines inside are lost",
         "data/files",
-        "1 if torn else len(span)",
-        "len(span)",
+        "reader, at = None, at + 1",
+        "reader, at = None, at + len(span)",
     ),
     (
         "csv: an open quote takes the whole file",
         "data/files",
-        "min(at + MAX_SPAN, len(lines))",
-        "len(lines)",
+        "k - at >= MAX_SPAN",
+        "False",
     ),
     (
         "csv: the space after a comma stays",
@@ -148,11 +148,16 @@ FAULTS = [
         "if limit > len(found)",
         "if False",
     ),
-    ("prepare: a damaged file is read", "data/prepare", "    check(path.parent,", "    str("),
+    ("prepare: a damaged file is read", "data/prepare", "    check(paths.data,", "    str("),
     ("prepare: files without checksums", "data/prepare", "    seal(paths.data)", "    pass"),
-    ("hub: the row limit is ignored", "data/hub", "None if limit is None else int(limit)", "None"),
+    (
+        "hub: the row limit is ignored",
+        "data/hub",
+        'int(options["rows"]) if "rows" in options else None',
+        "None",
+    ),
     ("hub: always the training split", "data/hub", 'split=options["split"]', 'split="train"'),
-    ("hub: bytes as they print", "data/hub", "return value.decode()", "return str(value)"),
+    ("hub: bytes as they print", "data/text", "return value.decode() if", "return str(value) if"),
     ("hub: an unknown option passes", "data/hub", "if key not in OPTIONS or", "if"),
     (
         "explode: lists of unequal length",
@@ -163,8 +168,8 @@ FAULTS = [
     (
         "explode: a post without replies is no row",
         "data/adapters",
-        'aside.append((number, "no_replies", example(record)))\n        elif not',
-        "pass\n        elif not",
+        'aside.append((number, "no_replies", example(record)))\n    elif not',
+        "pass\n    elif not",
     ),
     ("unpivot: a reply twice", "data/adapters", "if seen.get(key) == fields", "if False"),
     (
@@ -179,12 +184,12 @@ FAULTS = [
         "while key in above and key not in seen",
         "while False",
     ),
-    ("self_join: an id twice", "data/adapters", "elif first != number", "elif False"),
+    ("self_join: an id twice", "data/adapters", "elif rows[key][0] != number", "elif False"),
     (
         "self_join: an orphan answers nothing",
         "data/adapters",
-        'aside.append((number, "no_parent", example(record)))',
-        "pass",
+        'aside.append((number, "no_parent" if key in above else',
+        "key in above or aside.append((number,",
     ),
     (
         "pairs: scores below 0 are 0",

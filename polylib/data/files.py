@@ -119,9 +119,8 @@ def _csv(text: str, notes: list[str]) -> Iterator[tuple[int, dict | Broken]]:
     _unique(header)
     at += 1
 
-    def ahead(
-        start: int,
-    ) -> Iterator[str]:  # a record ends within MAX_SPAN lines, or its quote is stray
+    def ahead(start: int) -> Iterator[str]:
+        """Lines from one on, as many as one record may span: where it is longer, its quote is stray."""
         for k in range(start, len(lines)):
             if k - at >= MAX_SPAN:
                 return

@@ -37,9 +37,7 @@ def hub_rows(source: str) -> Iterator[dict]:
         )
         for row in itertools.islice(loaded, int(options["rows"]) if "rows" in options else None):
             yield {key: texts.decoded(value, None) for key, value in row.items()}  # None: a picture
-    except (
-        Exception
-    ) as error:  # the library raises a dozen unrelated types; all mean that there is no data
+    except Exception as error:  # of a dozen unrelated types; all mean that there are no data
         why = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
             f"{source}: not reachable ({why}); check name, revision, config, split and network, or "
