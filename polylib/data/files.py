@@ -126,7 +126,7 @@ def _csv(text: str, notes: list[str]) -> Iterator[tuple[int, dict | Broken]]:
                 return
             yield lines[k]
 
-    reader, first = None, at
+    reader, first, damaged = None, at, bool(_BAD_BYTE.search(text))
     while at < len(lines):
         if reader is None:
             reader, first = csv.reader(ahead(at), **dialect), at
@@ -140,7 +140,7 @@ def _csv(text: str, notes: list[str]) -> Iterator[tuple[int, dict | Broken]]:
             reader, at = None, at + 1
             continue
         if any(fields):
-            yield at + 1, _row(header, fields)
+            yield at + 1, _row(header, fields, damaged)
         at += len(span)
 
 
@@ -176,13 +176,13 @@ def _torn(line: str, wrong: str) -> Broken:
     return Broken(problem, example(line))
 
 
-def _row(header: list[str], fields: list[str]) -> dict | Broken:
+def _row(header: list[str], fields: list[str], damaged: bool) -> dict | Broken:
     if len(fields) != len(header) or (not header[-1] and fields[-1].strip()):
         named = len(header) - (not header[-1])
         return Broken(f"has not the {named} fields of the header", example(fields))
     record = dict(zip(header, fields, strict=True))
     record.pop("", None)  # a column without a name, such as an index
-    return _entry(record, "".join(fields))
+    return _entry(record, "".join(fields)) if damaged else record
 
 
 def _json(text: str) -> Iterator[tuple[int, dict | Broken]]:
