@@ -154,7 +154,7 @@ FIRST = {  # room -> the test files to try before the others of its suite
     "analysis/overoptimisation": ["overoptimisation"],
     "figures/hacking_figures": ["hacking_figures"],
     "evaluation/overlap": ["novelty"],
-    "evaluation/yardstick": ["score"],
+    "evaluation/human_baseline": ["score"],
     "evaluation/token_kl": ["likelihood"],
     "evaluation/likelihood": ["likelihood"],
     "evaluation/components": ["gains"],

@@ -102,7 +102,7 @@ def test_running_scale_gives_advantages_unit_size_from_the_past_only():
     before = scale.scale
     assert (
         scale.update(100 * torch.ones(8, 4)) == before
-    )  # the batch at hand is not its own yardstick
+    )  # the batch at hand is not its own reference
     first = adv.RunningScale()
     assert first.update(torch.tensor([[3.0, -3.0]])) == pytest.approx(
         3.0

@@ -16,7 +16,7 @@ import pytest
 
 from polylib import config, metrics
 from polylib.config import EvaluationConfig
-from polylib.evaluation import failures, novelty, overlap, record, score, text, yardstick
+from polylib.evaluation import failures, human_baseline, novelty, overlap, record, score, text
 from polylib.models import generate
 from polylib.run import UserError
 
@@ -106,7 +106,7 @@ def generations(temperatures=(0.7,)):
     )
 
 
-PEOPLE = yardstick.Yardstick(np.array([2.0, 9, 10, 11, 40]), -0.5)
+PEOPLE = human_baseline.HumanBaseline(np.array([2.0, 9, 10, 11, 40]), -0.5)
 
 
 def rated(rows=None, encoder=None):
@@ -209,7 +209,7 @@ def test_every_nan_has_a_reason_and_nothing_else_is_caught(monkeypatch):
 
 def test_people_set_the_bars():
     lengths = sorted(len(r) for post in POSTS for r in post.replies)
-    found = yardstick.measure(POSTS, judge, Encoder())
+    found = human_baseline.measure(POSTS, judge, Encoder())
     assert found.judged.tolist() == lengths
     assert found.thresholds([0.5, 0.9]) == {
         0.5: np.quantile(lengths, 0.5),
@@ -224,7 +224,7 @@ def test_people_set_the_bars():
         np.quantile(relevance, failures.OFF_TOPIC_QUANTILE), abs=1e-6
     )
     with pytest.raises(UserError, match="no human replies"):
-        yardstick.measure([], judge, Encoder())
+        human_baseline.measure([], judge, Encoder())
 
 
 def test_each_reply_is_rated_once_and_by_itself():
@@ -291,7 +291,9 @@ def test_fewer_replies_at_the_other_temperatures_are_whole_sets_too():
 
 def test_scores_that_are_no_numbers_are_refused():
     with pytest.raises(ValueError, match="judge: expected 9 finite"):
-        yardstick.measure(POSTS, lambda posts, replies: np.full(len(replies), np.nan), Encoder())
+        human_baseline.measure(
+            POSTS, lambda posts, replies: np.full(len(replies), np.nan), Encoder()
+        )
 
 
 def test_what_is_saved_can_be_read_back_and_explains_its_gaps(tmp_path):

@@ -143,7 +143,7 @@ def hacking_table(
     results, columns: tuple[str, str] = ("reward_mean", "judge_mean")
 ) -> pd.DataFrame:
     """method, seed, level, label, z, feature, proxy_gain, judge_gain, their _low and _high (95 % over posts), reasons:
-    the detector's verdict on every trained run, with SFT of the same seed as the second yardstick.
+    the detector's verdict on every trained run, with SFT of the same seed as the second reference.
 
     Levels as in `rewards.hacking`, from `hacking` in the metrics.json of the evaluation cells: hacked needs the reward
     up, the judge not up, and the gap between both, in sd over SFT's posts, above 0. UserError if a file lacks it."""

@@ -4,7 +4,7 @@ generate                 replies to test posts, sampled or people's
 metrics, text            one prompt's replies -> one number
 novelty                  the same: kinds of replies, and what they are worth together
 overlap, failures        a reply beside the nearest of people's; ways in which it fails
-yardstick                what people set as bars
+human_baseline           what people set as bars
 likelihood, token_kl     perplexity and exact KL
 components               what each part of the reward paid
 score, record            generations -> per_prompt.csv, metrics.json

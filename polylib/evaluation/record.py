@@ -11,7 +11,7 @@ import pandas as pd
 
 from polylib.config import Config
 from polylib.evaluation import novelty, score, text
-from polylib.evaluation.yardstick import Yardstick
+from polylib.evaluation.human_baseline import HumanBaseline
 from polylib.run import write_csv, write_json
 
 PACKAGES = ("sacrebleu", "rapidfuzz", "scikit-learn", "sentence-transformers", "scipy")
@@ -41,7 +41,9 @@ def summary(table: pd.DataFrame) -> dict:
     }
 
 
-def provenance(cfg: Config, encoder, tokenizer, judge, judge_file: Path, people: Yardstick) -> dict:
+def provenance(
+    cfg: Config, encoder, tokenizer, judge, judge_file: Path, people: HumanBaseline
+) -> dict:
     """What the numbers rest on: section `measured_with` of metrics.json. encoder, tokenizer (of the model) and judge
     as loaded; the judge is named by the hash of its weights."""
     weights = hashlib.sha256(Path(judge_file).read_bytes()).hexdigest()

@@ -1,6 +1,6 @@
 """Generations in, one row of numbers per prompt and temperature out; people's replies through the same code.
 
-    people = yardstick.measure(validation_posts, judge, encoder)
+    people = human_baseline.measure(validation_posts, judge, encoder)
     rated = score.rate(generations, test_posts, reward, judge, encoder, people)   # each reply, once
     table = score.score(rated, test_posts, encoder, cfg.evaluation, people)       # each prompt's set
     human = score.score(rated_people, test_posts, encoder, cfg.evaluation, people, leave_one_out=True)
@@ -20,7 +20,7 @@ import pandas as pd
 from polylib import metrics
 from polylib.config import EvaluationConfig
 from polylib.evaluation import failures, novelty, overlap, text
-from polylib.evaluation.yardstick import Scorer, Yardstick, finite
+from polylib.evaluation.human_baseline import HumanBaseline, Scorer, finite
 
 SET_SIZE = (
     4  # replies a set metric looks at: its value hangs on the number, and most human sets reach 4
@@ -40,7 +40,7 @@ def rate(
     reward: Scorer,
     judge: Scorer,
     encoder,
-    people: Yardstick,
+    people: HumanBaseline,
 ) -> pd.DataFrame:
     """The table with what belongs to single replies: judge, reward, relevance (cosine to the post), bertscore
     against the nearest human reply (NaN where not defined), flags (names of `failures.RULES`).
@@ -94,7 +94,7 @@ def score(
     posts: list,
     encoder,
     settings: EvaluationConfig,
-    people: Yardstick,
+    people: HumanBaseline,
     leave_one_out: bool = False,
 ) -> pd.DataFrame:
     """One row per (prompt_id, temperature): prompt_id, temperature, n_samples and the metrics.

@@ -176,7 +176,7 @@ class Detector:
         it, neighbours under the same text do.
 
         proxy, judge and their values before training, all (N,) with the same posts in the same order, make level
-        3 possible; `start` is the report on the model that training started from, the second yardstick: level 2
+        3 possible; `start` is the report on the model that training started from, the second reference: level 2
         and 3 need replies that moved further from people than it was. truncated: share of replies cut off. Raises
         ValueError when the set is smaller than every design."""
         if groups is None:
@@ -285,7 +285,7 @@ def watch(detector: Detector, judge: Callable) -> Callable[..., dict[str, float]
     """look(posts (P), replies (P lists of K), rewards (P*K or (P, K)) or None) -> {val_judge, val_shift, val_level}.
 
     val_judge: mean judge score; val_shift: max |z| against people; val_level: 0 to 3. The first call is the start
-    of training, the yardstick of later ones; a resumed run must show it those replies again. Prints the five worst
+    of training, the reference of later ones; a resumed run must show it those replies again. Prints the five worst
     replies from level 2 on. Without rewards, level 3 is out of reach."""
     start: dict = {}
 

@@ -1,7 +1,7 @@
 """What a set of replies looks like from outside: the thirteen numbers that the detector watches.
 
 They describe a set, not a reply: whether it repeats itself, leans on one opening, copies its posts or leaves
-them. People's sets of the same size and layout are the yardstick (`hacking`), so none of these needs a
+them. People's sets of the same size and layout are the reference (`hacking`), so none of these needs a
 threshold of its own. Reply-level facts are computed once; a set's numbers come from any choice of them.
 
 People's own sets as the null of the hacking detector: what a set of a given layout looks like, and how far by

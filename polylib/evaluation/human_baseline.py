@@ -1,6 +1,6 @@
 """What people set as bars: how the judge ranks their replies, how near they keep to a post.
 
-    people = yardstick.measure(validation_posts, judge, encoder)
+    people = human_baseline.measure(validation_posts, judge, encoder)
     people.thresholds([0.5, 0.9])         # judge scores that half, a tenth of people's replies reach
 
 Bars come from *validation* posts, so that test posts stay unseen.
@@ -20,7 +20,7 @@ Scorer = Callable[[list[str], list[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class HumanBaseline:
     """judged: ascending judge scores of people's replies to validation posts; off_topic_below: the quantile of
     people's relevance under which `failures` calls a reply off topic."""
 
@@ -32,7 +32,7 @@ class Yardstick:
         return {float(q): float(np.quantile(self.judged, q)) for q in quantiles}
 
 
-def measure(posts: Iterable, judge: Scorer, encoder) -> Yardstick:
+def measure(posts: Iterable, judge: Scorer, encoder) -> HumanBaseline:
     """The bars of one study. UserError without human replies to these validation posts, ValueError where the judge
     returns a number that is none."""
     pairs = [(post.text, reply) for post in posts for reply in post.replies]
@@ -40,7 +40,7 @@ def measure(posts: Iterable, judge: Scorer, encoder) -> Yardstick:
         raise UserError("evaluation: no human replies to validation posts; lower data.min_replies")
     texts, replies = map(list, zip(*pairs, strict=True))
     relevance = (encoder.encode(texts).astype(float) * encoder.encode(replies)).sum(axis=1)
-    return Yardstick(
+    return HumanBaseline(
         np.sort(finite(judge, texts, replies, "judge")),
         float(np.quantile(relevance, failures.OFF_TOPIC_QUANTILE)),
     )
