@@ -118,6 +118,7 @@ FIRST = {  # room -> the test files to try before the others of its suite
     "data/pairs": ["signed_scores"],
     "data/profile": ["profile"],
     "study": ["study", "profile"],
+    "config": ["study"],
     "training/objective": ["normalizers", "objective", "kl"],
     "training/advantages": ["advantages", "kl"],
     "training/diversity": ["diversity"],
