@@ -205,7 +205,7 @@ FAULTS = [
         "study: chosen without a look",
         "study",
         "            print(prepare.look(",
-        "            str(",
+        "            str((",
     ),
     (
         "study: any preset outside params/",
