@@ -38,9 +38,7 @@ def distributions(folder: str) -> set[str]:
     names = {
         name.split(".")[0] for path in (ROOT / folder).rglob("*.py") for name in imported(path)
     }
-    own = {path.stem for place in (folder, "tools") for path in (ROOT / place).rglob("*.py")} | {
-        "polylib"
-    }
+    own = {path.stem for f in (folder, "tools") for path in (ROOT / f).rglob("*.py")} | {"polylib"}
     return {
         canonicalize_name(owners[name][0]) for name in names - own - set(sys.stdlib_module_names)
     }

@@ -166,7 +166,10 @@ def test_more_posts_than_a_split_holds_are_refused(tmp_path, section, key, split
         assert look(held + 1, methods=("sft", "polychromic"), **{"ablation": grid})
 
 
-@pytest.mark.parametrize("preset", sorted(p.stem for p in (ROOT / "params").glob("*.yaml")))
-def test_no_shipped_preset_asks_for_more_posts_than_the_corpus_holds(preset):
-    cfg = config.load(preset, ROOT)
-    assert prepare.look(cfg, ROOT / "polylib/data/corpus.jsonl")
+def test_no_shipped_preset_asks_for_more_posts_than_the_corpus_holds():
+    corpus, made = ROOT / "polylib/data/corpus.jsonl", {}
+    for preset in sorted(path.stem for path in (ROOT / "params").glob("*.yaml")):
+        cfg = config.load(preset, ROOT)
+        key = repr(cfg.data)  # gpu reads what laptop reads
+        made[key] = made.get(key) or prepare.make(cfg.data, corpus)
+        prepare._enough(cfg, corpus, made[key].rows)

@@ -109,13 +109,17 @@ def _enough(cfg: Config, source: str | Path, rows: pd.DataFrame) -> None:
         asked += [("validation", f"{section}.eval_prompts", vars(cfg)[section].eval_prompts)]
     if cfg.ablation.grid:
         asked += [(part, "ablation.posts", cfg.ablation.posts) for part in ("validation", "test")]
-    for part, key, number in asked:
-        held = rows.loc[rows["split"] == part, "tweet_id"].nunique()
-        if number > held:
-            raise UserError(
-                f"{source}: split {part} holds {held} posts and {key} asks for {number}; set it to {held} or less in "
-                f"params/{cfg.preset}.yaml, or use more data"
-            )
+    held = rows.groupby("split")["tweet_id"].nunique()
+    short = [
+        f"{key} {number} (split {part} holds {held.get(part, 0)})"
+        for part, key, number in asked
+        if number > held.get(part, 0)
+    ]
+    if short:
+        raise UserError(
+            f"{source}: fewer posts than params/{cfg.preset}.yaml asks for: {', '.join(short)}; lower these settings "
+            "(in a preset of your own: extends), or use more data"
+        )
 
 
 def prepare(cfg: Config, source: str | Path, paths: Paths) -> Prepared:
