@@ -135,7 +135,12 @@ FAULTS = [
     ("clean: posts without a limit", "data/clean", 'rows["tweet"].str.len() > MAX_POST', "False"),
     ("prepare: formulas after a semicolon", "data/prepare", '"(?<=[;|])[=+@-]"', '"(?<=;;)[=+@-]"'),
     ("prepare: what is switched off is not said", "data/prepare", "notes + _unknown(raw)", "notes"),
-    ("prepare: more posts than there are", "data/prepare", "if number > held.get(part, 0)", "if False"),
+    (
+        "prepare: more posts than there are",
+        "data/prepare",
+        "if number > held.get(part, 0)",
+        "if False",
+    ),
     (
         "prepare: as many posts as there are refused",
         "data/prepare",
