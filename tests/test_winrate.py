@@ -9,12 +9,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from polylib.analysis.length_control import overlap, win_rate
 from scipy.special import expit
 from study_fixture import small_config, write_study
 from test_rewards_llm import server  # noqa: F401  (a fixture)
 
 from polylib.analysis import judging, replies, results, winrate
-from polylib.analysis.length_control import overlap, win_rate
 from polylib.config import UserError
 from polylib.figures import winrate_figure
 from polylib.reward_checks import agreement, verdicts

@@ -17,8 +17,7 @@ import numpy as np
 import pandas as pd
 
 from polylib.analysis import replies, winrate
-from polylib.analysis.length_control import win_rate
-from polylib.analysis.results import UNSEEDED, Results
+from polylib.analysis.results import Results
 from polylib.config import UserError
 from polylib.reward_checks import verdicts
 from polylib.reward_checks.agreement import kappa
@@ -28,14 +27,13 @@ from polylib.rewards.llm_client import Client
 
 CONTROLS = 24  # posts with a human reply that the controls are made of
 OFF = "no language model judges this study: set llm_judge.url, llm_judge.model and llm_judge.compare_posts"
-RATES = ("raw", "lc", "se", "low", "high", "overlap")
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """controls: criterion and the columns of `llm_controls.battery`. runs: one row a criterion, method and seed: raw,
-    lc, se, low, high, overlap, n (posts with a verdict), missing, consistent (share of pairs that name the same reply
-    in both orders), first (share of verdicts for the reply shown first), kappa with the study's own judge, kappa_low,
+    """controls: criterion and the columns of `llm_controls.battery`. runs: one row a criterion, method and seed: raw
+    (share of posts won), n (posts with a verdict), missing, consistent (share of pairs that name the same reply in both
+    orders), first (share of verdicts for the reply shown first), kappa with the study's own judge, kappa_low,
     kappa_high, reason. methods: `winrate.by_method` with the criterion as `opponent` renamed; empty if all refused."""
 
     controls: pd.DataFrame
@@ -71,64 +69,39 @@ def llm_comparison(
     controls, rows, found = [], [], {}
     for criterion, judge in judges.items():
         table = llm_controls.battery(judge, *known)
-        controls.append(table.assign(criterion=criterion))
+        table.insert(0, "criterion", criterion)
+        controls.append(table)
         refused = llm_controls.refusal(table)
         for (method, seed), pairs in cells.items():
-            row = {"criterion": criterion, "method": method, "seed": seed}
+            row = {"criterion": criterion, "method": method, "seed": seed, "raw": np.nan, "n": 0}
             if refused:
-                rows.append(
-                    row
-                    | dict.fromkeys(RATES, np.nan)
-                    | {"n": 0, "reason": f"judge refused ({refused})"}
-                )
+                rows.append(row | {"reason": f"judge refused ({refused})"})
                 continue
-            seen = judge.compare(
-                list(pairs["post"]), list(pairs["reply"]), list(pairs["reply_other"])
-            )
-            rate = win_rate(seen.wins, pairs["length"], pairs["length_other"], pairs["post_id"])
+            seen = judge.compare(*_asked(pairs))
+            shares = found[method, seed, criterion] = winrate.by_post(seen.wins, pairs["post_id"])
             own = verdicts.hard(verdicts.soft_wins(pairs["judge"], pairs["judge_other"]))
             agreed = kappa(seen.wins, own, pairs["post_id"])
-            found[method, seed, criterion] = rate
             rows.append(
                 row
-                | {name: getattr(rate, name) for name in RATES}
                 | {
-                    "n": len(rate.posts),
-                    "missing": rate.missing,
+                    "raw": shares.mean(),
+                    "n": len(shares),
+                    "missing": int(np.isnan(seen.wins).sum()),
                     "consistent": seen.consistent,
                     "first": seen.first,
                     "kappa": agreed["kappa"],
                     "kappa_low": agreed["low"],
                     "kappa_high": agreed["high"],
-                    "reason": "; ".join(filter(None, (rate.reason, agreed["reason"]))),
+                    "reason": agreed["reason"],
                 }
             )
-    methods = _by_method(results, found) if found else pd.DataFrame()
-    columns = [
-        "criterion",
-        "method",
-        "seed",
-        *RATES,
-        "n",
-        "missing",
-        "consistent",
-        "first",
-        "kappa",
-        "kappa_low",
-        "kappa_high",
-        "reason",
-    ]
-    every = pd.concat(controls, ignore_index=True)
-    return Verdicts(
-        every[["criterion", *(name for name in every if name != "criterion")]],
-        pd.DataFrame(rows).reindex(columns=columns),
-        methods,
-    )
+    methods = winrate.by_method(results, found).rename(columns={"opponent": "criterion"})
+    methods = methods.drop(columns="judge_accuracy", errors="ignore")  # of the study's own judge
+    return Verdicts(pd.concat(controls, ignore_index=True), pd.DataFrame(rows), methods)
 
 
-def _by_method(results: Results, found: winrate.Found) -> pd.DataFrame:
-    table = winrate.by_method(results, found).rename(columns={"opponent": "criterion"})
-    return table.drop(columns="judge_accuracy")  # that of the study's own judge
+def _asked(pairs: pd.DataFrame) -> list[list[str]]:
+    return [list(pairs[name]) for name in ("post", "reply", "reply_other")]
 
 
 def estimate(judges: dict[str, LLMReward], known: tuple, cells: dict) -> dict[str, float]:
@@ -136,10 +109,7 @@ def estimate(judges: dict[str, LLMReward], known: tuple, cells: dict) -> dict[st
     total: dict[str, float] = {}
     for judge in judges.values():
         asked = [judge.questions(*columns) for columns in llm_controls.pairs(*known).values()]
-        asked += [
-            judge.questions(*(list(pairs[name]) for name in ("post", "reply", "reply_other")))
-            for pairs in cells.values()
-        ]
+        asked += [judge.questions(*_asked(pairs)) for pairs in cells.values()]
         one = judge.client.estimate([question for part in asked for question in part])
         total = {name: total.get(name, 0) + value for name, value in one.items()}
     return total
@@ -153,16 +123,15 @@ def _human(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 def _cells(results: Results, frame: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
     """{(method, seed): first reply of the run and of SFT with its seed, to the first compare_posts posts}."""
-    cells = {}
-    for seed in results.cfg.seeds:
-        sft = _first(results, frame, "sft", seed)
-        for method in results.methods:
-            if method not in ("sft", *UNSEEDED):
-                mine = _first(results, frame, method, seed)
-                cells[method, seed] = mine.merge(sft, on="post_id", suffixes=("", "_other"))
-    return cells
 
+    def first(method: str, seed: int) -> pd.DataFrame:
+        table = replies.cell(frame, method, seed).drop_duplicates("post_id")
+        return table.head(results.cfg.llm_judge.compare_posts)
 
-def _first(results: Results, frame: pd.DataFrame, method: str, seed: int) -> pd.DataFrame:
-    table = replies.cell(frame, method, seed).drop_duplicates("post_id")
-    return table.head(results.cfg.llm_judge.compare_posts)
+    return {
+        (method, seed): first(method, seed).merge(
+            first("sft", seed), on="post_id", suffixes=("", "_other")
+        )
+        for seed in results.cfg.seeds
+        for method in results.trained
+    }

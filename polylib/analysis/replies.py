@@ -54,11 +54,9 @@ def load(results: Results) -> pd.DataFrame:
 
 
 def cell(frame: pd.DataFrame, method: str, seed: int | None) -> pd.DataFrame:
-    """The rows of one run (seed None: of people, or of the base model) out of `load`, with `length` in characters."""
-    rows = frame["method"].eq(method) & (
-        frame["seed"].isna() if seed is None else frame["seed"].eq(seed)
-    )
-    return frame[rows].assign(length=frame.loc[rows, "reply"].str.len()).reset_index(drop=True)
+    """The rows of one run (seed None: of people, or of the base model) out of `load`."""
+    own = frame["seed"].isna() if seed is None else frame["seed"].eq(seed)
+    return frame[frame["method"].eq(method) & own].reset_index(drop=True)
 
 
 def _read(file: Path) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Several replies to one post: the chance of a good one, the best of k, and what choosing with the reward is worth.
+"""Several replies to one post: the chance of a good one.
 
 Bold lines are means over runs, thin ones the runs. Bands are 95 % intervals for the method (other runs and other
 posts); for people, and in a study with one run, over posts alone.
@@ -6,12 +6,12 @@ posts); for people, and in a study with one run, over posts alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from polylib import stats
@@ -20,12 +20,8 @@ from polylib.figures.style import METHOD_STYLE, STYLE, Picture, finish, lines, p
 from polylib.names import ordered
 
 PEOPLE = "People: posts with at least k replies, where half of them have as many."
-BAND = 0.1  # opacity
-CHOICES = {
-    "oracle": ("-", "best of k (oracle)"),
-    "selected": ("--", "picked by the reward"),
-    "random": (":", "random"),
-}
+BANDS = "Bands: 95 % for the method, over runs and posts."
+ONE_RUN = "Bands: 95 % over posts; one run says nothing about the method."
 
 
 def spread(cells: Mapping) -> pd.DataFrame:
@@ -58,7 +54,8 @@ def pass_at_k(results: Results, columns: int = 2) -> Picture:
     """Chance that one of k replies is at least as good as a human reply at a quantile of the judge; a panel
     each."""
     quantiles = sorted(results.cfg.evaluation.judge_quantiles)
-    ks = _ks(results, "pass@", f"_q{quantiles[0]:g}")
+    names = (re.fullmatch(rf"pass@(\d+)_q{quantiles[0]:g}", name) for name in results.columns)
+    ks = sorted(int(name[1]) for name in names if name)
     data = pd.concat(
         [
             spread(results.cells(f"pass@{k}_q{q:g}")).assign(k=k, quantile=q)
@@ -70,7 +67,7 @@ def pass_at_k(results: Results, columns: int = 2) -> Picture:
     with rc_context(STYLE):
         figure, axes = panels(len(quantiles), columns, 1.9, 1.0, sharex=True, sharey=True)
         for ax, q in zip(axes.flat, quantiles, strict=False):
-            _curves(ax, data[data["quantile"].eq(q)], "pass_at_k", "k")
+            _curves(ax, data[data["quantile"].eq(q)])
             ax.set_title(f"beats {q:.0%} of human replies")
             ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         low = data[["pass_at_k", "low"]].min(axis=None)
@@ -78,106 +75,18 @@ def pass_at_k(results: Results, columns: int = 2) -> Picture:
         _k_axis(axes, ks)
         for ax in axes[:, 0]:
             ax.set_ylabel("pass@k")
-        finish(
-            figure, f"{results.note}. {_bands(results)} {PEOPLE}", columns, ordered(data["method"])
-        )
+        bands = BANDS if len(results.cfg.seeds) > 1 else ONE_RUN
+        finish(figure, f"{results.note}. {bands} {PEOPLE}", columns, ordered(data["method"]))
     return Picture("pass_at_k", figure, data)
 
 
-def best_of_k(results: Results, columns: int = 2) -> Picture:
-    """Judge score of one reply out of k: the best (oracle), the one the trained reward picks, a random one. A
-    method per panel. A falling middle line is over-optimisation."""
-    ks = _ks(results, "max@", "")
-    data = (
-        pd.concat(
-            [
-                spread(_choice(results, choice, k)).assign(choice=choice, k=k)
-                for choice in CHOICES
-                for k in ks
-            ],
-            ignore_index=True,
-        )
-        .rename(columns={"value": "judge"})
-        .dropna(subset="judge")
-    )
-    methods = ordered(data["method"])
-    with rc_context(STYLE):
-        figure, axes = panels(len(methods), columns, 1.5, 1.0, narrow=2, sharex=True, sharey=True)
-        for ax, method in zip(axes.flat, methods, strict=False):
-            color = METHOD_STYLE[method]["color"]
-            for choice, (dash, _) in CHOICES.items():
-                part = data[data["method"].eq(method) & data["choice"].eq(choice)]
-                for _, run in part.groupby("seed"):
-                    ax.plot(run["k"], run["judge"], color=color, lw=0.6, alpha=0.35)
-                mean = part.groupby("k")[["mean", "low", "high"]].first()
-                if choice != "random":
-                    ax.fill_between(
-                        mean.index, mean["low"], mean["high"], color=color, alpha=BAND, lw=0
-                    )
-                ax.plot(mean.index, mean["mean"], color=color, linestyle=dash)
-            ax.set_title(METHOD_STYLE[method]["label"])
-        _k_axis(axes, ks)
-        for ax in axes[:, 0]:
-            ax.set_ylabel("judge score")
-        finish(
-            figure,
-            f"{results.note}. {_bands(results)} {PEOPLE}",
-            columns,
-            extra=[
-                Line2D([], [], color="#333333", linestyle=dash, label=label)
-                for dash, label in CHOICES.values()
-            ],
-        )
-    return Picture("best_of_k", figure, data)
-
-
-def _choice(results: Results, choice: str, k: int) -> dict:
-    """Judge score by prompt of one reply out of k; a random one exists only where there are k to choose from."""
-    oracle = results.cells(f"max@{k}")
-    if choice == "random":
-        return {
-            cell: values.where(oracle[cell].notna())
-            for cell, values in results.cells("judge_mean").items()
-        }
-    return oracle if choice == "oracle" else results.cells(f"best@{k}")
-
-
-def _ks(results: Results, prefix: str, suffix: str) -> list[int]:
-    names = [n for n in results.columns if n.startswith(prefix) and n.endswith(suffix)]
-    return sorted(
-        int(number)
-        for name in names
-        if (number := name[len(prefix) :].removesuffix(suffix)).isdigit()
-    )
-
-
-def _bands(results: Results) -> str:
-    return (
-        "Bands: 95 % for the method, over runs and posts."
-        if len(results.cfg.seeds) > 1
-        else "Bands: 95 % over posts; one run says nothing about the method."
-    )
-
-
-def _curves(ax, data: pd.DataFrame, value: str, x: str) -> None:
-    lines(
-        ax,
-        data,
-        x,
-        value,
-        markersize=4.5,
-        markers={m: METHOD_STYLE[m]["marker"] for m in set(data["method"])},
-    )
+def _curves(ax, data: pd.DataFrame) -> None:
+    markers = {m: METHOD_STYLE[m]["marker"] for m in set(data["method"])}
+    lines(ax, data, "k", "pass_at_k", markersize=4.5, markers=markers)
     for method, part in data.dropna(subset="low").groupby("method"):
-        band = part.groupby(x)[["low", "high"]].first()
-        ax.fill_between(
-            band.index,
-            band["low"],
-            band["high"],
-            color=METHOD_STYLE[method]["color"],
-            alpha=BAND,
-            lw=0,
-        )
+        band = part.groupby("k")[["low", "high"]].first()
+        color = METHOD_STYLE[method]["color"]
+        ax.fill_between(band.index, band["low"], band["high"], color=color, alpha=0.1, lw=0)
 
 
 def _k_axis(axes, ks: list[int]) -> None:

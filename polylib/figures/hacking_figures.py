@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from polylib.analysis.overoptimisation import detected
+from polylib.analysis.hacked import detected
 from polylib.analysis.results import read_csv
 from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish, point
 from polylib.hacking.features import NAMES
@@ -67,7 +67,7 @@ def hacking_dashboard(results, columns: int = 2) -> Picture:
     """Left: the detector's features of every run, full above people's mean and hollow below. Right, on the same axis:
     policies with a planted hack (|z| of the feature that gives them away), which must lie right of the band, and
     people's fresh sets, which must lie in it. A run right of the band differs from people; whether it games its
-    reward is a question for the judge (`overoptimisation.hacking_table`)."""
+    reward is a question for the judge (`hacked.verdicts`)."""
     runs, planted = distances(results), controls(results)
     features = [name for name in NAMES if name in set(runs["feature"])]
     order = planted.assign(people=planted["policy"].eq(FRESH)).sort_values(

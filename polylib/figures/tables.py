@@ -1,7 +1,7 @@
 """The main table and the study's summary, from files alone.
 
     table = tables.main(results)
-    table.save(paths.figures)                       # table_main.tex, .md, .csv: what a page holds
+    table.save(paths.figures)                       # table_main.tex, .csv: what a page holds
     tables.everything(results).save(paths.figures)  # table_all: every metric, a row each
     tables.write_summary(results)                   # results/<study>/summary.json, for `dvc metrics show`
 
@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from polylib import stats
-from polylib.analysis import provenance
-from polylib.analysis.results import UNSEEDED, Results
+from polylib.analysis import effects
+from polylib.analysis.results import Results
 from polylib.figures.plain_tables import DASH, Table, number
 from polylib.figures.style import METHOD_STYLE
 from polylib.names import METRICS
@@ -105,7 +105,7 @@ def _table(results: Results, headings: dict[str, str], name: str, layout: str) -
                     metric: mean,
                     f"{metric}_half": claim.high - mean,
                     f"{metric}_prompts": int(np.isfinite(values).all(axis=0).sum()),
-                    f"{metric}_differs": method not in ("sft", *UNSEEDED)
+                    f"{metric}_differs": method in results.trained
                     and _differs(cells[metric], method),
                 }
             rows.append(row)
@@ -147,18 +147,9 @@ def _table(results: Results, headings: dict[str, str], name: str, layout: str) -
 
 def _differs(cells: dict, method: str) -> bool:
     """False too where nothing can be said: one run, or no variation."""
-    y, start = (stats.matrix(cells, name)[2] for name in (method, "sft"))
-    keep = np.isfinite(y).all(axis=0) & np.isfinite(start).all(axis=0)
-    if keep.sum() < 2:
-        return False
-    claim = stats.method_claim(y[:, keep] - start[:, keep], (y[:, keep], start[:, keep]))
-    return bool(claim.low > 0 or claim.high < 0)
-
-
-def reproducibility(results: Results) -> Table:
-    """Code, settings, data, models, seeds, machine and versions (T4), from env.json, the manifest and the preset."""
-    facts = provenance.facts(results)
-    return Table("reproducibility", facts, facts, f"{results.note}.", layout="facts")
+    a, b = effects.pair(cells, method)
+    claim = stats.method_claim(a - b, (a, b)) if a.shape[1] > 1 else None
+    return bool(claim and (claim.low > 0 or claim.high < 0))
 
 
 def summary(results: Results) -> dict:
