@@ -154,32 +154,6 @@ def means(results: Results, metrics: list[str], temperature: float | None = None
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
-def beside(results: Results, name: str, columns: list[str]) -> pd.DataFrame:
-    """method, seed (NaN for people and the base model) and the columns of a file that lies beside every per_prompt.csv,
-    of one cell after the other.
-
-    Raises UserError naming every cell that has no such file, or the file that lacks a column."""
-    cells = list(dict.fromkeys((method, seed) for method, seed, _ in results.frames))
-    files = {cell: results.paths.evaluation(*cell) / name for cell in cells}
-    missing = [
-        method if seed is None else f"{method}/s{seed}"
-        for (method, seed), file in files.items()
-        if not file.is_file()
-    ]
-    if missing:
-        raise UserError(
-            f"{results.paths.results('evaluation')}: {name} missing: {', '.join(sorted(missing))}; "
-            "run `dvc repro`"
-        )
-    return pd.concat(
-        [
-            read_csv(file, columns).assign(method=method, seed=np.nan if seed is None else seed)
-            for (method, seed), file in files.items()
-        ],
-        ignore_index=True,
-    )
-
-
 def _check_grid(paths: Paths, expected: set) -> None:
     folder = paths.results("evaluation")
     found = {

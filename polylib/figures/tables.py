@@ -3,7 +3,7 @@
     table = tables.main(results)
     table.save(paths.figures)                       # table_main.tex, .csv: what a page holds
     tables.everything(results).save(paths.figures)  # table_all: every metric, a row each
-    tables.write_summary(results)                   # results/<study>/summary.json, for `dvc metrics show`
+    tables.summary(results)                         # results/<study>/summary.json, for `dvc metrics show`
 
 A cell is the mean over runs and posts with half the width of its 95 % interval. The interval is for the
 method (runs are a sample too); people, and every row of a study with one seed, have one over posts alone. Bold is
@@ -22,7 +22,6 @@ from polylib.analysis.results import Results
 from polylib.figures.plain_tables import DASH, Table, number
 from polylib.figures.style import METHOD_STYLE
 from polylib.names import METRICS
-from polylib.run import write_json
 
 DIGITS = {"self_bleu": 1, "length_words": 1, "length_tokens": 1}  # all others: 3
 # What the printed table shows beside the judge and pass@k, as far as a study has it.
@@ -171,7 +170,3 @@ def summary(results: Results) -> dict:
         "prompts": len(results.people),
         "preset": results.cfg.preset,
     }
-
-
-def write_summary(results: Results) -> None:
-    write_json(results.paths.summary, summary(results))
