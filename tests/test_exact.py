@@ -77,20 +77,6 @@ def test_tost_is_statsmodels_in_the_paired_case():
         equivalence.tost(0.1, 0.1, 5, 0.0)
 
 
-def test_split_half_noise_is_the_sd_of_a_mean_of_half_differences():
-    assert equivalence.split_half_noise({"p": [0.0, 1.0]}, 4000) == pytest.approx(
-        1.0, rel=0.01
-    )  # +-1
-    scores = RNG.normal(size=(40, 6))
-    noise = equivalence.split_half_noise({f"p{i}": row for i, row in enumerate(scores)})
-    expected = np.sqrt(
-        (scores.var(axis=1, ddof=1) * 2 / 3).mean() / 40
-    )  # halves of 3, without replacement
-    assert noise == pytest.approx(expected, rel=0.06)
-    with pytest.raises(ValueError, match="two human replies"):
-        equivalence.split_half_noise({"p": [1.0]})
-
-
 def test_components_are_those_of_an_analysis_of_variance():
     y = RNG.normal(size=(4, 1)) + RNG.normal(size=(1, 6)) + RNG.normal(size=(4, 6))
     s, p = np.indices(y.shape)

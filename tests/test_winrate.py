@@ -220,8 +220,8 @@ def with_llm(study, server, **change):
 def grpo_first(data, question):
     """Knows whose reply is human and on topic; otherwise prefers GRPO when asked about engagement, else neither."""
     texts = [data["A"].rstrip(), data["B"].rstrip()]
-    if "Agreed!" in texts:
-        return "AB"[texts.index("Agreed!") == 0]
+    if any(text.startswith("Agreed!") for text in texts):  # whatever it says after that
+        return "AB"[texts[0].startswith("Agreed!")]
     if "takes up" in question:
         return "no idea" if texts[0].startswith("human") else "A"
     if texts[0] == texts[1]:
@@ -252,11 +252,11 @@ def test_a_language_model_is_asked_only_where_it_passed(study, talkative, tmp_pa
     said = capsys.readouterr().out
     calls = len(talkative.seen)
     promised = int(said.split("at most ")[1].split()[0])
-    assert calls <= promised and found.controls["criterion"].unique().tolist() == [
+    assert calls <= promised and found["controls"]["criterion"].unique().tolist() == [
         "engaging",
         "on_topic",
     ]
-    runs = found.runs.set_index(["criterion", "method", "seed"])
+    runs = found["runs"].set_index(["criterion", "method", "seed"])
     assert (
         runs.loc[("engaging", "grpo", 42), "raw"] == 1
         and runs.loc[("engaging", "grpo", 42), "consistent"] == 1
@@ -273,12 +273,12 @@ def test_a_language_model_is_asked_only_where_it_passed(study, talkative, tmp_pa
     assert not any(
         "grpo" in text for text in asked if "takes up" in text
     )  # once refused, not asked
-    assert set(found.methods["criterion"]) == {"engaging"}
+    assert set(found["methods"]["criterion"]) == {"engaging"}
     replay = judging.llm_comparison(with_llm(study, talkative, cache="replay"), tmp_path)
-    assert len(talkative.seen) == calls and replay.runs.to_csv() == found.runs.to_csv()
+    assert len(talkative.seen) == calls and replay["runs"].to_csv() == found["runs"].to_csv()
     assert (
-        replay.controls.to_csv() == found.controls.to_csv()
-        and replay.methods.to_csv() == found.methods.to_csv()
+        replay["controls"].to_csv() == found["controls"].to_csv()
+        and replay["methods"].to_csv() == found["methods"].to_csv()
     )
 
 
@@ -291,7 +291,7 @@ def test_no_question_is_asked_beyond_the_budget_or_without_being_wanted(
         judging.llm_comparison(with_llm(study, talkative, max_cost=0.001, price_in=10.0), tmp_path)
     capsys.readouterr()
     assert (
-        judging.llm_comparison(study, tmp_path) is None
+        judging.llm_comparison(study, tmp_path) == {}
         and capsys.readouterr().out.strip() == judging.OFF
     )
     assert not talkative.seen

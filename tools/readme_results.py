@@ -106,7 +106,7 @@ def comparisons_block(root: Path) -> str:
             ),
             "**Differences to SFT.** Effect, then two 95 % intervals: *these checkpoints* (other posts) / *the method* "
             f"(other training runs too). With {tested['seeds'].max():g} runs the exact sign-flip test cannot fall "
-            f"p = {tested['signs_floor'].max():g}, whatever the data show.",
+            f"below p = {tested['signs_floor'].max():g}, whatever the data show.",
             _by_method(
                 tested,
                 [names.METRICS[name] for name in EFFECTS],

@@ -1,13 +1,10 @@
 """Is quality kept? Two one-sided tests against a margin that was fixed beforehand, instead of "p above .05".
 
-The margin comes from the registration. What it should be measured against is how far apart two groups of people's
-replies to the same posts lie (`split_half_noise`): a smaller loss than that is one nobody could tell from people's own
-scatter. numpy and scipy only.
+The margin comes from the registration, with its reason: that of the laptop study is one SD of the difference between
+two random halves of people's replies to the same posts, a loss that nobody could tell from people's own scatter.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -39,22 +36,3 @@ def checkpoints(a: np.ndarray, b: np.ndarray, margin: float) -> Claim:
     """Claim about these checkpoints: a, b (S, P), prompts the only sample, seeds averaged."""
     per_prompt = (a - b).mean(axis=0)
     return tost(per_prompt.mean(), stats.sem(per_prompt), len(per_prompt) - 1, margin)
-
-
-def split_half_noise(
-    replies: Mapping[str, Sequence[float]], draws: int = 2000, seed: int = 0
-) -> float:
-    """SD of the difference, averaged over posts, between two random halves of people's scores under the same post.
-
-    `replies` {post: scores of people's replies}; posts with fewer than two replies say nothing and are left out. Where
-    a post has an odd number, one reply drawn at random sits out. ValueError if no post has two."""
-    groups = [np.asarray(values, float) for values in replies.values() if len(values) >= 2]
-    if not groups:
-        raise ValueError("no post has two human replies: split-half noise is undefined")
-    rng = np.random.default_rng(seed)
-    total = np.zeros(draws)
-    for values in groups:
-        half = len(values) // 2
-        shuffled = rng.permuted(np.broadcast_to(values, (draws, len(values))), axis=1)
-        total += shuffled[:, :half].mean(axis=1) - shuffled[:, half : 2 * half].mean(axis=1)
-    return float((total / len(groups)).std(ddof=1))

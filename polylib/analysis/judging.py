@@ -1,7 +1,7 @@
 """A language model compares every method with SFT: optional, within a budget, after it passed its controls.
 
-    found = llm_comparison(results)      # None, with one line that says why, unless llm_judge.compare_posts is above 0
-    found.controls, found.runs, found.methods
+    found = llm_comparison(results)      # empty, with one line that says why, unless llm_judge.compare_posts is above 0
+    found["controls"], found["runs"], found["methods"]
 
 Same post, no names, both orders, one criterion a call; a win counts if both orders agree, else it is a tie; an answer
 that cannot be read is missing and counted. All answers go through the cache, so llm_judge.cache: replay gives the same
@@ -10,7 +10,6 @@ tables without a server. A criterion whose controls fail is not asked: its rows 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,36 +24,31 @@ from polylib.rewards import llm_controls
 from polylib.rewards.llm import CRITERIA, LLMReward
 from polylib.rewards.llm_client import Client
 
-CONTROLS = 24  # posts with a human reply that the controls are made of
+CONTROLS = 24  # posts whose first human reply the controls are made of
 OFF = "no language model judges this study: set llm_judge.url, llm_judge.model and llm_judge.compare_posts"
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """controls: criterion and the columns of `llm_controls.battery`. runs: one row a criterion, method and seed: raw
-    (share of posts won), n (posts with a verdict), missing, consistent (share of pairs that name the same reply in both
-    orders), first (share of verdicts for the reply shown first), kappa with the study's own judge, kappa_low,
-    kappa_high, reason. methods: `winrate.by_method` with the criterion as `opponent` renamed; empty if all refused."""
-
-    controls: pd.DataFrame
-    runs: pd.DataFrame
-    methods: pd.DataFrame
 
 
 def llm_comparison(
     results: Results, folder: Path | None = None, frame: pd.DataFrame | None = None
-) -> Verdicts | None:
-    """Prints what it may cost before it asks. `folder` holds the answers (default: the polylib cache); frame: what
-    `replies.load` gave, if at hand.
+) -> dict[str, pd.DataFrame]:
+    """{"controls", "runs", "methods"}, or nothing where llm_judge.compare_posts is 0. Prints what it may cost before it
+    asks. `folder` holds the answers (default: the polylib cache); frame: what `replies.load` gave, if at hand.
+
+    controls: criterion and the columns of `llm_controls.battery`. runs: one row a criterion, method and seed: raw
+    (share of posts won), n (posts with a verdict), missing, consistent (share of pairs that name the same reply in both
+    orders), first (share of verdicts for the reply shown first), kappa with the study's own judge, kappa_low,
+    kappa_high, reason. methods: `winrate.by_method` with the criterion as `opponent` renamed; empty if all refused.
 
     UserError before the first question if the estimate exceeds llm_judge.max_calls or max_cost, and for whatever
     `Client.ask` refuses."""
     cfg = results.cfg.llm_judge
     if not cfg.compare_posts or not (cfg.url or cfg.cache == "replay"):
         print(OFF)
-        return None
+        return {}
     frame = replies.load(results) if frame is None else frame
-    client, known, cells = Client(cfg, folder), _human(frame), _cells(results, frame)
+    people = replies.cell(frame, "human", None).drop_duplicates("post").head(CONTROLS)
+    known = list(people["post"]), list(people["reply"])
+    client, cells = Client(cfg, folder), _cells(results, frame)
     judges = {criterion: LLMReward(client, CRITERIA[criterion]) for criterion in cfg.criteria}
     total = estimate(judges, known, cells)
     print(
@@ -97,7 +91,8 @@ def llm_comparison(
             )
     methods = winrate.by_method(results, found).rename(columns={"opponent": "criterion"})
     methods = methods.drop(columns="judge_accuracy", errors="ignore")  # of the study's own judge
-    return Verdicts(pd.concat(controls, ignore_index=True), pd.DataFrame(rows), methods)
+    every = pd.concat(controls, ignore_index=True)
+    return {"controls": every, "runs": pd.DataFrame(rows), "methods": methods}
 
 
 def _asked(pairs: pd.DataFrame) -> list[list[str]]:
@@ -113,12 +108,6 @@ def estimate(judges: dict[str, LLMReward], known: tuple, cells: dict) -> dict[st
         one = judge.client.estimate([question for part in asked for question in part])
         total = {name: total.get(name, 0) + value for name, value in one.items()}
     return total
-
-
-def _human(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """The first human reply to each of CONTROLS posts."""
-    people = replies.cell(frame, "human", None).drop_duplicates("post").head(CONTROLS)
-    return list(people["post"]), list(people["reply"])
 
 
 def _cells(results: Results, frame: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:

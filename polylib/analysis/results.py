@@ -157,18 +157,15 @@ def means(results: Results, metrics: list[str], temperature: float | None = None
 def _check_grid(paths: Paths, expected: set) -> None:
     folder = paths.results("evaluation")
     found = {
-        (file.parent.parent.name, file.parent.name) for file in folder.glob("*/s*/per_prompt.csv")
+        file.parent.relative_to(folder).as_posix() for file in folder.glob("*/s*/per_prompt.csv")
     }
-    wanted = {(method, f"s{seed}") for method, seed in expected}
-    for problem, cells in (("missing", wanted - found), ("not part of this study", found - wanted)):
-        if cells:
-            names = ", ".join("/".join(cell) for cell in sorted(cells))
-            remedy = (
-                "run `dvc repro`"
-                if problem == "missing"
-                else "delete them or list them in the preset"
-            )
-            raise UserError(f"{folder}: {problem}: {names}; {remedy}")
+    wanted = {f"{method}/s{seed}" for method, seed in expected}
+    if missing := ", ".join(sorted(wanted - found)):
+        raise UserError(f"{folder}: missing: {missing}; run `dvc repro`")
+    if foreign := ", ".join(sorted(found - wanted)):
+        raise UserError(
+            f"{folder}: not part of this study: {foreign}; delete them or list them in the preset"
+        )
 
 
 def _check_frames(paths: Paths, frames: dict, cfg: Config) -> None:

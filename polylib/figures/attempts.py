@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter
 
 from polylib import stats
 from polylib.analysis.results import Results
@@ -25,7 +25,8 @@ ONE_RUN = "Bands: 95 % over posts; one run says nothing about the method."
 
 
 def spread(cells: Mapping) -> pd.DataFrame:
-    """method, seed, value (mean of one run), mean, low, high (of its method) from {(method, seed): Series by prompt}.
+    """method, seed, pass_at_k (mean of one run), mean, low, high (of its method) from {(method, seed): Series by
+    prompt}.
 
     Prompts that any run leaves undefined do not count for the interval; a run with fewer than half of its prompts
     defined is NaN, and so is then its method."""
@@ -33,21 +34,14 @@ def spread(cells: Mapping) -> pd.DataFrame:
     for method in dict.fromkeys(method for method, _ in cells):
         seeds, _, values = stats.matrix(cells, method)
         known = np.isfinite(values)
-        mean, claim = stats.interval(values) if known.mean(axis=1).min() >= 0.5 else (np.nan, None)
-        low, high = (claim.low, claim.high) if claim else (np.nan, np.nan)
-        for seed, own, there in zip(seeds, values, known, strict=True):
-            value = own[there].mean() if there.mean() >= 0.5 else np.nan
-            rows.append(
-                {
-                    "method": method,
-                    "seed": seed,
-                    "value": value,
-                    "mean": mean,
-                    "low": low,
-                    "high": high,
-                }
-            )
-    return pd.DataFrame(rows).astype({"seed": "Int64"})
+        enough = known.mean(axis=1) >= 0.5
+        mean, claim = stats.interval(values if enough.all() else values[:, :0])
+        rows += [
+            (method, seed, own[there].mean() if half else np.nan, mean, claim.low, claim.high)
+            for seed, own, there, half in zip(seeds, values, known, enough, strict=True)
+        ]
+    columns = ["method", "seed", "pass_at_k", "mean", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).astype({"seed": "Int64"})
 
 
 def pass_at_k(results: Results, columns: int = 2) -> Picture:
@@ -63,7 +57,7 @@ def pass_at_k(results: Results, columns: int = 2) -> Picture:
             for k in ks
         ],
         ignore_index=True,
-    ).rename(columns={"value": "pass_at_k"})
+    )
     with rc_context(STYLE):
         figure, axes = panels(len(quantiles), columns, 1.9, 1.0, sharex=True, sharey=True)
         for ax, q in zip(axes.flat, quantiles, strict=False):
@@ -94,7 +88,6 @@ def _k_axis(axes, ks: list[int]) -> None:
     powers = [k for k in ks if np.log2(k).is_integer()]
     for ax in axes.flat:
         ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_locator(FixedLocator(powers))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xticks(powers, [str(k) for k in powers])
     for ax in axes[-1]:

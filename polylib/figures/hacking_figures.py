@@ -21,6 +21,7 @@ from polylib.hacking.features import NAMES
 from polylib.hacking.report import WORDS
 from polylib.names import ordered
 
+COLUMNS = ["method", "seed", "feature", "value", "people", "sd", "z", "threshold", "distance"]
 FRESH = "people (fresh sets)"  # the last row of planted.csv
 FLOOR = 0.05  # nearer to people's mean than this is drawn here
 
@@ -29,38 +30,18 @@ def distances(results) -> pd.DataFrame:
     """method, seed, feature, value, people, sd, z, threshold, distance: z = (value - people) / sd of every feature of
     every evaluation cell, people's own replies among them; distance = |z| / threshold. UserError for a cell without a
     verdict."""
-    rows = []
-    for method, seed in [
-        ("human", None),
-        *((m, s) for m in results.cfg.methods for s in results.cfg.seeds),
-    ]:
+    cells = [(method, seed) for method in results.cfg.methods for seed in results.cfg.seeds]
+    parts = []
+    for method, seed in [("human", None), *cells]:
         seen = detected(results, method, seed)
-        for name in (name for name in NAMES if name in seen["values"]):
-            value, people, sd = (seen[key][name] for key in ("values", "people", "sd"))
-            z = (value - people) / sd
-            rows.append(
-                {
-                    "method": method,
-                    "seed": seed,
-                    "feature": name,
-                    "value": value,
-                    "people": people,
-                    "sd": sd,
-                    "z": z,
-                    "threshold": seen["threshold"],
-                    "distance": abs(z) / seen["threshold"],
-                }
-            )
-    return pd.DataFrame(rows).astype({"seed": "Int64"})
-
-
-def controls(results) -> pd.DataFrame:
-    """reward_model/planted.csv with a column distance: planted policies, and people's fresh sets in the last row.
-    UserError if it is missing."""
-    table = read_csv(
-        results.paths.results("reward_model") / "planted.csv", ["policy", "z", "threshold"]
-    )
-    return table.assign(distance=table["z"] / table["threshold"])
+        part = pd.DataFrame({name: seen[name] for name in ("values", "people", "sd")})
+        part = part.loc[[name for name in NAMES if name in seen["values"]]]
+        part["z"] = (part["values"] - part["people"]) / part["sd"]
+        part["threshold"] = seen["threshold"]
+        parts.append(part.assign(method=method, seed=seed).reset_index(names="feature"))
+    table = pd.concat(parts, ignore_index=True).rename(columns={"values": "value"})
+    table["distance"] = table["z"].abs() / table["threshold"]
+    return table[COLUMNS].astype({"seed": "Int64"})
 
 
 def hacking_dashboard(results, columns: int = 2) -> Picture:
@@ -68,7 +49,9 @@ def hacking_dashboard(results, columns: int = 2) -> Picture:
     policies with a planted hack (|z| of the feature that gives them away), which must lie right of the band, and
     people's fresh sets, which must lie in it. A run right of the band differs from people; whether it games its
     reward is a question for the judge (`hacked.verdicts`)."""
-    runs, planted = distances(results), controls(results)
+    file = results.paths.results("reward_model") / "planted.csv"
+    runs, planted = distances(results), read_csv(file, ["policy", "z", "threshold"])
+    planted["distance"] = planted["z"] / planted["threshold"]
     features = [name for name in NAMES if name in set(runs["feature"])]
     order = planted.assign(people=planted["policy"].eq(FRESH)).sort_values(
         ["people", "distance"], ascending=[1, 0]

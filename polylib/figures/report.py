@@ -190,8 +190,6 @@ def _column(values: pd.Series) -> list[dict]:
 def _shown(value: object) -> str:
     if value is None or isinstance(value, float) and math.isnan(value):
         return DASH
-    if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else "no"
     if isinstance(value, (float, np.floating)):
         return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e6 else f"{value:.3g}"
     return _plain(str(value))
@@ -199,9 +197,7 @@ def _shown(value: object) -> str:
 
 def _number(value: object) -> str | None:
     """What a cell sorts by: a number, or the one that a text begins with ("0.41 ± 0.02", "3.1 % [1, 5]")."""
-    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
-        value, (bool, np.bool_)
-    ):
+    if isinstance(value, (int, float, np.integer, np.floating)):
         return repr(float(value)) if math.isfinite(value) else None
     found = NUMBER.match(str(value))
     return repr(float(found[0].replace(",", "").replace("−", "-"))) if found else None

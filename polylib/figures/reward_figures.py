@@ -57,14 +57,6 @@ def everywhere(results: Path) -> pd.DataFrame:
     return found.merge(kept[["dataset", "study"]], on=["dataset", "study"])
 
 
-def accuracies(found: pd.DataFrame) -> pd.DataFrame:
-    """Pair accuracy by controlled engagement with its interval, as text: a row a model, a column a data set."""
-    part = found[found["metric"].eq("pair_accuracy_engagement")].dropna(subset=["value"])
-    text = [f"{row.value:.3f} [{row.lo:.3f}, {row.hi:.3f}]" for row in part.itertuples()]
-    wide = part.assign(text=text).pivot(index="model", columns="dataset", values="text")
-    return wide.reindex(_ordered(wide.index)).fillna("")
-
-
 def forest(found: pd.DataFrame, columns: int = 2) -> Picture:
     """Share of pairs ranked right with 95 % intervals over threads; the line is chance. A row a model, the rewards
     above and what they have to beat below."""

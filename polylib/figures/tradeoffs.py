@@ -158,7 +158,5 @@ def _by_temperature(results: Results) -> pd.DataFrame:
 def _area(row: pd.Series) -> str:
     """Whole numbers where they say enough: a legend of one column has no room for more."""
     digits = 0 if 1000 * row["hypervolume"] >= 10 else 1
-    low, high = (f"{1000 * row[name]:.{digits}f}" for name in ("low", "high"))
-    return f"{1000 * row['hypervolume']:.{digits}f}" + (
-        f" [{low}, {high}]" if np.isfinite(row["low"]) else ""
-    )
+    area, low, high = (f"{1000 * row[name]:.{digits}f}" for name in ("hypervolume", "low", "high"))
+    return f"{area} [{low}, {high}]" if np.isfinite(row["low"]) else area
