@@ -58,7 +58,7 @@ def _read(file: Path) -> pd.DataFrame:
     if not file.is_file():
         raise UserError(f"{file}: missing; {remedy}")
     with file.open(encoding="utf-8") as stream:  # not read_json: ids stay text, lists stay lists
-        frame = pd.DataFrame([json.loads(line) for line in stream])
+        frame = pd.DataFrame([_whole(json.loads(line)) for line in stream])
     absent = [name for name in COLUMNS if name not in frame]
     if absent:
         raise UserError(f"{file}: no column {absent[0]}: written by an older version; {remedy}")
@@ -67,5 +67,11 @@ def _read(file: Path) -> pd.DataFrame:
         raise UserError(
             f"{file}: no rule for flag {unknown[0]}: written by another version; {remedy}"
         )
-    texts = frame[["post", "reply"]].map(lambda text: HALF.sub("\ufffd", text))
-    return frame.assign(**texts).astype({"post_id": str})
+    return frame.astype({"post_id": str})
+
+
+def _whole(row: dict) -> dict:
+    return {
+        key: HALF.sub("\ufffd", value) if isinstance(value, str) else value
+        for key, value in row.items()
+    }
