@@ -51,7 +51,7 @@ class Table:
 
     def rows(self, cell, strong: str) -> list[list[str]]:
         """Cells through `cell`, the bold ones inside `strong`."""
-        texts = self.shown.astype(str).map(cell)
+        texts = self.shown.map(lambda text: cell(str(text)))
         bold = texts if self.bold is None else texts.mask(self.bold, texts.map(strong.format))
         return bold.to_numpy().tolist()
 
