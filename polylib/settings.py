@@ -207,7 +207,6 @@ class LLMJudgeConfig:
 class PaperFiguresConfig:
     columns: Annotated[Int, Field(ge=1, le=2)]
     dpi: Annotated[Int, Field(ge=30, le=1200)]
-    bootstrap: Annotated[Int, Field(ge=100)]
     price_per_hour: NotNegative
 
 

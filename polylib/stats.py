@@ -10,7 +10,7 @@ Left out on purpose: stars, and p-values without an effect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,23 +30,6 @@ class Claim:
     p: float
     df: float
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """a minus b, paired by prompt and seed. `dropped` counts prompts where the metric is undefined in some
-    cell; `exact_p` flips the signs of whole runs and cannot fall below `exact_floor`, 2 / 2^S."""
-
-    a: str
-    b: str
-    effect: float
-    these_checkpoints: Claim
-    method: Claim
-    exact_p: float
-    exact_floor: float
-    seeds: int
-    prompts: int
-    dropped: int
 
 
 def matrix(cells: Mapping, method: str) -> tuple[list, list, np.ndarray]:
@@ -70,46 +53,6 @@ def matrix(cells: Mapping, method: str) -> tuple[list, list, np.ndarray]:
         prompts,
         np.array([mine[seed].loc[prompts].to_numpy(dtype=float) for seed in seeds]),
     )
-
-
-def compare(cells: Mapping, a: str, b: str, paired: bool = False) -> Comparison:
-    """Effect a - b with both claims, always paired by prompt; the exact test is always paired by seed.
-
-    The method's interval takes the runs of a and b as independent (about 2(S-1) degrees of freedom).
-    `paired=True` uses the S differences instead: at three seeds that pays only if runs of one seed correlate
-    above .6, and its error rate reaches 7 %, where the default stays below 5 (simulated). Methods of one seed
-    share their SFT run, so the default errs on the wide side. A method without seeds (people, the base model:
-    seed None) meets every run. Raises ValueError when seeds or prompts do not match."""
-    (seeds_a, prompts, ya), (seeds_b, prompts_b, yb) = matrix(cells, a), matrix(cells, b)
-    if prompts != prompts_b:
-        raise ValueError(f"{a} and {b} answered different prompts")
-    if None not in (*seeds_a, *seeds_b) and seeds_a != seeds_b:
-        raise ValueError(
-            f"{a} has seeds {seeds_a} and {b} has {seeds_b}: the comparison is paired by seed"
-        )
-    keep = np.isfinite(ya).all(axis=0) & np.isfinite(yb).all(axis=0)
-    ya, yb = np.broadcast_arrays(ya[:, keep], yb[:, keep])
-    d = ya - yb
-    if keep.sum() < 2:
-        nothing = Claim(*[np.nan] * 4, f"defined at {keep.sum()} of {len(keep)} prompts")
-        return Comparison(a, b, np.nan, nothing, nothing, np.nan, np.nan, len(d), *_counts(keep))
-    separate = None if paired or len(seeds_a) != len(seeds_b) else (ya, yb)
-    exact_p, floor = exact_test(d.mean(axis=1))
-    return Comparison(
-        a,
-        b,
-        float(d.mean()),
-        checkpoints_claim(d),
-        method_claim(d, separate),
-        exact_p,
-        floor,
-        len(d),
-        *_counts(keep),
-    )
-
-
-def _counts(keep: np.ndarray) -> tuple[int, int]:
-    return int(keep.sum()), int((~keep).sum())
 
 
 def checkpoints_claim(d: np.ndarray) -> Claim:
@@ -210,29 +153,3 @@ def adjust(p: Sequence[float], method: str) -> np.ndarray:
         steps = np.arange(len(done), 0, -1) * adjusted[order]
         adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted
-
-
-def hierarchical_bootstrap(
-    a: np.ndarray,
-    b: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    draws: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """(effect, low, high) of statistic(a) - statistic(b) for statistics that are no mean of prompts.
-
-    a, b (S, P); `statistic` maps (..., S, P) to (...). Seeds and prompts are resampled, the same ones for
-    both. The percentile interval is too narrow at few seeds (false positives .13-.17 at S = 3), so the spread
-    is widened by sqrt(S / (S-1)) and read against t with S-1 degrees of freedom. Raises ValueError at one
-    seed."""
-    s, p = a.shape
-    if s < 2 or a.shape != b.shape:
-        raise ValueError(
-            f"needs two matrices of the same 2 or more seeds, found {a.shape} and {b.shape}"
-        )
-    rng = np.random.default_rng(seed)
-    pick = rng.integers(s, size=(draws, s, 1)), rng.integers(p, size=(draws, 1, p))
-    spread = (statistic(a[pick]) - statistic(b[pick])).std(ddof=1) * np.sqrt(s / (s - 1))
-    effect = float(statistic(a) - statistic(b))
-    half = float(stats.t.ppf(0.975, s - 1) * spread)
-    return effect, effect - half, effect + half

@@ -38,12 +38,6 @@ FAULTS = [
         "return float(np.average(np.exp(nll), weights=tokens))",
     ),
     (
-        "floor of the old total",
-        "evaluation/components",
-        "{name: _lowered(reward, values, weighted - value)",
-        "{name: _lowered(reward, values, weighted) - value",
-    ),
-    (
         "adjusted p: tests that were not done count",
         "stats",
         "done = np.flatnonzero(np.isfinite(adjusted))",
@@ -77,14 +71,8 @@ FAULTS = [
     (
         "deviations: settings are not compared",
         "analysis/preregistration",
-        'check(f"settings: {section}"',
-        '(lambda *_: None)(f"settings: {section}"',
-    ),
-    (
-        "registration: any version is first",
-        "analysis/preregistration",
-        '"yes" if commit.tree[inside].id == mine',
-        '"yes" if mine',
+        "r.settings.get(section), hashes.get(section))",
+        "None, None)",
     ),
     (
         "significance: one family",
@@ -95,8 +83,8 @@ FAULTS = [
     (
         "guide: hacked may be chosen",
         "analysis/decision",
-        "not in (control, *UNSEEDED, *out)",
-        "not in (control, *UNSEEDED)",
+        "if name not in out]",
+        "if name]",
     ),
     (
         "guide: no test needed",
@@ -129,8 +117,8 @@ FAULTS = [
     (
         "bold by the low end alone",
         "figures/tables",
-        "return bool(claim.low > 0 or claim.high < 0)",
-        "return bool(claim.low > 0)",
+        "(claim.low > 0 or claim.high < 0)",
+        "claim.low > 0",
     ),
     (
         "ablation: the choice looks at test",
@@ -145,14 +133,8 @@ FAULTS = [
         '"hours_with_start": own["hours"]',
     ),
     (
-        "win rate: length stays in",
-        "analysis/length_control",
-        "level = x * [1, 0]",
-        "level = x * [1, 1]",
-    ),
-    (
         "win rate: posts with many pairs count more",
-        "analysis/length_control",
+        "analysis/winrate",
         "weight = 1 / np.bincount(group)[group]",
         "weight = np.ones(len(group))",
     ),

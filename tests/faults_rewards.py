@@ -112,18 +112,6 @@ FAULTS = [
         "np.triu_indices(n)",
     ),
     (
-        "bootstrap: seeds are not resampled",
-        "stats",
-        "pick = rng.integers(s, size=(draws, s, 1))",
-        "pick = np.arange(s)[None, :, None]",
-    ),
-    (
-        "bootstrap: methods meet other prompts",
-        "stats",
-        "(statistic(a[pick]) - statistic(b[pick]))",
-        "(statistic(a[pick]) - statistic(b[pick[0], pick[1][::-1]]))",
-    ),
-    (
         "method claim: runs are no sample",
         "stats",
         "total = sum(v for v, _ in parts)",
@@ -197,18 +185,6 @@ FAULTS = [
         "hacking/preflight",
         "best_of_k(p, v, n)",
         "best_of_k(v, v, n)",
-    ),
-    (
-        "Gao: BoN form for RL",
-        "analysis/overoptimisation",
-        "np.stack([d, -d * np.log(d)], axis=1)",
-        "np.stack([d, -d * d], axis=1)",
-    ),
-    (
-        "stop here: chosen where it is read",
-        "analysis/overoptimisation",
-        "table.drop(index=seed).mean()",
-        "table.mean()",
     ),
     (
         "pre-flight: every curve is beyond its peak",

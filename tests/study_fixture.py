@@ -48,7 +48,6 @@ def small_config(seeds=(42, 123, 456)) -> config.Config:
         seeds=tuple(seeds),
         swept=("sft",),
         evaluation=evaluation,
-        paper_figures=dataclasses.replace(cfg.paper_figures, bootstrap=200),
     )
 
 

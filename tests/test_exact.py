@@ -64,12 +64,6 @@ def test_the_test_as_asked_has_cliffs_delta_s_published_value():
     )  # all values of all posts in one sample
 
 
-def test_d_z_is_mean_over_sd_of_posts():
-    d = RNG.normal(size=(3, 30)) + 0.5
-    assert exact.d_z(d) == pytest.approx(ss.ttest_1samp(d.mean(0), 0).statistic / np.sqrt(30))
-    assert np.isnan(exact.d_z(np.ones((3, 30))))
-
-
 def test_tost_is_statsmodels_in_the_paired_case():
     a, b = RNG.normal(size=(2, 1, 50))
     for margin in (0.2, 0.4, 0.8):
@@ -83,20 +77,6 @@ def test_tost_is_statsmodels_in_the_paired_case():
         equivalence.tost(0.1, 0.1, 5, 0.0)
 
 
-def test_split_half_noise_is_the_sd_of_a_mean_of_half_differences():
-    assert equivalence.split_half_noise({"p": [0.0, 1.0]}, 4000) == pytest.approx(
-        1.0, rel=0.01
-    )  # +-1
-    scores = RNG.normal(size=(40, 6))
-    noise = equivalence.split_half_noise({f"p{i}": row for i, row in enumerate(scores)})
-    expected = np.sqrt(
-        (scores.var(axis=1, ddof=1) * 2 / 3).mean() / 40
-    )  # halves of 3, without replacement
-    assert noise == pytest.approx(expected, rel=0.06)
-    with pytest.raises(ValueError, match="two human replies"):
-        equivalence.split_half_noise({"p": [1.0]})
-
-
 def test_components_are_those_of_an_analysis_of_variance():
     y = RNG.normal(size=(4, 1)) + RNG.normal(size=(1, 6)) + RNG.normal(size=(4, 6))
     s, p = np.indices(y.shape)
@@ -107,7 +87,6 @@ def test_components_are_those_of_an_analysis_of_variance():
     assert tuple(vars(found).values()) == pytest.approx(
         ((runs - rest) / 6, (posts - rest) / 4, rest)
     )
-    assert sum(found.shares().values()) == pytest.approx(1) and min(found.shares().values()) >= 0
     with pytest.raises(ValueError, match="2 or more"):
         variance.components(y[:1])
 

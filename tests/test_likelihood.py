@@ -244,7 +244,7 @@ def test_perplexity_is_that_of_all_tokens_together():
 def test_reading_a_study(tmp_path):
     cfg = small_config()
     study = results.load(write_study(tmp_path, cfg), cfg)
-    with pytest.raises(UserError, match="likelihood.csv missing: grpo"):
+    with pytest.raises(UserError, match="human/likelihood.csv: missing"):
         distance.likelihood(study)
     for method, seed in {cell[:2] for cell in study.frames}:
         numbers = {name: 1.0 for name in likelihood.COLUMNS[4:]}

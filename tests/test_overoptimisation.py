@@ -1,4 +1,4 @@
-"""Best-of-n by enumeration, Gao's forms on planted curves, figures by bytes."""
+"""Best-of-n by enumeration, verdicts on planted studies, figures by bytes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from scipy import stats as ss
 from study_fixture import small_config, write_study
 
-from polylib.analysis import overoptimisation, results
+from polylib.analysis import hacked, results
 from polylib.config import UserError
-from polylib.figures import overoptimisation_figure, preflight_figure
+from polylib.figures import preflight_figure
 from polylib.hacking import preflight
 from polylib.run import write_json
 
@@ -144,133 +144,16 @@ def test_preflight_refuses_ragged_samples():
         preflight.preflight([*replies[:2], replies[2][:3]], posts, reward, judge)
 
 
-def test_gaos_form_is_recovered():
-    d = np.sqrt(np.linspace(0, 6, 9))
-    log = np.log(np.where(d > 0, d, 1))
-    assert overoptimisation.fit_rl(d, d * (0.8 - 0.5 * log)) == pytest.approx((0.8, 0.5))
-    assert np.isnan(overoptimisation.fit_rl([0, 1, 1], [0, 1, 1.1])).all()
-
-
-# ---- curves of training ------------------------------------------------------------------------------------
-
-
-def histories(methods: dict[str, tuple], seeds=(1, 2, 3), noise: float = 0.005) -> dict:
-    """{(method, seed): history} with judge gain d (alpha - beta log d), reward gain .5 d."""
-    rng, found = np.random.default_rng(4), {}
-    for (method, (alpha, beta)), seed in itertools.product(methods.items(), seeds):
-        d = np.linspace(0, 2.5, 11) * (1 + 0.02 * rng.normal())
-        judge = d * (alpha - beta * np.log(np.where(d > 0, d, 1))) + noise * rng.normal(size=11)
-        history = pd.DataFrame(
-            {
-                "step": np.arange(0, 110, 10),
-                "val_kl": d**2,
-                "val_reward": 0.3 + 0.5 * d,
-                "val_judge": 0.1 + judge,
-            }
-        )
-        between = pd.DataFrame(
-            {"step": [5, 15], "val_kl": np.nan, "val_reward": np.nan, "val_judge": np.nan}
-        )
-        found[method, seed] = pd.concat([history, between]).sort_values("step", ignore_index=True)
-    return found
-
-
-def test_curve_and_stopping_point_of_a_planted_curve():
-    path = overoptimisation.trajectory(histories({"grpo": (0.4, 0.4), "hybrid": (0.4, 0.05)}))
-    assert (
-        len(path) == 66
-        and path.query("step == 0")[["proxy", "judge", "d"]].abs().to_numpy().max() < 0.02
-    )
-    fits = overoptimisation.fits(path).set_index(["method", "scorer"])
-    assert fits.loc[("grpo", "judge")].to_numpy() == pytest.approx([0.4, 0.4], abs=0.02)
-    assert fits.loc[("hybrid", "judge")].to_numpy() == pytest.approx([0.4, 0.05], abs=0.02)
-    assert fits.loc[("grpo", "proxy")].to_numpy() == pytest.approx([0.5, 0.0], abs=0.02)
-    stop = overoptimisation.stop_here(path).set_index("method")
-    assert stop.loc["grpo", "step"] == 40 and stop.loc["grpo", "d"] == pytest.approx(1.0, abs=0.05)
-    assert stop.loc["grpo", "loss_low"] > 0.1 and stop.loc["hybrid", "step"] == 100
-    assert stop.loc["hybrid", "loss"] == 0 and stop.loc["grpo", "runs"] == 3
-
-
-def noise(runs: int, seed: int) -> pd.DataFrame:
-    """A path where training changes nothing: every look of every run is the start plus noise of its own."""
-    rng = np.random.default_rng(seed)
-    looks = pd.DataFrame(itertools.product(range(runs), range(6)), columns=["seed", "step"])
-    return looks.assign(
-        method="grpo", d=looks["step"].astype(float), judge=rng.normal(size=len(looks))
-    )
-
-
-def test_going_on_loses_nothing_where_nothing_changes():
-    """The plain best-minus-last is 0.7 sd above 0 by selection alone."""
-    stops = pd.concat([overoptimisation.stop_here(noise(3, seed)) for seed in range(100)])
-    assert abs(stops["loss"].mean()) < 4 * stops["loss"].std() / np.sqrt(100) < 0.4
-    assert (stops["loss_low"] > 0).mean() <= 0.065  # 2.5 % nominal, and 2.6 sd of 100 draws
-    assert abs(stops["judge"].mean()) < 4 * stops["judge"].std() / np.sqrt(100)
-
-
-def test_each_run_is_read_where_the_others_choose():
-    path = pd.DataFrame(
-        {
-            "method": "grpo",
-            "seed": [1] * 3 + [2] * 3 + [3] * 3,
-            "step": [0, 5, 9] * 3,
-            "d": [0.0, 1.0, 2.0] * 3,
-            "judge": [0, 9, 1, 0, 2, 4, 0, 3, 4],
-        }
-    )
-    stop = overoptimisation.stop_here(path).iloc[0]
-    assert stop["by_run"] == "5, 9, 9" and stop["chosen"] == "9, 5, 5" and stop["step"] == 5
-    assert stop["judge"] == pytest.approx((1 + 2 + 3) / 3) and stop["loss"] == pytest.approx(
-        (0 - 2 - 1) / 3
-    )
-    half = (stop["loss_high"] - stop["loss_low"]) / 2
-    assert half == pytest.approx(4.302653 * 1.0 / np.sqrt(3) * np.sqrt(1 + 3 / 2))
-
-
-def test_one_run_says_nothing_of_its_best_look():
-    path = overoptimisation.trajectory(histories({"grpo": (0.4, 0.4)}, seeds=(1,)))
-    stop = overoptimisation.stop_here(path).iloc[0]
-    assert stop[["judge", "low", "high", "loss", "loss_low"]].isna().all() and stop[
-        "reason"
-    ].startswith("one run")
-    assert stop["step"] == 40 and stop["chosen"] == ""
-
-
-def test_runs_without_a_judge_are_left_out_and_none_is_an_error():
-    found = histories({"grpo": (0.4, 0.4)})
-    found["sft", 1] = found["grpo", 1].drop(columns="val_kl")
-    assert set(overoptimisation.trajectory(found)["method"]) == {"grpo"}
-    with pytest.raises(UserError, match="val_judge"):
-        overoptimisation.trajectory({("sft", 1): found["sft", 1]})
-
-
 @pytest.mark.parametrize("columns", [1, 2])
 def test_pictures_are_the_same_bytes_twice(tmp_path, columns):
-    path = overoptimisation.trajectory(histories({"grpo": (0.4, 0.4), "polychromic": (0.1, 0.0)}))
     table = preflight.preflight(*planted(-1.5))
     for folder in ("a", "b"):
-        stop = overoptimisation.stop_here(path)
-        overoptimisation_figure.picture(path, stop, "Made up", columns).save(tmp_path / folder)
         preflight_figure.picture(table, "Made up.", columns).save(tmp_path / folder)
     names = sorted(file.name for file in (tmp_path / "a").iterdir())
-    assert names == [
-        f"{n}.{e}" for n in ("over_optimisation", "preflight") for e in ("csv", "pdf", "png")
-    ]
+    assert names == [f"preflight.{e}" for e in ("csv", "pdf", "png")]
     assert all(
         (tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names
     )
-    assert pd.read_csv(tmp_path / "a" / "over_optimisation.csv")["stop"].sum() == 6
-
-
-def test_a_figure_of_two_looks_a_run_draws_means_and_says_why():
-    path = overoptimisation.trajectory(
-        {
-            key: h[h["step"].isin([0, 100])]
-            for key, h in histories({"grpo": (0.4, 0.4)}, seeds=(1,)).items()
-        }
-    )
-    picture = overoptimisation_figure.picture(path, overoptimisation.stop_here(path), "Made up")
-    assert "smaller eval_every" in " ".join(picture.figure._supxlabel.get_text().split())
 
 
 # ---- a whole study -----------------------------------------------------------------------------------------
@@ -386,7 +269,7 @@ def test_a_missing_or_older_preflight_is_named(study):
 
 
 def test_verdicts_of_a_study_need_reward_judge_and_shift(study):
-    table = overoptimisation.hacking_table(study)
+    table = hacked.verdicts(study)
     assert len(table) == 4 * 3
     levels = table.groupby("method")["level"].unique().map(list).to_dict()
     assert levels == {"lambda0": [0], "polychromic": [2], "grpo": [3], "hybrid": [2]}
@@ -403,4 +286,4 @@ def test_a_cell_without_a_verdict_is_named(study):
     file = study.paths.evaluation("grpo", 123) / "metrics.json"
     file.write_text(json.dumps({"mean": {}}))
     with pytest.raises(UserError, match="no key hacking"):
-        overoptimisation.hacking_table(study)
+        hacked.verdicts(study)

@@ -11,7 +11,7 @@ import reply_rows
 from study_fixture import ROOT, small_config, write_study
 
 from polylib.analysis import results, significance
-from polylib.figures import all_figures, costs, failure_table, paper, significance_table, tables
+from polylib.figures import costs, failure_table, paper, significance_table, tables, tradeoffs
 
 TEX = (ROOT / "paper" / "paper.tex").read_text(encoding="utf-8")
 
@@ -23,13 +23,13 @@ def study(tmp_path_factory):
     paths = write_study(root, cfg)
     reply_rows.write(paths, cfg)
     found = results.load(paths, cfg)
-    for table in (tables.main(found), tables.everything(found), tables.reproducibility(found)):
+    for table in (tables.main(found), tables.everything(found)):
         table.save(found.paths.figures)
     paper.write(found)
     significance_table.save(significance.table(found, None), found, found.paths.figures)
     failure_table.table(failure_table.rates(found), found.note).save(found.paths.figures)
     costs.table(found).save(found.paths.figures)
-    all_figures.forest(found).save(found.paths.figures, 40)
+    tradeoffs.quality_diversity(found).save(found.paths.figures, 40)
     for folder in ("paper", "tools"):
         (root / folder).mkdir()
     shutil.copy(ROOT / "paper" / "paper.tex", root / "paper")
@@ -79,4 +79,4 @@ def test_the_paper_compiles_with_a_figure_and_without_the_others(study):
     assert done.returncode == 0, done.stderr
     assert (study.paths.root / "paper" / "laptop.pdf").read_bytes().startswith(b"%PDF")
     log = (study.paths.root / "paper" / "build" / "laptop.log").read_text(errors="replace")
-    assert "forest.pdf" in log and "undefined" not in log
+    assert "quality_diversity.pdf" in log and "undefined" not in log

@@ -9,15 +9,16 @@ import shutil
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, shell
 from study_fixture import write_study
 
 from polylib import config
-from polylib.analysis import results
+from polylib.analysis import results, significance
 from polylib.config import UserError
-from polylib.figures import all_figures, tables
+from polylib.figures import significance_table, tables, tradeoffs
 from polylib.run import Paths, write_json
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -74,14 +75,22 @@ def study(tmp_path_factory):
     paths = write_study(root, cfg, prompts=8)
     found = results.load(paths, cfg)
     tables.main(found).save(paths.figures)
-    all_figures.forest(found).save(paths.figures, dpi=40)
-    all_figures.quality_diversity(found).save(paths.figures, dpi=40)
-    (paths.figures / "table_significance.csv").write_text(
-        "family,question,kind,effect,method_low,method_high,p_adjusted,margin,verdict\n"
-        "primary,is it better?,difference,.1234,.02,.22,.041,,above\n"
-        "equivalence,is quality kept?,equivalence,-.01,-.2,.18,.3,.12,not established\n"
-        "exploratory,,difference,.7,.6,.8,.001,,above\n"
-    )
+    tradeoffs.quality_diversity(found).save(paths.figures, dpi=40)
+    tested = significance.table(found, None).assign(p_adjusted=0.9)
+    asked = {
+        "family": ["primary", "equivalence"],
+        "question": ["is it better?", "is quality kept?"],
+    }
+    asked |= {
+        "kind": ["matched", "equivalence"],
+        "effect": [0.1234, -0.01],
+        "margin": [np.nan, 0.12],
+    }
+    asked |= {"method_low": [0.02, -0.2], "method_high": [0.22, 0.18], "p_adjusted": [0.041, 0.3]}
+    asked |= {"verdict": ["above", "not established"]}
+    tested = pd.concat([pd.DataFrame(asked), tested], ignore_index=True)
+    significance_table.save(tested[tested["method"].notna()], found, paths.figures)
+    tested.to_csv(paths.figures / "table_significance.csv", index=False)
     (paths.figures / "deviations.csv").write_text('what,registered,found\nseeds,"1, 2, 3","1, 2"\n')
     (paths.figures / "decision_guide.csv").write_text(
         "want,choose,because\nreplies that differ,polychromic,+.5 [.4 .6]\n"
@@ -114,14 +123,14 @@ def test_results_say_simulated_n_and_what_the_files_hold(study):
     last = np.mean([found.histories["grpo", s]["val_reward"].dropna().iloc[-1] for s in cfg.seeds])
     assert f"{first:.4g} → {last:.4g}" in block
     assert "nan" not in block.lower().replace("nann", "")
-    volume = all_figures.hypervolumes(found).set_index("method")["hypervolume"]
+    volume = tradeoffs.hypervolumes(found).set_index("method")["hypervolume"]
     assert f"GRPO {1000 * (volume['grpo'] - volume['sft']):+.1f} [" in block
     assert "| is it better? | +0.123 | [+0.020, +0.220] | 0.041 | above |" in block
     asked = script.results_block(root).split("**What was asked")[1]
     assert (
         "departures from it: 1)" in asked
         and "| is quality kept? (margin 0.12) |" in asked
-        and "0.7" not in asked
+        and "0.9" not in asked
     )
     assert "| replies that differ | polychromic | +.5 [.4 .6] |" in block
 

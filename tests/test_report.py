@@ -310,13 +310,11 @@ def test_failure_rates_are_means_over_runs_with_their_own_interval(study, failed
         and leaks["example_2"] == ""
     )
     failure_table.table(failed, "note | with a bar").save(tmp_path)
-    names = [tmp_path / f"failures.{ending}" for ending in ("csv", "md", "tex")]
+    names = [tmp_path / f"failures.{ending}" for ending in ("csv", "tex")]
     first = [name.read_bytes() for name in names]
     failure_table.table(failure_table.rates(study), "note | with a bar").save(tmp_path)
     assert [name.read_bytes() for name in names] == first
-    markdown = names[1].read_text(encoding="utf-8")
-    assert "<|im" not in markdown and r"\<\|im\_end\|\>" in markdown and "| people |" in markdown
-    assert names[2].read_text(encoding="utf-8").count(r"\\") == len(failures.RULES) + 1
+    assert names[1].read_text(encoding="utf-8").count(r"\\") == len(failures.RULES) + 1
 
 
 def test_costs_are_hours_tokens_and_a_price_only_if_there_is_one(study, tmp_path):
@@ -350,7 +348,7 @@ def test_costs_are_hours_tokens_and_a_price_only_if_there_is_one(study, tmp_path
     costs.table(priced).save(tmp_path)
     table = costs.table(priced).numbers
     assert table.set_index("method").loc["grpo", "price"] == pytest.approx(sum(grpo) / 3 / 1000)
-    assert table["reason"].eq("").all() and "at 3.6 an hour" in (tmp_path / "costs.md").read_text()
+    assert table["reason"].eq("").all() and "at 3.6 an hour" in (tmp_path / "costs.tex").read_text()
     with pytest.raises(UserError, match="no env.json"):
         costs.table(dataclasses.replace(study, costs=study.costs.iloc[:0]))
 
@@ -358,7 +356,6 @@ def test_costs_are_hours_tokens_and_a_price_only_if_there_is_one(study, tmp_path
 def test_text_in_tables_is_no_markup():
     frame = pd.DataFrame({"a|b": ["50 % & _x_"], "c": ["1 | 2"]})
     table = plain_tables.Table("t", frame, frame, "two\nlines")
-    assert table.to_markdown().splitlines()[2] == r"| 50 % & _x_ | 1 \| 2 |"
     assert (
         r"50 \% \& \_x\_ & 1 | 2 \\" in table.to_latex()
         and table.to_latex().splitlines()[-1] == "% two lines"
@@ -367,5 +364,3 @@ def test_text_in_tables_is_no_markup():
         "<b>"
         not in plain_tables.Table("t", frame, frame.map(lambda _: "<b>x</b>"), "c")._repr_html_()
     )
-    assert plain_tables.quoted("a\x00\u2028b `<i>`") == r"a b \`\<i\>\`"
-    assert len(plain_tables.quoted("x" * 500)) == 200

@@ -49,15 +49,6 @@ def test_one_study_a_data_set_the_largest(root):
         reward_figures.everywhere(root / "nowhere")
 
 
-def test_the_table_is_ordered_and_says_intervals(root):
-    table = reward_figures.accuracies(reward_figures.everywhere(root))
-    assert list(table.index) == ["learned", "length_only", "random"] and list(table) == [
-        "corpus",
-        "x",
-    ]
-    assert table.loc["learned", "x"] == "0.600 [0.550, 0.650]"
-
-
 @pytest.mark.parametrize("columns", [1, 2])
 def test_a_panel_a_data_set_and_every_interval_is_drawn(root, columns):
     picture = reward_figures.forest(reward_figures.everywhere(root), columns)

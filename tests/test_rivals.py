@@ -20,7 +20,7 @@ from tiny import CFG, POSTS, letters
 
 from polylib import config, models, run, study
 from polylib.analysis import results
-from polylib.figures import all_figures, curves, style, tables
+from polylib.figures import attempts, curves, style, tables, tradeoffs
 from polylib.models.packing import pack
 from polylib.rivals import dpo
 from polylib.training import loop
@@ -286,18 +286,15 @@ def test_figures_and_tables_take_the_rival(tmp_path, monkeypatch):
     found = results.load(write_study(tmp_path, cfg), cfg)
     assert found.methods == ["human", *methods]
     for draw in (
-        all_figures.quality_diversity,
-        all_figures.pass_at_k,
-        all_figures.best_of_k,
-        all_figures.forest,
-        all_figures.cost_benefit,
+        tradeoffs.quality_diversity,
+        attempts.pass_at_k,
         curves.training_dynamics,
     ):
         picture = draw(found, 2)
         column = "stage" if "stage" in picture.data else "method"
         assert "dpo" in set(picture.data[column]), picture.name
         picture.figure.draw_without_rendering()
-    assert "DPO" in tables.main(found).to_markdown() and "dpo" in tables.summary(found)["methods"]
+    assert "DPO" in tables.main(found).to_latex() and "dpo" in tables.summary(found)["methods"]
     looks = [tuple(map(str, entry.values())) for entry in style.METHOD_STYLE.values()]
     for place in range(4):  # label, colour, marker, line: no two methods share one
         assert len({look[place] for look in looks}) == len(looks)

@@ -78,32 +78,6 @@ def test_our_claim_has_power():
     )  # the reference simulation's value
 
 
-def test_bootstrap_interval_covers_more_than_the_percentile_one():
-    """Equal methods with unequal runs: the plain percentile interval misses zero far too often at three
-    seeds."""
-    a, b = (m.mean(-1) for m in study(np.random.default_rng(14), 200, 0.3, prompts=60))
-    rng = np.random.default_rng(15)
-    missed = percentile = 0
-    for x, y in zip(a, b, strict=True):
-        _, low, high = stats.hierarchical_bootstrap(
-            x, y, lambda m: m.mean(axis=(-2, -1)), draws=300
-        )
-        missed += not low <= 0 <= high
-        pick = rng.integers(3, size=(300, 3, 1)), rng.integers(60, size=(300, 1, 60))
-        low, high = np.percentile((x - y)[pick].mean(axis=(1, 2)), [2.5, 97.5])
-        percentile += not low <= 0 <= high
-    assert missed / 200 <= 0.06
-    assert percentile / 200 > 0.1
-
-
-def test_bootstrap_puts_the_same_prompts_before_both_methods():
-    b = RNG.normal(size=(3, 40)) * 5
-    effect, low, high = stats.hierarchical_bootstrap(
-        b + 0.5, b, lambda m: m.mean(axis=(-2, -1)), draws=200
-    )
-    assert (effect, low, high) == pytest.approx((0.5, 0.5, 0.5))
-
-
 def test_two_way_t_is_the_formula_and_reduces_to_known_tests():
     d = RNG.normal(size=(3, 50)) + 0.4
     effect, error, df = stats.two_way_t(d)
@@ -137,60 +111,6 @@ def test_checkpoints_claim_is_the_paired_test_over_prompts():
             (few.mean(0),), np.mean, permutation_type="samples", n_resamples=9999, rng=1
         ).pvalue
         assert stats.checkpoints_claim(few).p == pytest.approx(scipy, abs=1e-12 if n == 9 else 0.02)
-
-
-def test_compare_pairs_by_prompt_and_seed_whatever_the_order():
-    a = RNG.normal(size=(3, 20))
-    c = cells(grpo=a + 1, sft=a)
-    c[("grpo", 123)] = c[("grpo", 123)].sample(frac=1, random_state=0)
-    result = stats.compare(dict(reversed(c.items())), "grpo", "sft", paired=True)
-    assert result.effect == pytest.approx(1) and (result.seeds, result.prompts, result.dropped) == (
-        3,
-        20,
-        0,
-    )
-    assert result.method.reason == stats.SAME and np.isnan(result.method.p)
-    assert (result.exact_p, result.exact_floor) == (0.25, 0.25)
-    b = a + RNG.normal(size=(3, 1)) + 0.2 * RNG.normal(size=(3, 20))
-    noisy = stats.compare(cells(grpo=b, sft=a), "grpo", "sft")
-    assert (
-        noisy.method.low < noisy.these_checkpoints.low < noisy.effect < noisy.these_checkpoints.high
-    )
-
-
-def test_one_seed_makes_no_claim_about_the_method():
-    result = stats.compare(
-        cells(grpo=RNG.normal(size=(1, 20)), sft=RNG.normal(size=(1, 20))), "grpo", "sft"
-    )
-    assert np.isnan(result.method.p) and result.method.reason == stats.ONE_SEED
-    assert np.isfinite(result.these_checkpoints.p) and result.exact_floor == 1.0
-    with pytest.raises(ValueError, match="2 or more seeds"):
-        stats.hierarchical_bootstrap(np.zeros((1, 3)), np.zeros((1, 3)), np.mean)
-
-
-def test_people_are_compared_with_every_run_and_undefined_prompts_are_dropped_and_counted():
-    c = cells(grpo=RNG.normal(size=(3, 20)))
-    c[("human", None)] = pd.Series(RNG.normal(size=20), index=[f"p{i}" for i in range(20)])
-    c[("human", None)].iloc[:4] = np.nan
-    result = stats.compare(c, "grpo", "human")
-    assert (result.seeds, result.prompts, result.dropped) == (3, 16, 4)
-    c[("human", None)].iloc[:] = np.nan
-    nothing = stats.compare(c, "grpo", "human")
-    assert np.isnan(nothing.effect) and "0 of 20" in nothing.method.reason
-
-
-def test_cells_that_do_not_match_are_refused():
-    a = RNG.normal(size=(3, 20))
-    with pytest.raises(ValueError, match="seeds"):
-        stats.compare(cells(grpo=a[:2], sft=a), "grpo", "sft")
-    with pytest.raises(ValueError, match="different prompts"):
-        stats.compare(cells(grpo=a[:, :19], sft=a), "grpo", "sft")
-    with pytest.raises(ValueError, match="no cell"):
-        stats.compare(cells(sft=a), "grpo", "sft")
-    c = cells(sft=a)
-    c[("sft", 123)] = c[("sft", 123)].iloc[1:]
-    with pytest.raises(ValueError, match="seed 123"):
-        stats.matrix(c, "sft")
 
 
 def test_exact_test_is_the_enumeration_and_names_its_floor():
@@ -239,3 +159,25 @@ def test_a_t_interval_is_that_of_statsmodels_and_needs_two_values():
     assert stats.t_interval(values) == pytest.approx((0.775, low, high))
     assert stats.t_interval([2.0, np.nan])[0] == 2.0 and np.isnan(stats.t_interval([2.0])[1:]).all()
     assert np.isnan(stats.t_interval([])).all()
+
+
+def test_a_matrix_is_in_the_order_of_seeds_and_prompts_and_refuses_what_does_not_match():
+    a = RNG.normal(size=(3, 20))
+    c = cells(sft=a)
+    c[("sft", 123)] = c[("sft", 123)].sample(frac=1, random_state=0)
+    seeds, prompts, values = stats.matrix(dict(reversed(c.items())), "sft")
+    assert seeds == [42, 123, 456] and prompts == sorted(f"p{i}" for i in range(20))
+    assert values[:, prompts.index("p7")] == pytest.approx(a[:, 7])
+    with pytest.raises(ValueError, match="no cell"):
+        stats.matrix(c, "grpo")
+    c[("sft", 123)] = c[("sft", 123)].iloc[1:]
+    with pytest.raises(ValueError, match="seed 123"):
+        stats.matrix(c, "sft")
+
+
+def test_one_seed_makes_no_claim_about_the_method():
+    d = RNG.normal(size=(1, 20))
+    assert np.isnan(stats.method_claim(d).p) and stats.method_claim(d).reason == stats.ONE_SEED
+    assert np.isfinite(stats.checkpoints_claim(d).p) and stats.exact_test(d[:, 0])[1] == 1.0
+    same = stats.method_claim(np.ones((3, 20)))
+    assert same.reason == stats.SAME and np.isnan(same.p)

@@ -1,5 +1,5 @@
-"""Win rates, raw and at equal length: the model against statsmodels and simulations, the study's tables against hand
-counts, agreement against scikit-learn and published values, and the language model's part over a scripted server."""
+"""Win rates: the study's tables against hand counts, agreement against scikit-learn and published values, and the
+language model's part over a scripted server."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import dataclasses
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit
 from study_fixture import small_config, write_study
 from test_rewards_llm import server  # noqa: F401  (a fixture)
 
 from polylib.analysis import judging, replies, results, winrate
-from polylib.analysis.length_control import overlap, win_rate
 from polylib.config import UserError
 from polylib.figures import winrate_figure
 from polylib.reward_checks import agreement
@@ -21,103 +21,12 @@ from polylib.reward_checks.agreement import ScoreJudge
 from polylib.rewards import llm_controls
 from polylib.run import atomic_write
 
-PHI, SHIFT = 1.48846351, 0.94864381  # a judge of length alone who gives the longer side 67.3 %
 
-
-def simulated(quality: float, n: int, seed: int):
-    rng = np.random.default_rng(seed)
-    d = rng.normal(SHIFT, 1, n)
-    return (
-        (rng.random(n) < expit(quality + PHI * np.tanh(d))).astype(float),
-        60 + d,
-        np.full(n, 60.0),
-        np.arange(n),
-    )
-
-
-# ---- the model
-
-
-@pytest.mark.parametrize(("quality", "raw", "lc"), [(0.0, 0.673, 0.502), (0.5, 0.761, 0.623)])
-def test_length_is_taken_out_and_quality_is_not(quality, raw, lc):
-    """200 simulations of 800 pairs against the values of AlpacaEval's form of the model; truth: 50 % and 62.2 %."""
-    runs = [win_rate(*simulated(quality, 800, seed)) for seed in range(200)]
-    assert np.mean([r.raw for r in runs]) == pytest.approx(raw, abs=0.004)
-    assert np.mean([r.lc for r in runs]) == pytest.approx(lc, abs=0.006)
-    errors = np.array([r.se for r in runs])
-    assert errors.mean() == pytest.approx(np.std([r.lc for r in runs]), rel=0.15)
-    covered = np.mean([r.low < expit(quality) < r.high for r in runs])
-    assert 0.9 <= covered <= 0.99
-    assert all("length explains much" in r.reason for r in runs if r.raw - r.lc > 0.2)
-
-
-def test_equals_statsmodels_with_clusters_and_soft_wins():
-    import statsmodels.api as sm
-
-    rng = np.random.default_rng(3)
-    posts = np.repeat(np.arange(60), 8)
-    a, b = rng.integers(20, 90, 480), rng.integers(10, 80, 480)
-    y = expit(rng.normal(0.3, 0.7, 60)[posts] + 0.02 * (a - b) + rng.normal(0, 0.5, 480))
-    x = np.stack([np.ones(480), np.tanh((a - b) / (a - b).std())], 1)
-    found = win_rate(y, a, b, posts)
-    theirs = sm.GLM(y, x, family=sm.families.Binomial()).fit(
-        cov_type="cluster", cov_kwds={"groups": posts}
-    )
-    assert found.lc == pytest.approx(
-        expit(theirs.params[0]), abs=2e-4
-    ) and found.raw == pytest.approx(y.mean())
-    assert found.se == pytest.approx(theirs.bse[0] * found.lc * (1 - found.lc), rel=0.02)
-    assert found.lc_by_post.mean() == pytest.approx(found.lc)
-    assert found.lc_by_post.std(ddof=1) / np.sqrt(60) == pytest.approx(found.se)
-
-
-def test_swapping_sides_mirrors_everything():
-    y, a, b, posts = simulated(0.5, 300, 1)
-    posts = posts // 3
-    one, other = win_rate(y, a, b, posts), win_rate(1 - y, b, a, posts)
-    assert other.lc == pytest.approx(1 - one.lc, abs=1e-9) and other.raw == pytest.approx(
-        1 - one.raw
-    )
-    assert (other.low, other.high) == pytest.approx((1 - one.high, 1 - one.low))
-    assert other.overlap == pytest.approx(one.overlap) and other.se == pytest.approx(one.se)
-
-
-def test_identical_sides_and_a_pure_judge_of_length_come_out_at_half():
-    same = win_rate(np.full(90, 0.5), np.arange(90), np.arange(90), np.arange(90) // 3)
-    assert (same.raw, same.lc, same.overlap) == pytest.approx((0.5, 0.5, 1)) and same.reason == ""
-    rng = np.random.default_rng(0)
-    a, b = rng.integers(30, 120, 600), rng.integers(10, 100, 600)
-    pure = win_rate(
-        np.where(a == b, 0.5, a > b), a, b, np.arange(600) // 2
-    )  # separable: the prior keeps it finite
-    assert pure.raw > 0.68 and pure.low < 0.5 < pure.high and "length explains much" in pure.reason
-    assert pure.lc == pytest.approx(0.5, abs=0.07)
-
-
-def test_posts_weigh_the_same_and_what_cannot_be_said_is_not():
-    y = np.r_[np.ones(30), 0.0, np.nan]
-    found = win_rate(y, np.arange(32), np.arange(32)[::-1], np.r_[np.zeros(30), 1, 2])
-    assert found.raw == pytest.approx(0.5) and (found.pairs, found.missing, list(found.posts)) == (
-        31,
-        1,
-        [0, 1],
-    )
-    nothing = win_rate([np.nan], [1], [2], ["p"])
-    assert (
-        np.isnan(nothing.raw) and nothing.reason == "no pair has a verdict" and nothing.missing == 1
-    )
-    won = win_rate(
-        np.ones(20), np.arange(20), np.arange(20) + 1.0 * (np.arange(20) % 2), np.arange(20)
-    )
-    assert won.raw == 1 and np.isnan(won.se) and "won at every post" in won.reason
-    shifted = win_rate([1, 0, 1.0], [5, 6, 7], [3, 4, 5], [0, 1, 2])
-    assert np.isnan(shifted.lc) and "one length difference everywhere" in shifted.reason
-    far = win_rate([1, 0, 1.0, 0.5], [50, 60, 70, 66], [3, 4, 5, 4], [0, 1, 2, 3])
-    assert far.overlap == 0 and "extrapolated" in far.reason
-    for bad in ([2.0], [1], [2], ["p"]), ([1.0, 0.0], [1], [2], ["p"]):
-        with pytest.raises(ValueError, match="must be"):
-            win_rate(*bad)
-    assert overlap(np.array([1, 1, 9, 9]), np.array([9, 9, 9, 9])) == 0.5
+def test_posts_weigh_the_same_and_what_has_no_verdict_is_left_out():
+    wins = np.r_[np.ones(30), 0.0, np.nan]
+    found = winrate.by_post(wins, pd.Series([*["a"] * 30, "b", "c"]))
+    assert found.to_dict() == pytest.approx({"a": 1.0, "b": 0.0})
+    assert winrate.by_post(np.array([np.nan]), pd.Series(["p"])).empty
 
 
 # ---- the study's tables
@@ -163,65 +72,35 @@ def study(tmp_path_factory):
 
 
 def test_win_rates_are_the_pairs_counted_by_hand(study):
-    table = winrate.win_rates(study)
-    assert list(table) == [
-        "method",
-        "seed",
-        "opponent",
-        "raw",
-        "lc",
-        "se",
-        "low",
-        "high",
-        "overlap",
-        "pairs",
-        "n",
-        "judge_accuracy",
-        "reason",
-    ]
-    methods = len(study.cfg.methods)
-    assert (
-        len(table) == 3 * (2 * methods - 1)
-        and not ((table["method"] == "sft") & (table["opponent"] == "sft")).any()
-    )
-    row = table[
-        table["method"].eq("grpo") & table["seed"].eq(123) & table["opponent"].eq("sft")
-    ].iloc[0]
     scored = replies.load(study)
+    found = winrate.runs(study, scored)
+    assert len(found) == 3 * (2 * len(study.cfg.methods) - 1) and ("sft", 42, "sft") not in found
     mine, theirs = (replies.cell(scored, name, 123) for name in ("grpo", "sft"))
-    assert (len(mine), row["pairs"], row["n"]) == (
-        72,
-        24 * 9,
-        24,
-    )  # replies at another temperature are no part
+    assert len(mine) == 72  # replies at another temperature are no part
     won = []
     for post in mine["post_id"].unique():
         for x in mine.loc[mine["post_id"].eq(post), "judge"]:
             for y in theirs.loc[theirs["post_id"].eq(post), "judge"]:
                 won.append(0.5 if abs(x - y) < 0.2 else expit(x - y))
-    assert row["raw"] == pytest.approx(np.mean(won)) and row["raw"] > 0.6 and row["overlap"] < 0.9
-    assert row["low"] < row["lc"] < row["high"]
+    shares = found["grpo", 123, "sft"]
+    assert len(shares) == 24 and shares.mean() == pytest.approx(np.mean(won)) and np.mean(won) > 0.6
 
 
 def test_intervals_of_a_method_take_runs_as_a_sample(study):
     found = winrate.runs(study)
-    table = winrate.by_method(study, found).set_index(["method", "opponent"])
-    row = table.loc[("grpo", "sft")]
-    single = winrate.win_rates(study, found).query("method == 'grpo' and opponent == 'sft'")
-    assert row["raw"] == pytest.approx(single["raw"].mean()) and row["lc"] == pytest.approx(
-        single["lc"].mean()
-    )
-    assert (row["runs"], row["n"]) == (3, 24) and row["lc_low"] > 0.5
-    values = np.array([found["grpo", seed, "sft"].lc_by_post for seed in study.cfg.seeds])
+    row = winrate.by_method(study, found).set_index(["method", "opponent"]).loc[("grpo", "sft")]
+    values = np.array([found["grpo", seed, "sft"] for seed in study.cfg.seeds])
+    assert row["raw"] == pytest.approx(values.mean()) and (row["runs"], row["n"]) == (3, 24)
     error2 = values.mean(1).var(ddof=1) / 3 + values.mean(0).var(ddof=1) / 24
-    assert (row["lc_high"] - row["lc"]) / np.sqrt(error2) > 1.96
+    assert row["raw_low"] > 0.5 and (row["raw_high"] - row["raw"]) / np.sqrt(error2) > 1.96
     alone = dataclasses.replace(study, cfg=dataclasses.replace(study.cfg, seeds=(42,)))
-    assert winrate.by_method(alone)["reason"].str.contains("one run").all()
+    table = winrate.by_method(alone, winrate.runs(alone))
+    assert table["reason"].str.contains("one run").all()
 
 
 @pytest.mark.parametrize("columns", [1, 2])
 def test_the_picture_says_what_it_rests_on_and_fits_its_page(study, columns):
-    drawn = winrate_figure.picture(study, columns=columns)
+    drawn = winrate_figure.picture(study, winrate.runs(study), columns)
     note = " ".join(drawn.figure.get_supxlabel().split())
     assert (
         "judge right on 66% of 3210 human pairs" in note
@@ -238,12 +117,12 @@ def test_replies_without_a_score_are_refused(study, tmp_path):
     paths = write_study(tmp_path, cfg)
     bare = results.load(paths, cfg)
     with pytest.raises(UserError, match="generations.jsonl: missing"):
-        winrate.win_rates(bare)
+        winrate.runs(bare)
     write_replies(paths, cfg, judged=False)
     with pytest.raises(
         UserError, match="generations.jsonl: no column judge: written by an older version"
     ):
-        winrate.win_rates(bare)
+        winrate.runs(bare)
 
 
 def test_a_scorer_is_a_judge_that_the_controls_can_refuse():
@@ -315,9 +194,8 @@ def with_llm(study, server, **change):
 def grpo_first(data, question):
     """Knows whose reply is human and on topic; otherwise prefers GRPO when asked about engagement, else neither."""
     texts = [data["A"].rstrip(), data["B"].rstrip()]
-    agreed = [text.startswith("Agreed!") for text in texts]
-    if any(agreed):
-        return "AB"[agreed[0]]
+    if any(text.startswith("Agreed!") for text in texts):  # whatever it says after that
+        return "AB"[texts[0].startswith("Agreed!")]
     if "takes up" in question:
         return "no idea" if texts[0].startswith("human") else "A"
     if texts[0] == texts[1]:
@@ -348,11 +226,11 @@ def test_a_language_model_is_asked_only_where_it_passed(study, talkative, tmp_pa
     said = capsys.readouterr().out
     calls = len(talkative.seen)
     promised = int(said.split("at most ")[1].split()[0])
-    assert calls <= promised and found.controls["criterion"].unique().tolist() == [
+    assert calls <= promised and found["controls"]["criterion"].unique().tolist() == [
         "engaging",
         "on_topic",
     ]
-    runs = found.runs.set_index(["criterion", "method", "seed"])
+    runs = found["runs"].set_index(["criterion", "method", "seed"])
     assert (
         runs.loc[("engaging", "grpo", 42), "raw"] == 1
         and runs.loc[("engaging", "grpo", 42), "consistent"] == 1
@@ -369,12 +247,12 @@ def test_a_language_model_is_asked_only_where_it_passed(study, talkative, tmp_pa
     assert not any(
         "grpo" in text for text in asked if "takes up" in text
     )  # once refused, not asked
-    assert set(found.methods["criterion"]) == {"engaging"}
+    assert set(found["methods"]["criterion"]) == {"engaging"}
     replay = judging.llm_comparison(with_llm(study, talkative, cache="replay"), tmp_path)
-    assert len(talkative.seen) == calls and replay.runs.to_csv() == found.runs.to_csv()
+    assert len(talkative.seen) == calls and replay["runs"].to_csv() == found["runs"].to_csv()
     assert (
-        replay.controls.to_csv() == found.controls.to_csv()
-        and replay.methods.to_csv() == found.methods.to_csv()
+        replay["controls"].to_csv() == found["controls"].to_csv()
+        and replay["methods"].to_csv() == found["methods"].to_csv()
     )
 
 
@@ -387,7 +265,7 @@ def test_no_question_is_asked_beyond_the_budget_or_without_being_wanted(
         judging.llm_comparison(with_llm(study, talkative, max_cost=0.001, price_in=10.0), tmp_path)
     capsys.readouterr()
     assert (
-        judging.llm_comparison(study, tmp_path) is None
+        judging.llm_comparison(study, tmp_path) == {}
         and capsys.readouterr().out.strip() == judging.OFF
     )
     assert not talkative.seen

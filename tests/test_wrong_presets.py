@@ -134,7 +134,6 @@ WRONG = [
     ("paper_figures", "columns", 3, "at least 1 and at most 2"),
     ("paper_figures", "dpi", 0, "at least 30 and at most 1200"),
     ("paper_figures", "dpi", 100_000, "at least 30 and at most 1200"),
-    ("paper_figures", "bootstrap", 1, "at least 100"),
     ("paper_figures", "price_per_hour", -1.0, "0 or more"),
 ]
 

@@ -8,7 +8,7 @@ command -v pdflatex >/dev/null 2>&1 || {
     echo "paper: no pdflatex; on Debian: apt-get install --no-install-recommends texlive-latex-recommended" >&2
     exit 1
 }
-for file in numbers table_main table_significance table_all failures costs reproducibility; do
+for file in numbers table_main table_significance table_all failures costs; do
     [ -f "$made/$file.tex" ] || {
         echo "paper: $made/$file.tex is missing; run notebook 08_paper_figures of study $study, or make reproduce" >&2
         exit 1

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from polylib import config, names  # noqa: E402
 from polylib.analysis import effects, preregistration, results  # noqa: E402
-from polylib.figures import all_figures, plain_tables, reward_figures, style, tables  # noqa: E402
+from polylib.figures import plain_tables, reward_figures, style, tables, tradeoffs  # noqa: E402
 from polylib.run import Paths, UserError, atomic_write  # noqa: E402
 
 STUDY, PRESETS = (
@@ -68,22 +68,18 @@ RANKERS = (
 def results_block(root: Path) -> str:
     """Figure, main table, registered questions. UserError or OSError without files."""
     paths = Paths(STUDY, root)
-    found = results.load(
-        paths, config.load(STUDY, root)
-    )  # refuses a missing or a foreign cell, in one line
-    headings = {
-        c: h
-        for c, h in tables.columns(found).items()
-        if c.startswith(TABLE) and c != "diversity_tfidf"
-    }
-    caption = (paths.figures / "table_main.md").read_text(encoding="utf-8").strip().splitlines()[-1]
-    numbers = pd.read_csv(paths.figures / "table_main.csv")
-    texts, bold = tables.shown(numbers, headings)
-    main = plain_tables.Table("table_main", numbers, texts, caption, bold)
+    found = results.load(paths, config.load(STUDY, root))  # refuses a missing or a foreign cell
+    headings = {c: h for c, h in tables.columns(found).items() if c.startswith(TABLE)}
+    table = tables.main(found)
+    texts, bold = tables.shown(table.numbers, headings)
+    main = plain_tables.Table("table_main", table.numbers, texts, table.caption, bold)
+    rule = "|---|" + "---:|" * len(headings)
+    head, _, *rows = _markdown(list(texts), main.rows(str, "**{}**")).splitlines()
+    shown = "\n".join([head, rule, *rows, "", main.caption])
     return "\n\n".join(
         [
             f"![Judge score against semantic diversity](results/{STUDY}/paper_figures/quality_diversity.png)",
-            main.to_markdown().strip().replace("simulated engagement", "*simulated engagement*"),
+            shown.replace("simulated engagement", "*simulated engagement*"),
             *_asked(paths),
         ]
     )
@@ -93,7 +89,10 @@ def comparisons_block(root: Path) -> str:
     """Decision guide, differences to SFT, the temperature control, what training did. UserError without files."""
     paths, cfg = Paths(STUDY, root), config.load(STUDY, root)
     found, guide = results.load(paths, cfg), pd.read_csv(paths.figures / "decision_guide.csv")
-    forest = pd.read_csv(paths.figures / "forest.csv").query("metric in @EFFECTS")
+    tested = pd.read_csv(paths.figures / "table_significance.csv")
+    tested = tested.query("kind == 'difference' and metric in @EFFECTS")
+    order = pd.MultiIndex.from_product([cfg.methods[1:], EFFECTS], names=["method", "metric"])
+    tested = tested.set_index(["method", "metric"]).reindex(order).reset_index()
     return "\n\n".join(
         [
             "**Which method for what?** Computed: a method is chosen where its gain over SFT is established for the "
@@ -106,11 +105,11 @@ def comparisons_block(root: Path) -> str:
                 ],
             ),
             "**Differences to SFT.** Effect, then two 95 % intervals: *these checkpoints* (other posts) / *the method* "
-            f"(other training runs too). With {forest['seeds'].max()} runs the exact sign-flip test cannot fall below "
-            f"p = {forest['exact_floor'].max():g}, whatever the data show.",
+            f"(other training runs too). With {tested['seeds'].max():g} runs the exact sign-flip test cannot fall "
+            f"below p = {tested['signs_floor'].max():g}, whatever the data show.",
             _by_method(
-                forest,
-                [names.METRICS[name] for name in forest["metric"].unique()],
+                tested,
+                [names.METRICS[name] for name in EFFECTS],
                 lambda c: (
                     f"{c.effect:+.3f} "
                     f"{_interval(c.checkpoints_low, c.checkpoints_high)} / {_interval(c.method_low, c.method_high)}"
@@ -120,12 +119,12 @@ def comparisons_block(root: Path) -> str:
             "and its 95 % interval over runs. A dash: temperature does not take SFT there in every run (in how many it "
             "does).",
             _by_method(
-                effects.matched_table(found),
+                pd.DataFrame(effects.all_matched(found)),
                 ["diversity at equal judge score", "judge score at equal diversity"],
                 lambda c: (
-                    f"{c.gain:+.3f} {_interval(c.low, c.high)}"
-                    if np.isfinite(c.gain)
-                    else f"– ({c.matched_runs} of {c.runs})"
+                    f"{c.effect:+.3f} {_interval(c.method_low, c.method_high)}"
+                    if np.isfinite(c.effect)
+                    else f"– ({c.matched_runs} of {c.seeds})"
                 ),
             ),
             _whole_curves(found),
@@ -140,7 +139,7 @@ def _whole_curves(found: results.Results) -> str:
     gains = [
         f"{style.METHOD_STYLE[row.method]['label']} {1000 * row.gain:+.1f} "
         f"{_interval(1000 * row.gain_low, 1000 * row.gain_high, 1)}"
-        for row in all_figures.hypervolumes(found).itertuples()
+        for row in tradeoffs.hypervolumes(found).itertuples()
         if row.method != "sft"
     ]
     return (
@@ -156,11 +155,7 @@ def _asked(paths: Paths) -> list[str]:
         pd.read_csv(paths.figures / "deviations.csv"),
         preregistration.load(paths),
     )
-    said = (
-        {q.name: q.question for q in (*registered.primary, *registered.equivalence)}
-        if registered
-        else {}
-    )
+    said = {name: q.question for name, q in registered.questions.items()} if registered else {}
     questions = [
         [
             f"{said.get(r.question, r.question)}{f' (margin {r.margin:g})' if r.kind == 'equivalence' else ''}",

@@ -21,12 +21,17 @@ import numpy as np
 import pandas as pd
 
 from polylib import stats
-from polylib.analysis import effects as compare
-from polylib.analysis.results import UNSEEDED, Results, chain_of
+from polylib.analysis import effects
+from polylib.analysis.results import Results, chain_of
 from polylib.names import METHODS, METRICS
 
 NOTHING = "nothing established"
 ALPHA = 0.05
+GAIN = ["metric", "equal", "gain", "low", "high", "p_holm"]
+NOBODY = {"method": "sft", "gain": np.nan, "low": np.nan, "high": np.nan, "p": np.nan} | {
+    "reason": "no method to choose from"
+}
+COLUMNS = ["want", "choose", "because", *GAIN, "versus", "minutes", "excluded"]
 
 
 @dataclass(frozen=True)
@@ -59,142 +64,88 @@ def wants(results: Results) -> list[Want]:
 
 
 def hacked(verdicts: pd.DataFrame) -> list[str]:
-    """Methods with a run that the detector calls hacked, from `overoptimisation.hacking_table`."""
+    """Methods with a run that the detector calls hacked, from `hacked.verdicts`."""
     return sorted(set(verdicts.loc[verdicts["label"].eq("hacked"), "method"]))
 
 
-def guide(results: Results, hacked: Iterable[str] = (), control: str = "sft") -> pd.DataFrame:
-    """want, choose, because, gain, low, high, p_holm, versus, minutes, excluded: one row a purpose.
+def guide(results: Results, hacked: Iterable[str] = ()) -> pd.DataFrame:
+    """want, choose, because, metric, equal, gain, low, high, p_holm, versus, minutes, excluded: one row a purpose.
 
     choose: a method, or SFT with `because` starting "nothing established". gain, low, high: the method's claim, in the
     measure's unit and direction, of the choice or of the nearest miss; minutes: training time of the choice."""
     out = sorted(set(hacked))
-    methods = [name for name in results.methods if name not in (control, *UNSEEDED, *out)]
-    rows = [
-        _row(results, want, methods, control)
-        | {"excluded": ", ".join(f"{name} (hacked)" for name in out)}
-        for want in wants(results)
-    ]
+    methods = [name for name in results.trained if name not in out]
+    excluded = ", ".join(f"{name} (hacked)" for name in out)
     return pd.DataFrame(
-        rows,
-        columns=[
-            "want",
-            "choose",
-            "because",
-            "metric",
-            "equal",
-            "gain",
-            "low",
-            "high",
-            "p_holm",
-            "versus",
-            "minutes",
-            "excluded",
-        ],
+        [_row(results, want, methods) | {"excluded": excluded} for want in wants(results)],
+        columns=COLUMNS,
     )
 
 
-def _row(results: Results, want: Want, methods: list[str], control: str) -> dict:
-    found = pd.DataFrame(
-        [_gain(results, want, method, control) for method in methods],
-        columns=["method", "gain", "low", "high", "p", "reason"],
-    )
-    found["p_holm"] = stats.adjust(found["p"].to_numpy(float), "holm")
+def _row(results: Results, want: Want, methods: list[str]) -> dict:
+    found = pd.DataFrame([_gain(results, want, method) for method in methods] or [NOBODY])
+    found.loc[found["p"].isna(), ["gain", "low", "high"]] = np.nan  # no claim, no number
+    found["p_holm"] = stats.adjust(found["p"], "holm")
     won = found[(found["p_holm"] < ALPHA) & (found["gain"] > 0)].sort_values(
         "gain", ascending=False
     )
-    named = {"want": want.text, "metric": want.metric, "equal": want.equal, "versus": ""}
+    tested = found.dropna(subset="p").sort_values("p_holm", kind="stable")
+    shown = next(part for part in (won, tested[tested["gain"] > 0], tested, found) if len(part))
+    best = shown.iloc[0]
+    choose, because = best["method"], _numbers(want, best)
     if won.empty:
-        tested = found.dropna(subset="p").sort_values("p_holm", kind="stable")
-        near = tested[tested["gain"] > 0].head(1)
-        near = near if len(near) else tested.head(1)
-        if near.empty:
-            why = next((reason for reason in found["reason"] if reason), "no method to choose from")
-            nothing = dict.fromkeys(("gain", "low", "high", "p_holm"), np.nan)
-            return (
-                named
-                | nothing
-                | {
-                    "choose": control,
-                    "because": f"{NOTHING}: {why}",
-                    "minutes": _minutes(results, control),
-                }
-            )
-        best = near.iloc[0]
-        because = f"{NOTHING}: nearest is {_label(best['method'])}, {_numbers(want, best)}"
-        return (
-            named
-            | _of(best)
-            | {"choose": control, "because": because, "minutes": _minutes(results, control)}
-        )
-    best, versus = won.iloc[0], ""
-    if len(won) > 1:
-        versus = _versus(results, want, best["method"], won.iloc[1]["method"])
-    return (
-        named
-        | _of(best)
-        | {
-            "choose": best["method"],
-            "because": _numbers(want, best),
-            "versus": versus,
-            "minutes": _minutes(results, best["method"]),
-        }
-    )
-
-
-def _gain(results: Results, want: Want, method: str, control: str) -> dict:
-    if want.equal:
-        m = compare.at_equal_quality(results, method, want.equal, want.metric, control)
-        effect, claim = m.mean, m.claim
-    else:
-        effect, claim = _difference(results, want.metric, method, control)
-    low, high = (claim.low, claim.high) if want.sign > 0 else (-claim.high, -claim.low)
+        nearest = f"nearest is {METHODS[choose]}, {because}"
+        choose, because = "sft", f"{NOTHING}: {nearest if len(tested) else best['reason']}"
     return {
-        "method": method,
-        "gain": want.sign * effect,
-        "low": low,
-        "high": high,
-        "p": claim.p,
-        "reason": claim.reason,
+        "want": want.text,
+        "metric": want.metric,
+        "equal": want.equal,
+        "choose": choose,
+        "because": because,
+        **best[["gain", "low", "high", "p_holm"]],
+        "versus": _versus(results, want, *won["method"][:2]) if len(won) > 1 else "",
+        "minutes": _minutes(results, choose),
     }
 
 
-def _difference(results: Results, metric: str, a: str, b: str) -> tuple[float, stats.Claim]:
-    ya, yb = compare.pair(results.cells(metric), a, b)
-    if ya.shape[1] < 2:
-        return np.nan, stats.Claim(*[np.nan] * 4, f"defined at {ya.shape[1]} posts")
-    return float((ya - yb).mean()), stats.method_claim(ya - yb, (ya, yb))
+def _gain(results: Results, want: Want, method: str, other: str = "sft") -> dict:
+    row = (
+        effects.matched(results, want.metric, want.equal, method)
+        if want.equal
+        else effects.difference(results, want.metric, method, other)
+    )
+    low, high = sorted(want.sign * row[f"method_{end}"] for end in ("low", "high"))
+    return {
+        "method": method,
+        "gain": want.sign * row["effect"],
+        "low": low,
+        "high": high,
+        "p": row["method_p"],
+        "reason": row["reason"],
+    }
 
 
 def _versus(results: Results, want: Want, best: str, other: str) -> str:
     if want.equal:
-        return f"also {_label(other)}; not compared at equal {METRICS.get(want.equal, want.equal)}"
-    effect, claim = _difference(results, want.metric, best, other)
-    low, high = sorted((want.sign * claim.low, want.sign * claim.high))
-    apart = "better than" if low > 0 else "not separated from"
-    costs = (
-        f"; {_label(other)} takes {_minutes(results, other):.1f} minutes a run"
-        if not low > 0
-        else ""
-    )
-    return f"{apart} {_label(other)}: {want.sign * effect:+.3f} [{low:+.3f}, {high:+.3f}]{costs}"
-
-
-def _of(row: pd.Series) -> dict:
-    return {name: row[name] for name in ("gain", "low", "high", "p_holm")}
+        return f"also {METHODS[other]}; not compared at equal {_unit(want.equal)}"
+    found = _gain(results, want, best, other)
+    said = f"{METHODS[other]}: {found['gain']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+    if found["low"] > 0:
+        return f"better than {said}"
+    takes = f"{METHODS[other]} takes {_minutes(results, other):.1f} minutes a run"
+    return f"not separated from {said}; {takes}"
 
 
 def _numbers(want: Want, row: pd.Series) -> str:
-    unit = METRICS.get(want.metric, want.metric)
-    at = f" at equal {METRICS.get(want.equal, want.equal)}" if want.equal else ""
+    at = f" at equal {_unit(want.equal)}" if want.equal else ""
     return (
-        f"{unit}{at} {want.sign * row['gain']:+.3f} over SFT, gain between {row['low']:+.3f} and "
+        f"{_unit(want.metric)}{at} {want.sign * row['gain']:+.3f} over SFT, gain between {row['low']:+.3f} and "
         f"{row['high']:+.3f}, adjusted p {'< .001' if row['p_holm'] < 0.001 else format(row['p_holm'], '.3f')}"
     )
 
 
-def _label(method: str) -> str:
-    return METHODS[method]
+def _unit(metric: str) -> str:
+    return METRICS.get(metric, metric)
 
 
 def _minutes(results: Results, method: str) -> float:

@@ -1,73 +1,38 @@
 """Is quality kept? Two one-sided tests against a margin that was fixed beforehand, instead of "p above .05".
 
-The margin comes from the registration. What it should be measured against is how far apart two groups of people's
-replies to the same posts lie (`split_half_noise`): a smaller loss than that is one nobody could tell from people's own
-scatter. numpy and scipy only.
+The margin comes from the registration, with its reason: that of the laptop study is one SD of the difference between
+two random halves of people's replies to the same posts, a loss that nobody could tell from people's own scatter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
 import numpy as np
 from scipy import stats
 
-from polylib.stats import ONE_SEED, SAME, two_way_t
+from polylib.stats import ONE_SEED, SAME, Claim, two_way_t
 
 
-@dataclass(frozen=True)
-class Equivalence:
-    """p of "|difference| is at least the margin" (both sides: TOST) and the 90 % interval that decides it at 5 %; its
-    low end alone decides "worse by the margin or more". NaN with the reason where the data do not support it."""
-
-    effect: float
-    margin: float
-    low: float
-    high: float
-    p: float
-    df: float
-    reason: str = ""
-
-
-def tost(effect: float, error: float, df: float, margin: float) -> Equivalence:
-    """Two one-sided t tests (Schuirmann 1987) of |difference| < margin. ValueError for a margin of 0 or less."""
+def tost(effect: float, error: float, df: float, margin: float) -> Claim:
+    """Two one-sided t tests (Schuirmann 1987) of |difference| < margin. p: of "the difference is at least the margin";
+    low, high: the 90 % interval that decides it at 5 %, its low end alone decides "worse by the margin or more". NaN
+    with the reason where the data do not support it. ValueError for a margin of 0 or less."""
     if not margin > 0:
         raise ValueError(f"an equivalence margin must be above 0, found {margin}")
     if not error > 1e-12:
-        return Equivalence(float(effect), margin, *[np.nan] * 3, float(df), SAME)
+        return Claim(*[np.nan] * 3, float(df), SAME)
     p = max(stats.t.sf((effect + margin) / error, df), stats.t.cdf((effect - margin) / error, df))
     low, high = stats.t.interval(0.90, df, effect, error)
-    return Equivalence(float(effect), margin, float(low), float(high), float(p), float(df))
+    return Claim(float(low), float(high), float(p), float(df))
 
 
-def method(a: np.ndarray, b: np.ndarray, margin: float) -> Equivalence:
+def method(a: np.ndarray, b: np.ndarray, margin: float) -> Claim:
     """Claim about the method: a, b (S, P), runs independent, prompts paired, Satterthwaite degrees of freedom."""
     if len(a) < 2:
-        return Equivalence(float((a - b).mean()), margin, *[np.nan] * 4, ONE_SEED)
+        return Claim(*[np.nan] * 4, ONE_SEED)
     return tost(*(float(v) for v in two_way_t(a - b, (a, b))), margin)
 
 
-def checkpoints(a: np.ndarray, b: np.ndarray, margin: float) -> Equivalence:
+def checkpoints(a: np.ndarray, b: np.ndarray, margin: float) -> Claim:
     """Claim about these checkpoints: a, b (S, P), prompts the only sample, seeds averaged."""
     per_prompt = (a - b).mean(axis=0)
     return tost(per_prompt.mean(), stats.sem(per_prompt), len(per_prompt) - 1, margin)
-
-
-def split_half_noise(
-    replies: Mapping[str, Sequence[float]], draws: int = 2000, seed: int = 0
-) -> float:
-    """SD of the difference, averaged over posts, between two random halves of people's scores under the same post.
-
-    `replies` {post: scores of people's replies}; posts with fewer than two replies say nothing and are left out. Where
-    a post has an odd number, one reply drawn at random sits out. ValueError if no post has two."""
-    groups = [np.asarray(values, float) for values in replies.values() if len(values) >= 2]
-    if not groups:
-        raise ValueError("no post has two human replies: split-half noise is undefined")
-    rng = np.random.default_rng(seed)
-    total = np.zeros(draws)
-    for values in groups:
-        half = len(values) // 2
-        shuffled = rng.permuted(np.broadcast_to(values, (draws, len(values))), axis=1)
-        total += shuffled[:, :half].mean(axis=1) - shuffled[:, half : 2 * half].mean(axis=1)
-    return float((total / len(groups)).std(ddof=1))

@@ -1,4 +1,4 @@
-"""Tests by rank, with the smallest p that the exact one can reach, and effect sizes.
+"""Tests by rank, with the smallest p that the exact one can reach.
 
 Three runs a method cannot reach .05 by any exact test on runs: 3 against 3 give at least .10 by ranks (Mann-Whitney)
 and .25 by signs (paired). The floor stands beside each p, so that "not significant" is not read as "no effect".
@@ -35,11 +35,3 @@ def as_asked(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     a, b = np.ravel(a), np.ravel(b)
     u, p = stats.mannwhitneyu(a, b, method="asymptotic")
     return float(p), float(2 * u / (len(a) * len(b)) - 1)
-
-
-def d_z(d: np.ndarray) -> float:
-    """Paired effect in standard deviations of the prompts' differences: d (S, P), seeds averaged. NaN where every
-    prompt differs by the same amount."""
-    per_prompt = np.atleast_2d(d).mean(axis=0)
-    spread = per_prompt.std(ddof=1) if len(per_prompt) > 1 else 0.0
-    return float(per_prompt.mean() / spread) if spread > 1e-12 else np.nan

@@ -1,7 +1,7 @@
 """A language model compares every method with SFT: optional, within a budget, after it passed its controls.
 
-    found = llm_comparison(results)      # None, with one line that says why, unless llm_judge.compare_posts is above 0
-    found.controls, found.runs, found.methods
+    found = llm_comparison(results)      # empty, with one line that says why, unless llm_judge.compare_posts is above 0
+    found["controls"], found["runs"], found["methods"]
 
 Same post, no names, both orders, one criterion a call; a win counts if both orders agree, else it is a tie; an answer
 that cannot be read is missing and counted. All answers go through the cache, so llm_judge.cache: replay gives the same
@@ -10,52 +10,44 @@ tables without a server. A criterion whose controls fail is not asked: its rows 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from polylib.analysis import replies, winrate
-from polylib.analysis.length_control import win_rate
-from polylib.analysis.results import UNSEEDED, Results
+from polylib.analysis.results import Results
 from polylib.config import UserError
 from polylib.reward_checks.agreement import hard, kappa, soft_wins
 from polylib.rewards import llm_controls
 from polylib.rewards.llm import CRITERIA, LLMJudge
 from polylib.rewards.llm_client import Client
 
-CONTROLS = 24  # posts with a human reply that the controls are made of
+CONTROLS = 24  # posts whose first human reply the controls are made of
 OFF = "no language model judges this study: set llm_judge.url, llm_judge.model and llm_judge.compare_posts"
-RATES = ("raw", "lc", "se", "low", "high", "overlap")
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """controls: criterion and the columns of `llm_controls.battery`. runs: one row a criterion, method and seed: raw,
-    lc, se, low, high, overlap, n (posts with a verdict), missing, consistent (share of pairs that name the same reply
-    in both orders), first (share of verdicts for the reply shown first), kappa with the study's own judge, kappa_low,
-    kappa_high, reason. methods: `winrate.by_method` with the criterion as `opponent` renamed; empty if all refused."""
-
-    controls: pd.DataFrame
-    runs: pd.DataFrame
-    methods: pd.DataFrame
 
 
 def llm_comparison(
     results: Results, folder: Path | None = None, frame: pd.DataFrame | None = None
-) -> Verdicts | None:
-    """Prints what it may cost before it asks. `folder` holds the answers (default: the polylib cache); frame: what
-    `replies.load` gave, if at hand.
+) -> dict[str, pd.DataFrame]:
+    """{"controls", "runs", "methods"}, or nothing where llm_judge.compare_posts is 0. Prints what it may cost before it
+    asks. `folder` holds the answers (default: the polylib cache); frame: what `replies.load` gave, if at hand.
+
+    controls: criterion and the columns of `llm_controls.battery`. runs: one row a criterion, method and seed: raw
+    (share of posts won), n (posts with a verdict), missing, consistent (share of pairs that name the same reply in both
+    orders), first (share of verdicts for the reply shown first), kappa with the study's own judge, kappa_low,
+    kappa_high, reason. methods: `winrate.by_method` with the criterion as `opponent` renamed; empty if all refused.
 
     UserError before the first question if the estimate exceeds llm_judge.max_calls or max_cost, and for whatever
     `Client.ask` refuses."""
     cfg = results.cfg.llm_judge
     if not cfg.compare_posts or not (cfg.url or cfg.cache == "replay"):
         print(OFF)
-        return None
+        return {}
     frame = replies.load(results) if frame is None else frame
-    client, known, cells = Client(cfg, folder), _human(frame), _cells(results, frame)
+    people = replies.cell(frame, "human", None).drop_duplicates("post").head(CONTROLS)
+    known = list(people["post"]), list(people["reply"])
+    client, cells = Client(cfg, folder), _cells(results, frame)
     judges = {criterion: LLMJudge(client, CRITERIA[criterion]) for criterion in cfg.criteria}
     total = estimate(judges, known, cells)
     print(
@@ -70,64 +62,40 @@ def llm_comparison(
     controls, rows, found = [], [], {}
     for criterion, judge in judges.items():
         table = llm_controls.battery(judge, *known)
-        controls.append(table.assign(criterion=criterion))
+        table.insert(0, "criterion", criterion)
+        controls.append(table)
         refused = llm_controls.refusal(table)
         for (method, seed), pairs in cells.items():
-            row = {"criterion": criterion, "method": method, "seed": seed}
+            row = {"criterion": criterion, "method": method, "seed": seed, "raw": np.nan, "n": 0}
             if refused:
-                rows.append(
-                    row
-                    | dict.fromkeys(RATES, np.nan)
-                    | {"n": 0, "reason": f"judge refused ({refused})"}
-                )
+                rows.append(row | {"reason": f"judge refused ({refused})"})
                 continue
-            seen = judge.compare(
-                list(pairs["post"]), list(pairs["reply"]), list(pairs["reply_other"])
-            )
-            rate = win_rate(seen.wins, pairs["length"], pairs["length_other"], pairs["post_id"])
+            seen = judge.compare(*_asked(pairs))
+            shares = found[method, seed, criterion] = winrate.by_post(seen.wins, pairs["post_id"])
             own = hard(soft_wins(pairs["judge"], pairs["judge_other"]))
             agreed = kappa(seen.wins, own, pairs["post_id"])
-            found[method, seed, criterion] = rate
             rows.append(
                 row
-                | {name: getattr(rate, name) for name in RATES}
                 | {
-                    "n": len(rate.posts),
-                    "missing": rate.missing,
+                    "raw": shares.mean(),
+                    "n": len(shares),
+                    "missing": int(np.isnan(seen.wins).sum()),
                     "consistent": seen.consistent,
                     "first": seen.first,
                     "kappa": agreed["kappa"],
                     "kappa_low": agreed["low"],
                     "kappa_high": agreed["high"],
-                    "reason": "; ".join(filter(None, (rate.reason, agreed["reason"]))),
+                    "reason": agreed["reason"],
                 }
             )
-    methods = _by_method(results, found) if found else pd.DataFrame()
-    columns = [
-        "criterion",
-        "method",
-        "seed",
-        *RATES,
-        "n",
-        "missing",
-        "consistent",
-        "first",
-        "kappa",
-        "kappa_low",
-        "kappa_high",
-        "reason",
-    ]
+    methods = winrate.by_method(results, found).rename(columns={"opponent": "criterion"})
+    methods = methods.drop(columns="judge_accuracy", errors="ignore")  # of the study's own judge
     every = pd.concat(controls, ignore_index=True)
-    return Verdicts(
-        every[["criterion", *(name for name in every if name != "criterion")]],
-        pd.DataFrame(rows).reindex(columns=columns),
-        methods,
-    )
+    return {"controls": every, "runs": pd.DataFrame(rows), "methods": methods}
 
 
-def _by_method(results: Results, found: winrate.Found) -> pd.DataFrame:
-    table = winrate.by_method(results, found).rename(columns={"opponent": "criterion"})
-    return table.drop(columns="judge_accuracy")  # that of the study's own judge
+def _asked(pairs: pd.DataFrame) -> list[list[str]]:
+    return [list(pairs[name]) for name in ("post", "reply", "reply_other")]
 
 
 def estimate(judges: dict[str, LLMJudge], known: tuple, cells: dict) -> dict[str, float]:
@@ -135,33 +103,23 @@ def estimate(judges: dict[str, LLMJudge], known: tuple, cells: dict) -> dict[str
     total: dict[str, float] = {}
     for judge in judges.values():
         asked = [judge.questions(*columns) for columns in llm_controls.pairs(*known).values()]
-        asked += [
-            judge.questions(*(list(pairs[name]) for name in ("post", "reply", "reply_other")))
-            for pairs in cells.values()
-        ]
+        asked += [judge.questions(*_asked(pairs)) for pairs in cells.values()]
         one = judge.client.estimate([question for part in asked for question in part])
         total = {name: total.get(name, 0) + value for name, value in one.items()}
     return total
 
 
-def _human(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """The first human reply to each of CONTROLS posts."""
-    people = replies.cell(frame, "human", None).drop_duplicates("post").head(CONTROLS)
-    return list(people["post"]), list(people["reply"])
-
-
 def _cells(results: Results, frame: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
     """{(method, seed): first reply of the run and of SFT with its seed, to the first compare_posts posts}."""
-    cells = {}
-    for seed in results.cfg.seeds:
-        sft = _first(results, frame, "sft", seed)
-        for method in results.methods:
-            if method not in ("sft", *UNSEEDED):
-                mine = _first(results, frame, method, seed)
-                cells[method, seed] = mine.merge(sft, on="post_id", suffixes=("", "_other"))
-    return cells
 
+    def first(method: str, seed: int) -> pd.DataFrame:
+        table = replies.cell(frame, method, seed).drop_duplicates("post_id")
+        return table.head(results.cfg.llm_judge.compare_posts)
 
-def _first(results: Results, frame: pd.DataFrame, method: str, seed: int) -> pd.DataFrame:
-    table = replies.cell(frame, method, seed).drop_duplicates("post_id")
-    return table.head(results.cfg.llm_judge.compare_posts)
+    return {
+        (method, seed): first(method, seed).merge(
+            first("sft", seed), on="post_id", suffixes=("", "_other")
+        )
+        for seed in results.cfg.seeds
+        for method in results.trained
+    }

@@ -2,9 +2,9 @@
 
     registered = load(results.paths)               # params/preregistration/<study>.yaml; None: nothing was registered
     deviations(results, registered)                # one row a departure, computed; an empty table = none
-    first(results, registered)                     # was the file committed before each run's code?
 
-After Nosek et al. 2018: the point is not to forbid departures but to state them.
+After Nosek et al. 2018: the point is not to forbid departures but to state them. That the file was committed before the
+runs, `git log` shows: every env.json names the commit that its run was made from.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import dataclasses
 import hashlib
 import json
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Annotated, Literal
 
 import pandas as pd
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
-from polylib.analysis.provenance import environments
 from polylib.analysis.results import Results
 from polylib.config import Config, UserError, read_yaml
 from polylib.run import Paths
@@ -30,55 +30,40 @@ TESTS = {
     "equivalence": "two one-sided t tests, Satterthwaite",
 }
 MULTIPLICITY = {"primary": "holm", "equivalence": "holm", "rest": "benjamini-hochberg"}
-SECTIONS = (
-    "model",
-    "sampling",
-    "data",
-    "reward_model",
-    "sft",
-    "polychromic",
-    "grpo",
-    "hybrid",
-    "dpo",
-    "evaluation",
-)
-KINDS = {
-    "difference": {"question", "kind", "method", "metric"},
-    "matched": {"question", "kind", "method", "metric", "equal"},
-    "equivalence": {"question", "method", "metric", "margin", "because"},
-}
+SECTIONS = ("model", "sampling", "data", "reward_model")
+SECTIONS += ("sft", "polychromic", "grpo", "hybrid", "dpo", "evaluation")
+KNOWN = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=KNOWN)
 class Question:
-    """One registered comparison against `control`: `kind` difference | matched (at equal `equal`) | equivalence."""
+    """One registered comparison against SFT: `kind` difference | matched (at equal `equal`) | equivalence (within
+    `margin`)."""
 
-    name: str
     question: str
-    kind: str
     method: str
     metric: str
+    kind: Literal["difference", "matched", "equivalence"] = "equivalence"
     equal: str = ""
-    margin: float = math.nan
+    margin: Annotated[float, Field(gt=0)] = math.nan
     because: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=KNOWN)
 class Registration:
-    path: Path
     study: str
     date: str
     known: str  # what its authors had already seen
-    control: str
+    control: Literal["sft"]
     alpha: float
-    primary: tuple[Question, ...]
-    equivalence: tuple[Question, ...]
-    seeds: tuple[int, ...]
-    methods: tuple[str, ...]
+    primary: dict[str, Question]
+    equivalence: dict[str, Question]
+    seeds: list[int]
+    methods: list[str]
     prompts: int
     samples: int
     temperature: float
-    temperatures: tuple[float, ...]
+    temperatures: list[float]
     tests: dict[str, str]
     multiplicity: dict[str, str]
     max_dropped: float  # share of posts that a comparison may lose because some cell leaves the metric undefined
@@ -87,12 +72,9 @@ class Registration:
     settings: dict[str, str]  # section of the preset: `settings_hash`
 
     @property
-    def metrics(self) -> list[str]:
-        """Columns that the registered comparisons read."""
-        names = [
-            name for q in (*self.primary, *self.equivalence) for name in (q.metric, q.equal) if name
-        ]
-        return list(dict.fromkeys(names))
+    def questions(self) -> dict[str, Question]:
+        """Those of both families by name."""
+        return self.primary | self.equivalence
 
 
 def load(paths: Paths) -> Registration | None:
@@ -100,60 +82,25 @@ def load(paths: Paths) -> Registration | None:
     file = paths.root / "params" / "preregistration" / f"{paths.study}.yaml"
     if not file.is_file():
         return None
-    values = read_yaml(file)
-    names = {f.name for f in dataclasses.fields(Registration)} - {"path"}
-    for key in sorted(names ^ set(values)):
-        raise UserError(f"{file}: {'unknown entry' if key in values else 'missing entry'} {key}")
-    made = {
-        name: tuple(
-            _question(file, name, key, entry) for key, entry in _section(file, values, name).items()
-        )
-        for name in ("primary", "equivalence")
-    }
-    lists = {name: tuple(values[name]) for name in ("seeds", "methods", "temperatures")}
-    for name in ("tests", "multiplicity", "settings"):
-        _section(file, values, name)
-    found = Registration(**{**values, **made, **lists, "path": file, "date": str(values["date"])})
+    try:
+        found = TypeAdapter(Registration).validate_python(read_yaml(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        entry = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file}: {entry}: {first['msg'].lower()}") from error
     if found.study != paths.study:
         raise UserError(f"{file}: study is {found.study}, the file is named after {paths.study}")
-    for q in (*found.primary, *found.equivalence):
-        if q.method not in found.methods or q.method == found.control:
+    for name, q in found.questions.items():
+        kept, asked = name in found.equivalence, (bool(q.equal), math.isfinite(q.margin))
+        if (q.kind == "equivalence") != kept or asked != (q.kind == "matched", kept):
             raise UserError(
-                f"{file}: {q.name}.method {q.method} is not among methods, or is the control"
+                f"{file}: {name} needs `equal` where kind is matched, and a `margin` in equivalence alone"
+            )
+        if q.method not in found.methods or q.method == "sft":
+            raise UserError(
+                f"{file}: {name}.method {q.method} is not among methods, or is the control"
             )
     return found
-
-
-def _section(file: Path, values: dict, name: str) -> dict:
-    if not isinstance(values[name], dict):
-        raise UserError(f"{file}: {name} must be a section of `key: value`, not {values[name]!r}")
-    return values[name]
-
-
-def _question(file: Path, family: str, name: str, entry: object) -> Question:
-    kind = (
-        "equivalence"
-        if family == "equivalence"
-        else entry.get("kind")
-        if isinstance(entry, dict)
-        else None
-    )
-    if (
-        kind not in KINDS
-        or family == "primary"
-        and kind == "equivalence"
-        or set(entry) != KINDS[kind]
-    ):
-        wanted = KINDS["equivalence"] if family == "equivalence" else KINDS["matched"]
-        raise UserError(
-            f"{file}: {family}.{name} needs the entries {', '.join(sorted(wanted))} "
-            "(equal only where kind is matched)"
-        )
-    if kind == "equivalence" and not (isinstance(entry["margin"], float) and entry["margin"] > 0):
-        raise UserError(
-            f"{file}: {family}.{name}.margin must be a number above 0, found {entry['margin']!r}"
-        )
-    return Question(name, **{"kind": kind, **entry})
 
 
 def settings_hash(cfg: Config) -> dict[str, str]:
@@ -169,97 +116,59 @@ def settings_hash(cfg: Config) -> dict[str, str]:
 def deviations(results: Results, registered: Registration | None) -> pd.DataFrame:
     """what, registered, found: one row a departure, all computed from the results, the preset and the code. No row:
     none. Without a registration, one row saying so."""
-    rows: list[tuple[str, object, object]] = []
     if registered is None:
-        return _frame([("registration", "none", f"study {results.paths.study} was not registered")])
+        missing = ("registration", "none", f"study {results.paths.study} was not registered")
+        return pd.DataFrame([missing], columns=["what", "registered", "found"])
     r, cfg = registered, results.cfg
-
-    def check(what: str, wanted: object, found: object) -> None:
-        if wanted != found:
-            rows.append((what, wanted, found))
-
-    for what in ("seeds", "methods"):
-        check(what, sorted(getattr(r, what)), sorted(getattr(cfg, what)))
-    check("posts", r.prompts, len(results.people))
     counts = {
         int(n)
         for (method, _, at), frame in results.frames.items()
         if method in cfg.methods and at == cfg.sampling.temperature
         for n in frame["n_samples"].unique()
     }
-    check("replies a post", [r.samples], sorted(counts))
-    check("sampling temperature", r.temperature, cfg.sampling.temperature)
-    check(
-        "temperatures of the control",
-        sorted({r.temperature, *r.temperatures}),
-        results.temperatures,
-    )
-    for kind, test in TESTS.items():
-        check(f"test: {kind}", r.tests.get(kind, "none"), test)
-    for family, rule in MULTIPLICITY.items():
-        check(f"multiplicity: {family}", r.multiplicity.get(family, "none"), rule)
-    for metric in r.metrics:
-        if metric not in results.columns:
-            rows.append((f"metric {metric}", "measured", "absent from per_prompt.csv"))
-        else:
-            for q in (*r.primary, *r.equivalence):
-                if metric in (q.metric, q.equal) and q.method in results.methods:
-                    share = _dropped(results, metric, (q.method, r.control))
-                    if share > r.max_dropped:
-                        rows.append(
-                            (
-                                f"posts dropped: {q.name}, {metric}",
-                                f"at most {r.max_dropped:.0%}",
-                                f"{share:.0%}",
-                            )
-                        )
+    heat = sorted({r.temperature, *r.temperatures})
+    pairs = [
+        ("seeds", sorted(r.seeds), sorted(cfg.seeds)),
+        ("methods", sorted(r.methods), sorted(cfg.methods)),
+        ("posts", r.prompts, len(results.people)),
+        ("replies a post", [r.samples], sorted(counts)),
+        ("sampling temperature", r.temperature, cfg.sampling.temperature),
+        ("temperatures of the control", heat, results.temperatures),
+    ]
+    pairs += [(f"test: {kind}", r.tests.get(kind), test) for kind, test in TESTS.items()]
+    pairs += [
+        (f"multiplicity: {family}", r.multiplicity.get(family), rule)
+        for family, rule in MULTIPLICITY.items()
+    ]
+    for name, q in r.questions.items():
+        for metric in filter(None, (q.metric, q.equal)):
+            if metric not in results.columns:
+                pairs.append((f"metric {metric}", "measured", "absent from per_prompt.csv"))
+            elif (
+                q.method in results.methods
+                and (share := _dropped(results, metric, q.method)) > r.max_dropped
+            ):
+                what = f"posts dropped: {name}, {metric}"
+                pairs.append((what, f"at most {r.max_dropped:.0%}", f"{share:.0%}"))
     hashes = settings_hash(cfg)
-    for section in sorted({*hashes, *r.settings}):
-        check(f"settings: {section}", r.settings.get(section, "none"), hashes.get(section, "none"))
-    return _frame(rows)
+    pairs += [
+        (f"settings: {section}", r.settings.get(section), hashes.get(section))
+        for section in sorted({*hashes, *r.settings})
+    ]
+    rows = [(what, _text(a), _text(b)) for what, a, b in pairs if a != b]
+    found = pd.DataFrame(rows, columns=["what", "registered", "found"])
+    return found.drop_duplicates(ignore_index=True)
 
 
-def _dropped(results: Results, metric: str, methods: tuple[str, ...]) -> float:
-    table = pd.DataFrame(
-        {cell: values for cell, values in results.cells(metric).items() if cell[0] in methods}
-    )
+def _dropped(results: Results, metric: str, method: str) -> float:
+    cells = results.cells(metric).items()
+    table = pd.DataFrame({cell: values for cell, values in cells if cell[0] in (method, "sft")})
     return float(table.isna().any(axis=1).mean())
 
 
-def _frame(rows: list[tuple]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {"what": what, "registered": _text(wanted), "found": _text(found)}
-            for what, wanted, found in rows
-        ],
-        columns=["what", "registered", "found"],
-    )
-
-
 def _text(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def first(results: Results, registered: Registration) -> pd.DataFrame:
-    """stage, seed, commit, registered: for each run with an env.json, whether the commit it ran from holds this very
-    registration: yes | no: another version | no: not there | unknown: commit not in this clone. Read by pygit2."""
-    import pygit2
-
-    try:
-        repo = pygit2.Repository(str(results.paths.root))
-    except pygit2.GitError:
-        return pd.DataFrame(columns=["stage", "seed", "commit", "registered"])
-    mine = pygit2.hash(registered.path.read_bytes())
-    inside = registered.path.relative_to(results.paths.root).as_posix()
-    rows = []
-    for stage, env in environments(results.paths.results("data").parent).items():
-        sha = env["commit"] if isinstance(env.get("commit"), str) else ""
-        commit = repo.get(sha) if sha else None
-        if commit is None:
-            verdict = "unknown: commit not in this clone"
-        elif inside not in commit.tree:
-            verdict = "no: not there"
-        else:
-            verdict = "yes" if commit.tree[inside].id == mine else "no: another version"
-        rows.append({"stage": stage.as_posix(), "commit": sha[:10], "registered": verdict})
-    return pd.DataFrame(rows, columns=["stage", "commit", "registered"])
+    return (
+        ", ".join(map(str, value))
+        if isinstance(value, list)
+        else str("none" if value is None else value)
+    )

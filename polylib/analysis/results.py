@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from polylib.analysis.provenance import NO_ENV, commit_note, environments
 from polylib.config import Config, UserError
 from polylib.run import Paths
 
@@ -37,13 +36,18 @@ class Results:
     costs: pd.DataFrame
     engagement: str
     judge: dict  # pair_accuracy on `pairs` human pairs of threads it was not fitted on
-    commit: str = NO_ENV  # of the evaluated cells, as a phrase
+    commit: str  # of the evaluated cells, as a phrase
 
     @property
     def methods(self) -> list[str]:
         """In the order of the report; people first."""
         present = {method for method, _, _ in self.frames}
         return [name for name in (*UNSEEDED, *self.cfg.methods) if name in present]
+
+    @property
+    def trained(self) -> list[str]:
+        """The methods that are compared with SFT."""
+        return [name for name in self.methods if name not in ("sft", *UNSEEDED)]
 
     @property
     def columns(self) -> list[str]:
@@ -150,47 +154,18 @@ def means(results: Results, metrics: list[str], temperature: float | None = None
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
-def beside(results: Results, name: str, columns: list[str]) -> pd.DataFrame:
-    """method, seed (NaN for people and the base model) and the columns of a file that lies beside every per_prompt.csv,
-    of one cell after the other.
-
-    Raises UserError naming every cell that has no such file, or the file that lacks a column."""
-    cells = list(dict.fromkeys((method, seed) for method, seed, _ in results.frames))
-    files = {cell: results.paths.evaluation(*cell) / name for cell in cells}
-    missing = [
-        method if seed is None else f"{method}/s{seed}"
-        for (method, seed), file in files.items()
-        if not file.is_file()
-    ]
-    if missing:
-        raise UserError(
-            f"{results.paths.results('evaluation')}: {name} missing: {', '.join(sorted(missing))}; "
-            "run `dvc repro`"
-        )
-    return pd.concat(
-        [
-            read_csv(file, columns).assign(method=method, seed=np.nan if seed is None else seed)
-            for (method, seed), file in files.items()
-        ],
-        ignore_index=True,
-    )
-
-
 def _check_grid(paths: Paths, expected: set) -> None:
     folder = paths.results("evaluation")
     found = {
-        (file.parent.parent.name, file.parent.name) for file in folder.glob("*/s*/per_prompt.csv")
+        file.parent.relative_to(folder).as_posix() for file in folder.glob("*/s*/per_prompt.csv")
     }
-    wanted = {(method, f"s{seed}") for method, seed in expected}
-    for problem, cells in (("missing", wanted - found), ("not part of this study", found - wanted)):
-        if cells:
-            names = ", ".join("/".join(cell) for cell in sorted(cells))
-            remedy = (
-                "run `dvc repro`"
-                if problem == "missing"
-                else "delete them or list them in the preset"
-            )
-            raise UserError(f"{folder}: {problem}: {names}; {remedy}")
+    wanted = {f"{method}/s{seed}" for method, seed in expected}
+    if missing := ", ".join(sorted(wanted - found)):
+        raise UserError(f"{folder}: missing: {missing}; run `dvc repro`")
+    if foreign := ", ".join(sorted(found - wanted)):
+        raise UserError(
+            f"{folder}: not part of this study: {foreign}; delete them or list them in the preset"
+        )
 
 
 def _check_frames(paths: Paths, frames: dict, cfg: Config) -> None:
@@ -245,15 +220,27 @@ def _json(path: Path) -> dict:
 
 
 def _commit(paths: Paths, cells: list[tuple[str, int | None]]) -> str:
+    """ "commit 93f04b9", or what is missing, mixed or changed, from the env.json beside the evaluated cells."""
     files = [paths.evaluation(*cell) / "env.json" for cell in cells]
-    return commit_note([_json(file) for file in files if file.is_file()], len(files))
+    envs = [_json(file) for file in files if file.is_file()]
+    known = [env["commit"][:7] for env in envs if isinstance(env.get("commit"), str)]
+    if not known:
+        return "commit unknown"
+    found = sorted(set(known))
+    text = f"commit {found[0]}" if len(found) == 1 else f"several commits ({', '.join(found)})"
+    bare, changed = len(cells) - len(known), any(env.get("dirty") is True for env in envs)
+    remarks = ["uncommitted changes"] * changed
+    remarks += [f"{bare} of {len(cells)} cells without one"] * (bare > 0)
+    return f"{text} with {', '.join(remarks)}" if remarks else text
 
 
 def _costs(paths: Paths) -> pd.DataFrame:
     """stage, seed, seconds, memory_mb, device, hours (of cores on a processor, of the device on any other) of every
     env.json; empty where stages did not run on this machine."""
     rows = []
-    for stage, env in environments(paths.results("data").parent).items():
+    top = paths.results("data").parent
+    for file in sorted(top.glob("**/env.json")):
+        stage, env = file.parent.relative_to(top), _json(file)
         seeded = stage.name.startswith("s") and stage.name[1:].isdigit()
         units = env.get("threads", 1) if str(env["device"]).startswith("cpu") else 1
         rows.append(

@@ -9,19 +9,21 @@ p-values belong to the claim about the method. No stars: an effect with its inte
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from polylib import stats
-from polylib.analysis import effects as compare
-from polylib.analysis import equivalence, exact
+from polylib.analysis import effects, equivalence, exact
 from polylib.analysis.preregistration import Question, Registration
-from polylib.analysis.results import UNSEEDED, Results
+from polylib.analysis.results import Results
 
 ADJUST = {"primary": "holm", "equivalence": "holm", "exploratory": "fdr_bh"}
 RULES = {"holm": "Holm", "fdr_bh": "Benjamini-Hochberg"}
 # columns of per_prompt.csv that are means over single replies: their columns in generations.jsonl
 PER_REPLY = {"judge_mean": "judge", "reward_mean": "reward", "relevance": "relevance"}
+NAMED = ["family", "question", "kind", "metric", "equal", "method"]
+CLAIMED = [name for name in effects.NUMBERS if name not in effects.EXACT]
+COUNTED = ["margin", "verdict", "seeds", "prompts", "dropped", "reason"]
+COLUMNS = [*NAMED, *CLAIMED, "p_adjusted", "adjustment", *effects.EXACT, *COUNTED]
 
 
 def table(
@@ -29,31 +31,29 @@ def table(
 ) -> pd.DataFrame:
     """One row a comparison against SFT. family, question, kind (difference | matched | equivalence), metric, equal,
     method, effect, checkpoints_{low,high,p}, method_{low,high,p,df}, p_adjusted, adjustment, signs_{p,floor} (runs
-    paired), ranks_{p,floor} (runs unpaired), d_z, margin, verdict, seeds, prompts, dropped, reason.
+    paired), ranks_{p,floor} (runs unpaired), margin, verdict, seeds, prompts, dropped, reason.
 
     verdict: `above` / `below` where the adjusted p of the method claim is under alpha; in an equivalence row
     `equivalent`, or `not worse` where the interval alone excludes a loss of the margin; else `not established`.
     Intervals are 95 %, of equivalence rows 90 %, none of them adjusted."""
     alpha = registered.alpha if registered else 0.05
-    rows = (
+    asked = registered.questions if registered else {}
+    everything = [
+        effects.difference(results, metric, method)
+        for metric in metrics or effects.compared(results)
+        for method in results.trained
+    ]
+    frame = pd.DataFrame(
         [
-            _question(results, q, registered.control)
-            for q in (*registered.primary, *registered.equivalence)
-        ]
-        if registered
-        else []
-    )
-    taken = {(row["kind"], row["metric"], row["equal"], row["method"]) for row in rows}
-    for row in [*_differences(results, metrics), *_matched(results)]:
-        if (row["kind"], row["metric"], row["equal"], row["method"]) not in taken:
-            rows.append(row)
-    frame = pd.DataFrame(rows)
-    frame.insert(frame.columns.get_loc("method_df") + 1, "p_adjusted", np.nan)
-    frame.insert(
-        frame.columns.get_loc("p_adjusted") + 1,
-        "adjustment",
-        frame["family"].map(ADJUST).map(RULES),
-    )
+            *(_question(results, name, q) for name, q in asked.items()),
+            *(
+                row | {"family": "exploratory", "question": ""}
+                for row in everything + effects.all_matched(results)
+            ),
+        ],
+        columns=COLUMNS,
+    ).drop_duplicates(["kind", "metric", "equal", "method"], ignore_index=True)
+    frame["adjustment"] = frame["family"].map(ADJUST).map(RULES)
     for family, part in frame.groupby("family"):
         frame.loc[part.index, "p_adjusted"] = stats.adjust(part["method_p"], ADJUST[family])
     frame["verdict"] = [_verdict(row, alpha) for _, row in frame.iterrows()]
@@ -61,160 +61,59 @@ def table(
 
 
 def _verdict(row: pd.Series, alpha: float) -> str:
+    if row["p_adjusted"] < alpha and row["kind"] == "equivalence":
+        return "equivalent"
     if row["p_adjusted"] < alpha:
-        return (
-            "equivalent"
-            if row["kind"] == "equivalence"
-            else "above"
-            if row["effect"] > 0
-            else "below"
-        )
+        return "above" if row["effect"] > 0 else "below"
     worse_excluded = row["kind"] == "equivalence" and row["method_low"] > -row["margin"]
     return "not worse" if worse_excluded else "not established"
 
 
-def _row(**values) -> dict:
-    empty = {
-        "family": "exploratory",
-        "question": "",
-        "kind": "difference",
-        "metric": "",
-        "equal": "",
-        "method": "",
-    }
-    numbers = [
-        "effect",
-        "checkpoints_low",
-        "checkpoints_high",
-        "checkpoints_p",
-        "method_low",
-        "method_high",
-        "method_p",
-        "method_df",
-        "signs_p",
-        "signs_floor",
-        "ranks_p",
-        "ranks_floor",
-        "d_z",
-        "margin",
-    ]
-    return {
-        **empty,
-        **dict.fromkeys(numbers, np.nan),
-        "verdict": "",
-        "seeds": 0,
-        "prompts": 0,
-        "dropped": 0,
-        "reason": "",
-    } | values
-
-
-def _question(results: Results, q: Question, control: str) -> dict:
-    family = "equivalence" if q.kind == "equivalence" else "primary"
+def _question(results: Results, name: str, q: Question) -> dict:
     named = {
-        "family": family,
-        "question": q.name,
+        "family": "equivalence" if q.kind == "equivalence" else "primary",
+        "question": name,
         "kind": q.kind,
         "metric": q.metric,
         "equal": q.equal,
         "method": q.method,
         "margin": q.margin,
     }
-    absent = [name for name in (q.metric, q.equal) if name and name not in results.columns]
-    if absent or q.method not in results.methods:
-        return _row(**named, reason=f"the study has no {absent[0] if absent else q.method}")
+    absent = {q.metric, q.equal or q.metric} - set(results.columns) or {q.method} - set(
+        results.methods
+    )
+    if absent:
+        none = {"seeds": 0, "prompts": 0, "dropped": 0}
+        return named | none | {"reason": f"the study has no {min(absent)}"}
     if q.kind == "matched":
-        return (
-            _of_match(compare.at_equal_quality(results, q.method, q.equal, q.metric, control))
-            | named
-        )
+        return effects.matched(results, q.metric, q.equal, q.method) | named
     if q.kind == "difference":
-        return next(_differences(results, [q.metric], q.method, control)) | named
-    both = compare.pair(results.cells(q.metric), q.method, control)
-    dropped = len(results.people) - both[0].shape[1]
-    if both[0].shape[1] < 2:
-        return _row(**named, dropped=dropped, reason=f"defined at {both[0].shape[1]} posts")
-    here, method = equivalence.checkpoints(*both, q.margin), equivalence.method(*both, q.margin)
-    return _row(
-        **named,
-        effect=method.effect,
-        **compare.claims(here, method),
-        seeds=len(both[0]),
-        prompts=both[0].shape[1],
-        dropped=dropped,
-        reason=method.reason,
-    )
-
-
-def _differences(
-    results: Results, metrics: list[str] | None, method: str | None = None, control: str = "sft"
-):
-    for _, e in compare.effects(results, metrics, control).iterrows():
-        if method in (None, e["method"]):
-            kept = {name: e[name] for name in _row() if name in e}
-            yield (
-                _row()
-                | kept
-                | {
-                    "signs_p": e["exact_p"],
-                    "signs_floor": e["exact_floor"],
-                    "reason": e["method_reason"],
-                }
-            )
-
-
-def _matched(results: Results):
-    for method in (name for name in results.methods if name not in ("sft", *UNSEEDED)):
-        for equal, metric in (("judge_mean", "diversity"), ("diversity", "judge_mean")):
-            yield _of_match(compare.at_equal_quality(results, method, equal, metric))
-
-
-def _of_match(m: compare.Matched) -> dict:
-    return _row(
-        kind="matched",
-        metric=m.measured,
-        equal=m.fixed,
-        method=m.method,
-        effect=m.mean,
-        **compare.claims(m.these_checkpoints, m.claim),
-        reason=m.claim.reason,
-        signs_p=m.exact_p,
-        signs_floor=m.exact_floor,
-        seeds=len(m.runs),
-        prompts=m.prompts,
-        dropped=m.dropped,
-    )
+        return effects.difference(results, q.metric, q.method) | named
+    a, b = effects.pair(results.cells(q.metric), q.method)
+    row = effects.row(results, q.kind, q.metric, q.method, a) | named
+    if a.shape[1] < 2:
+        return row
+    found = [claim(a, b, q.margin) for claim in (equivalence.checkpoints, equivalence.method)]
+    return row | effects.claims(*found) | {"effect": float((a - b).mean())}
 
 
 def as_asked(
     results: Results,
     replies: pd.DataFrame | None = None,
     metrics: tuple[str, ...] = ("judge_mean", "diversity"),
-    control: str = "sft",
 ) -> pd.DataFrame:
     """metric, method, sample, n, p, delta: the Mann-Whitney test that papers report with Cliff's delta
     (`exact.as_asked`), on means of posts and runs, and on single replies where `replies` (`replies.load`) is given."""
     rows = []
     for metric in metrics:
-        for method in (name for name in results.methods if name not in (control, *UNSEEDED)):
-            samples = {
-                "means of posts and runs": compare.pair(results.cells(metric), method, control)
-            }
+        for method in results.trained:
+            samples = {"means of posts and runs": effects.pair(results.cells(metric), method)}
             if replies is not None and metric in PER_REPLY:
                 samples["replies"] = tuple(
                     replies.loc[replies["method"].eq(name), PER_REPLY[metric]].to_numpy(float)
-                    for name in (method, control)
+                    for name in (method, "sft")
                 )
             for sample, (a, b) in samples.items():
                 p, delta = exact.as_asked(a, b)
-                rows.append(
-                    {
-                        "metric": metric,
-                        "method": method,
-                        "sample": sample,
-                        "n": a.size + b.size,
-                        "p": p,
-                        "delta": delta,
-                    }
-                )
-    return pd.DataFrame(rows)
+                rows.append((metric, method, sample, a.size + b.size, p, delta))
+    return pd.DataFrame(rows, columns=["metric", "method", "sample", "n", "p", "delta"])

@@ -1,4 +1,4 @@
-"""Where scores vary (runs, posts, runs x posts), and how many runs and posts a claim would need. numpy, scipy.
+"""Where scores vary (runs, posts, runs x posts), and how many runs and posts a claim would need.
 
 A matrix of runs x posts is a crossed design: every run answers every post. Variances come from the mean squares
 (method of moments; Searle, Casella and McCulloch 1992, ch. 4), which needs no normality and has the right mean even at
@@ -10,23 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import stats as scipy_stats
+
+from polylib import stats
+from polylib.analysis.results import Results
+from polylib.config import UserError
+from polylib.names import METRICS
+
+MOST = 50  # runs; more is "over"
 
 
 @dataclass(frozen=True)
 class Components:
     """Variances of one value: between runs, posts, and runs x posts with the replies' scatter of a mean. Negative
-    estimates are kept: they say that the true value is near 0; `shares` cuts them there."""
+    estimates are kept: they say that the true value is near 0."""
 
     seed: float
     prompt: float
     interaction: float
-
-    def shares(self) -> dict[str, float]:
-        """Share of each in the sum, negative ones as 0; NaN where nothing varies."""
-        parts = {name: max(value, 0.0) for name, value in vars(self).items()}
-        total = sum(parts.values())
-        return {name: value / total if total > 0 else np.nan for name, value in parts.items()}
 
 
 def components(y: np.ndarray) -> Components:
@@ -92,17 +93,45 @@ def power(
     df = seen**2 / sum(
         v**2 / k for v, k in zip(parts, (seeds - 1, seeds - 1, prompts - 1), strict=True)
     )
-    reach = stats.t.ppf(1 - alpha / 2, df) * np.sqrt(seen)
+    reach = scipy_stats.t.ppf(1 - alpha / 2, df) * np.sqrt(seen)
     return float(
-        (stats.norm.sf((reach - effect) / true) + stats.norm.cdf((-reach - effect) / true)).mean()
+        (
+            scipy_stats.norm.sf((reach - effect) / true)
+            + scipy_stats.norm.cdf((-reach - effect) / true)
+        ).mean()
     )
 
 
 def runs_needed(
-    d: Design, effect: float, prompts: int, target: float = 0.8, most: int = 50
+    d: Design, effect: float, prompts: int, target: float = 0.8, most: int = MOST
 ) -> float:
     """The fewest runs a method, 2 to `most`, that find `effect` at `prompts` posts with `target` power; NaN where
     `most` do not: then posts are what is missing."""
     return next(
         (float(s) for s in range(2, most + 1) if power(d, effect, s, prompts) >= target), np.nan
+    )
+
+
+def sentence(results: Results, metric: str, effects: tuple[float, ...] = (0.05, 0.1, 0.2)) -> str:
+    """How many runs a method find each of `effects`, in the metric's unit, at 80 % power with this study's posts (those
+    that every cell defines), by the design of a comparison with SFT, averaged over methods. UserError at one run or one
+    method: nothing varies between runs that are one."""
+    if min(len(results.cfg.seeds), len(results.cfg.methods)) < 2:
+        raise UserError(
+            f"study {results.paths.study}: variances between runs need two runs of two methods; add them "
+            "to the preset"
+        )
+    cells = results.cells(metric)
+    names = ["sft", *results.trained]
+    values = np.array([stats.matrix(cells, name)[2] for name in names])
+    sft, *others = values[..., np.isfinite(values).all(axis=(0, 1))]
+    designs = [list(vars(design(y, sft)).values()) for y in others]
+    found, posts = Design(*np.mean(designs, axis=0)), sft.shape[1]
+    said = []
+    for effect in effects:
+        needed = runs_needed(found, effect, posts)
+        said.append(f"{effect:g} with {f'over {MOST}' if np.isnan(needed) else f'{needed:g}'}")
+    return (
+        f"At 80 % power and {posts} posts a difference in {METRICS[metric]} is found: {', '.join(said)} "
+        "runs a method"
     )

@@ -1,7 +1,6 @@
-"""Win rates against SFT and against people by the held-out judge, from files alone; raw and at equal length.
+"""Win rates against SFT and against people by the held-out judge, from files alone.
 
-    found = runs(results)                 # {(method, seed, opponent): WinRate}
-    win_rates(results, found)             # one row a run and opponent
+    found = runs(results)                 # {(method, seed, opponent): share won at each post}
     by_method(results, found)             # intervals that take runs as a sample too
 
 Every reply of one side meets every reply of the other side to the same post. The judge's scores are log-odds on
@@ -17,93 +16,63 @@ import pandas as pd
 
 from polylib import stats
 from polylib.analysis import replies
-from polylib.analysis.length_control import WinRate, win_rate
 from polylib.analysis.results import UNSEEDED, Results
-from polylib.reward_checks.agreement import MARGIN, soft_wins
+from polylib.reward_checks.agreement import soft_wins
 
-Found = dict[tuple[str, int | None, str], WinRate]
+Found = dict[tuple[str, int | None, str], pd.Series]
 
 
-def runs(results: Results, frame: pd.DataFrame | None = None, margin: float = MARGIN) -> Found:
+def runs(results: Results, frame: pd.DataFrame | None = None) -> Found:
     """Every run against SFT of its own seed (SFT itself and the base model: not) and against people's replies. frame:
     what `replies.load` gave, if at hand. UserError as there."""
     frame = replies.load(results) if frame is None else frame
-    people, found, sft = replies.cell(frame, "human", None), {}, {}
-    for method in results.methods:
+    people, found = replies.cell(frame, "human", None), {}
+    for method in (name for name in results.methods if name != "human"):
         for seed in [None] if method in UNSEEDED else results.cfg.seeds:
-            if method == "human":
-                continue
             mine = replies.cell(frame, method, seed)
-            if method == "sft":
-                sft[seed] = mine
-            elif seed in sft:
-                found[method, seed, "sft"] = _against(mine, sft[seed], margin)
-            found[method, seed, "human"] = _against(mine, people, margin)
+            if method in results.trained:
+                found[method, seed, "sft"] = _against(mine, replies.cell(frame, "sft", seed))
+            found[method, seed, "human"] = _against(mine, people)
     return found
 
 
-def _against(mine: pd.DataFrame, theirs: pd.DataFrame, margin: float) -> WinRate:
+def _against(mine: pd.DataFrame, theirs: pd.DataFrame) -> pd.Series:
     pairs = mine.merge(theirs, on="post_id", suffixes=("", "_other"))
-    wins = soft_wins(pairs["judge"], pairs["judge_other"], margin=margin)
-    return win_rate(wins, pairs["length"], pairs["length_other"], pairs["post_id"])
+    return by_post(soft_wins(pairs["judge"], pairs["judge_other"]), pairs["post_id"])
 
 
-def win_rates(results: Results, found: Found | None = None) -> pd.DataFrame:
-    """method, seed, opponent, raw, lc, se, low, high, overlap, pairs, n (posts), judge_accuracy, reason: one row a run
-    and opponent.
-
-    raw: chance that a reply of the method is liked more than one of the opponent to the same post; lc: at equal length,
-    with its standard error and 95 % interval over posts, this run given. overlap: of the lengths. judge_accuracy: share
-    of held-out human pairs that the judge ranks right, without which a win rate says little."""
-    rows = [
-        {
-            "method": method,
-            "seed": seed,
-            "opponent": opponent,
-            "raw": w.raw,
-            "lc": w.lc,
-            "se": w.se,
-            "low": w.low,
-            "high": w.high,
-            "overlap": w.overlap,
-            "pairs": w.pairs,
-            "n": len(w.posts),
-            "judge_accuracy": results.judge["pair_accuracy"],
-            "reason": w.reason,
-        }
-        for (method, seed, opponent), w in (found or runs(results)).items()
-    ]
-    return pd.DataFrame(rows).astype({"seed": "Int64"})
+def by_post(wins: np.ndarray, posts: pd.Series) -> pd.Series:
+    """Share won at each post, so that every post weighs the same. wins (N,): 1, 0, between = soft, NaN = no verdict,
+    left out. posts (N,)."""
+    known = np.isfinite(wins)
+    names, group = np.unique(posts[known], return_inverse=True)
+    weight = 1 / np.bincount(group)[group]
+    return pd.Series(np.bincount(group, weight * wins[known], len(names)), index=names)
 
 
-def by_method(results: Results, found: Found | None = None) -> pd.DataFrame:
-    """method, opponent, raw, raw_low, raw_high, lc, lc_low, lc_high, overlap (smallest), runs, n (posts),
-    judge_accuracy, reason.
+def by_method(results: Results, found: Found) -> pd.DataFrame:
+    """method, opponent, raw (chance that a reply of the method is liked more than one of the opponent to the same
+    post), raw_low, raw_high, runs, n (posts), judge_accuracy (share of held-out human pairs that the judge ranks right,
+    without which a win rate says little), reason.
 
-    95 % intervals with runs and posts both random (two-way t of `stats`, on lc's pseudo-values per post); with one run
-    over posts alone, which `reason` says."""
-    found, rows = found or runs(results), []
+    95 % intervals with runs and posts both random (two-way t of `stats`); with one run over posts alone, which `reason`
+    says."""
+    rows = []
     for method, opponent in dict.fromkeys((method, opponent) for method, _, opponent in found):
-        cells = [w for (m, _, o), w in found.items() if (m, o) == (method, opponent)]
-        row = {"method": method, "opponent": opponent}
-        why, common = [w.reason for w in cells], set.intersection(*(set(w.posts) for w in cells))
-        for name, part in (("raw", "by_post"), ("lc", "lc_by_post")):
-            values = [getattr(w, part)[[post in common for post in w.posts]] for w in cells]
-            mean, claim = stats.interval(np.array(values))
-            row |= {
-                name: mean,
-                f"{name}_low": max(claim.low, 0.0),
-                f"{name}_high": min(claim.high, 1.0),
-            }
-            why.append(claim.reason)
+        shares = [s for (m, _, o), s in found.items() if (m, o) == (method, opponent)]
+        table = pd.concat(shares, axis=1, join="inner").sort_index()
+        raw, claim = stats.interval(table.to_numpy().T)
         rows.append(
-            row
-            | {
-                "overlap": min(w.overlap for w in cells),
-                "runs": len(cells),
-                "n": len(common),
+            {
+                "method": method,
+                "opponent": opponent,
+                "raw": raw,
+                "raw_low": max(claim.low, 0.0),
+                "raw_high": min(claim.high, 1.0),
+                "runs": len(shares),
+                "n": len(table),
                 "judge_accuracy": results.judge["pair_accuracy"],
-                "reason": "; ".join(dict.fromkeys(filter(None, why))),
+                "reason": claim.reason,
             }
         )
     return pd.DataFrame(rows)

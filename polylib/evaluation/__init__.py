@@ -6,6 +6,5 @@ novelty                  the same: kinds of replies, and what they are worth tog
 overlap, failures        a reply beside the nearest of people's; ways in which it fails
 human_baseline           what people set as bars
 likelihood, token_kl     perplexity and exact KL
-components               what each part of the reward paid
 score, record            generations -> per_prompt.csv, metrics.json
 """

@@ -1,4 +1,4 @@
-"""Several replies to one post: the chance of a good one, the best of k, and what choosing with the reward is worth.
+"""Several replies to one post: the chance of a good one.
 
 Bold lines are means over runs, thin ones the runs. Bands are 95 % intervals for the method (other runs and other
 posts); for people, and in a study with one run, over posts alone.
@@ -6,13 +6,13 @@ posts); for people, and in a study with one run, over posts alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter
 
 from polylib import stats
 from polylib.analysis.results import Results
@@ -20,16 +20,13 @@ from polylib.figures.style import METHOD_STYLE, STYLE, Picture, finish, lines, p
 from polylib.names import ordered
 
 PEOPLE = "People: posts with at least k replies, where half of them have as many."
-BAND = 0.1  # opacity
-CHOICES = {
-    "oracle": ("-", "best of k (oracle)"),
-    "selected": ("--", "picked by the reward"),
-    "random": (":", "random"),
-}
+BANDS = "Bands: 95 % for the method, over runs and posts."
+ONE_RUN = "Bands: 95 % over posts; one run says nothing about the method."
 
 
 def spread(cells: Mapping) -> pd.DataFrame:
-    """method, seed, value (mean of one run), mean, low, high (of its method) from {(method, seed): Series by prompt}.
+    """method, seed, pass_at_k (mean of one run), mean, low, high (of its method) from {(method, seed): Series by
+    prompt}.
 
     Prompts that any run leaves undefined do not count for the interval; a run with fewer than half of its prompts
     defined is NaN, and so is then its method."""
@@ -37,28 +34,22 @@ def spread(cells: Mapping) -> pd.DataFrame:
     for method in dict.fromkeys(method for method, _ in cells):
         seeds, _, values = stats.matrix(cells, method)
         known = np.isfinite(values)
-        mean, claim = stats.interval(values) if known.mean(axis=1).min() >= 0.5 else (np.nan, None)
-        low, high = (claim.low, claim.high) if claim else (np.nan, np.nan)
-        for seed, own, there in zip(seeds, values, known, strict=True):
-            value = own[there].mean() if there.mean() >= 0.5 else np.nan
-            rows.append(
-                {
-                    "method": method,
-                    "seed": seed,
-                    "value": value,
-                    "mean": mean,
-                    "low": low,
-                    "high": high,
-                }
-            )
-    return pd.DataFrame(rows).astype({"seed": "Int64"})
+        enough = known.mean(axis=1) >= 0.5
+        mean, claim = stats.interval(values if enough.all() else values[:, :0])
+        rows += [
+            (method, seed, own[there].mean() if half else np.nan, mean, claim.low, claim.high)
+            for seed, own, there, half in zip(seeds, values, known, enough, strict=True)
+        ]
+    columns = ["method", "seed", "pass_at_k", "mean", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).astype({"seed": "Int64"})
 
 
 def pass_at_k(results: Results, columns: int = 2) -> Picture:
     """Chance that one of k replies is at least as good as a human reply at a quantile of the judge; a panel
     each."""
     quantiles = sorted(results.cfg.evaluation.judge_quantiles)
-    ks = _ks(results, "pass@", f"_q{quantiles[0]:g}")
+    names = (re.fullmatch(rf"pass@(\d+)_q{quantiles[0]:g}", name) for name in results.columns)
+    ks = sorted(int(name[1]) for name in names if name)
     data = pd.concat(
         [
             spread(results.cells(f"pass@{k}_q{q:g}")).assign(k=k, quantile=q)
@@ -66,11 +57,11 @@ def pass_at_k(results: Results, columns: int = 2) -> Picture:
             for k in ks
         ],
         ignore_index=True,
-    ).rename(columns={"value": "pass_at_k"})
+    )
     with rc_context(STYLE):
         figure, axes = panels(len(quantiles), columns, 1.9, 1.0, sharex=True, sharey=True)
         for ax, q in zip(axes.flat, quantiles, strict=False):
-            _curves(ax, data[data["quantile"].eq(q)], "pass_at_k", "k")
+            _curves(ax, data[data["quantile"].eq(q)])
             ax.set_title(f"beats {q:.0%} of human replies")
             ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         low = data[["pass_at_k", "low"]].min(axis=None)
@@ -78,106 +69,18 @@ def pass_at_k(results: Results, columns: int = 2) -> Picture:
         _k_axis(axes, ks)
         for ax in axes[:, 0]:
             ax.set_ylabel("pass@k")
-        finish(
-            figure, f"{results.note}. {_bands(results)} {PEOPLE}", columns, ordered(data["method"])
-        )
+        bands = BANDS if len(results.cfg.seeds) > 1 else ONE_RUN
+        finish(figure, f"{results.note}. {bands} {PEOPLE}", columns, ordered(data["method"]))
     return Picture("pass_at_k", figure, data)
 
 
-def best_of_k(results: Results, columns: int = 2) -> Picture:
-    """Judge score of one reply out of k: the best (oracle), the one the trained reward picks, a random one. A
-    method per panel. A falling middle line is over-optimisation."""
-    ks = _ks(results, "max@", "")
-    data = (
-        pd.concat(
-            [
-                spread(_choice(results, choice, k)).assign(choice=choice, k=k)
-                for choice in CHOICES
-                for k in ks
-            ],
-            ignore_index=True,
-        )
-        .rename(columns={"value": "judge"})
-        .dropna(subset="judge")
-    )
-    methods = ordered(data["method"])
-    with rc_context(STYLE):
-        figure, axes = panels(len(methods), columns, 1.5, 1.0, narrow=2, sharex=True, sharey=True)
-        for ax, method in zip(axes.flat, methods, strict=False):
-            color = METHOD_STYLE[method]["color"]
-            for choice, (dash, _) in CHOICES.items():
-                part = data[data["method"].eq(method) & data["choice"].eq(choice)]
-                for _, run in part.groupby("seed"):
-                    ax.plot(run["k"], run["judge"], color=color, lw=0.6, alpha=0.35)
-                mean = part.groupby("k")[["mean", "low", "high"]].first()
-                if choice != "random":
-                    ax.fill_between(
-                        mean.index, mean["low"], mean["high"], color=color, alpha=BAND, lw=0
-                    )
-                ax.plot(mean.index, mean["mean"], color=color, linestyle=dash)
-            ax.set_title(METHOD_STYLE[method]["label"])
-        _k_axis(axes, ks)
-        for ax in axes[:, 0]:
-            ax.set_ylabel("judge score")
-        finish(
-            figure,
-            f"{results.note}. {_bands(results)} {PEOPLE}",
-            columns,
-            extra=[
-                Line2D([], [], color="#333333", linestyle=dash, label=label)
-                for dash, label in CHOICES.values()
-            ],
-        )
-    return Picture("best_of_k", figure, data)
-
-
-def _choice(results: Results, choice: str, k: int) -> dict:
-    """Judge score by prompt of one reply out of k; a random one exists only where there are k to choose from."""
-    oracle = results.cells(f"max@{k}")
-    if choice == "random":
-        return {
-            cell: values.where(oracle[cell].notna())
-            for cell, values in results.cells("judge_mean").items()
-        }
-    return oracle if choice == "oracle" else results.cells(f"best@{k}")
-
-
-def _ks(results: Results, prefix: str, suffix: str) -> list[int]:
-    names = [n for n in results.columns if n.startswith(prefix) and n.endswith(suffix)]
-    return sorted(
-        int(number)
-        for name in names
-        if (number := name[len(prefix) :].removesuffix(suffix)).isdigit()
-    )
-
-
-def _bands(results: Results) -> str:
-    return (
-        "Bands: 95 % for the method, over runs and posts."
-        if len(results.cfg.seeds) > 1
-        else "Bands: 95 % over posts; one run says nothing about the method."
-    )
-
-
-def _curves(ax, data: pd.DataFrame, value: str, x: str) -> None:
-    lines(
-        ax,
-        data,
-        x,
-        value,
-        markersize=4.5,
-        markers={m: METHOD_STYLE[m]["marker"] for m in set(data["method"])},
-    )
+def _curves(ax, data: pd.DataFrame) -> None:
+    markers = {m: METHOD_STYLE[m]["marker"] for m in set(data["method"])}
+    lines(ax, data, "k", "pass_at_k", markersize=4.5, markers=markers)
     for method, part in data.dropna(subset="low").groupby("method"):
-        band = part.groupby(x)[["low", "high"]].first()
-        ax.fill_between(
-            band.index,
-            band["low"],
-            band["high"],
-            color=METHOD_STYLE[method]["color"],
-            alpha=BAND,
-            lw=0,
-        )
+        band = part.groupby("k")[["low", "high"]].first()
+        color = METHOD_STYLE[method]["color"]
+        ax.fill_between(band.index, band["low"], band["high"], color=color, alpha=0.1, lw=0)
 
 
 def _k_axis(axes, ks: list[int]) -> None:
@@ -185,7 +88,6 @@ def _k_axis(axes, ks: list[int]) -> None:
     powers = [k for k in ks if np.log2(k).is_integer()]
     for ax in axes.flat:
         ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_locator(FixedLocator(powers))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xticks(powers, [str(k) for k in powers])
     for ax in axes[-1]:

@@ -1,22 +1,17 @@
-"""What each method took, and what the cost buys: time, tokens, memory, money (table T4), and the reply one would post.
+"""What each method took: time, tokens, memory, money (table T4).
 
-costs.table(results).save(paths.figures)             # costs.csv, .md, .tex
-costs.cost_benefit(results, columns)
+costs.table(results).save(paths.figures)             # costs.csv, .tex
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.lines import Line2D
 
-from polylib.analysis.results import UNSEEDED, Results, chain_of, section
+from polylib.analysis.results import Results, chain_of, section
 from polylib.config import UserError
-from polylib.figures.attempts import BAND, spread
 from polylib.figures.plain_tables import Table, number
-from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish, line, point
-from polylib.names import ordered
+from polylib.figures.style import METHOD_STYLE
 
 NO_PRICE = "paper_figures.price_per_hour is 0: no price given"
 SHOWN = {  # column: (heading, digits)
@@ -131,108 +126,3 @@ def table(results: Results) -> Table:
         "Means over runs; the last row sums all stages. Hours with start count the runs a method starts from, "
         f"in core-hours on a processor, else GPU-hours. Measured on {devices}. {paid}. {results.note}.",
     )
-
-
-def cost_benefit(results: Results, columns: int = 2) -> Picture:
-    """Judge score of the reply that the trained reward picks out of k, against what it took.
-
-    Left: hours of training (of cores on a processor, of the device otherwise), a method's own and those of the SFT it
-    starts from, at the most replies k. Right: tokens sampled to answer one post, k = 1 to the most. SFT with more
-    samples is the control that costs no training: a method is worth its hours above SFT's line. The reward model's
-    hours, which all methods share once their picks are made by it, are not counted."""
-    spent = _curve(results)
-    trained = runs(results)[["method", "seed", "hours_with_start", "sampled_tokens"]]
-    k = int(spent["k"].max())
-    data = spent.merge(trained, on=["method", "seed"], how="left").rename(
-        columns={"hours_with_start": "training_hours"}
-    )
-    unit = "core" if results.costs["device"].astype(str).str.startswith("cpu").all() else "device"
-    methods = [m for m in ordered(data["method"]) if m not in UNSEEDED]
-    with rc_context(STYLE):
-        shape = (1, 2) if columns == 2 else (2, 1)
-        figure, axes = canvas(*shape, 2.9 if columns == 2 else 5.0, columns, sharey=True)
-        left, right = axes.flat
-        for method in methods:
-            part = data[data["method"].eq(method)]
-            color, most = METHOD_STYLE[method]["color"], part[part["k"].eq(k)]
-            x = most["training_hours"].mean()
-            left.plot([x, x], [most["low"].iloc[0], most["high"].iloc[0]], color=color, lw=0.9)
-            left.plot(
-                most["training_hours"],
-                most["value"],
-                **point(method, markersize=3.2, alpha=0.6, markeredgewidth=0),
-            )
-            left.plot(x, most["mean"].iloc[0], **point(method))
-            curve = part.groupby("k")[["tokens", "mean", "low", "high"]].mean()
-            right.fill_between(
-                curve["tokens"], curve["low"], curve["high"], color=color, alpha=BAND, lw=0
-            )
-            right.plot(
-                curve["tokens"],
-                curve["mean"],
-                **point(method, markersize=3.5, markeredgewidth=0.4) | line(method),
-            )
-        control = data[data["method"].eq("sft")].groupby("k")["mean"].first()
-        for at in [n for n in (1, control.index.max()) if n in control.index]:
-            left.axhline(control[at], **line("sft", lw=0.8, linestyle=":"))
-            left.annotate(
-                f"SFT, k = {at}",
-                (0, control[at]),
-                xycoords=("axes fraction", "data"),
-                xytext=(2, 2),
-                textcoords="offset points",
-                va="bottom",
-                fontsize=6.5,
-                color="#555555",
-            )
-        left.set(
-            xlabel=f"training, {unit}-hours a run",
-            ylabel="judge score of the pick",
-            title=f"picked out of {k}",
-        )
-        left.set_xlim(0, None)
-        right.set(xlabel="tokens sampled a post", title="picked out of 1, 2, … replies")
-        right.set_xscale("log", base=2)
-        right.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        right.tick_params(labelleft=True)
-        if columns == 1:
-            right.set_ylabel("judge score of the pick")
-        several = len(results.cfg.seeds) > 1
-        bars = "95 % for the method" if several else "95 % over posts"
-        finish(
-            figure,
-            f"{results.note}. Bars and bands: {bars}. Hours include the SFT run a method starts from.",
-            columns,
-            methods,
-            [
-                Line2D(
-                    [],
-                    [],
-                    color="#555555",
-                    marker="o",
-                    markersize=3,
-                    linestyle="none",
-                    alpha=0.6,
-                    label="one run",
-                )
-            ]
-            if several
-            else [],
-        )
-    return Picture("cost_benefit", figure, data)
-
-
-def _curve(results: Results) -> pd.DataFrame:
-    """method, seed, k, value, mean, low, high, tokens: the reward's pick out of k, and what k replies take."""
-    ks = sorted(int(name[len("best@") :]) for name in results.columns if name.startswith("best@"))
-    length = {cell: values.mean() for cell, values in results.cells("length_tokens").items()}
-    parts = []
-    for k in ks:
-        found = spread(results.cells(f"best@{k}"))
-        found = found[~found["method"].isin(UNSEEDED)]
-        tokens = [
-            k * length[method, seed]
-            for method, seed in zip(found["method"], found["seed"], strict=True)
-        ]
-        parts.append(found.assign(k=k, tokens=np.array(tokens, dtype=float)))
-    return pd.concat(parts, ignore_index=True)

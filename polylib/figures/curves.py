@@ -3,8 +3,6 @@ study."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.lines import Line2D
@@ -43,31 +41,25 @@ OF_BATCHES = (
 
 
 def training_curves(
-    history: pd.DataFrame | Mapping[str, pd.DataFrame],
-    method: str,
-    note: str = "",
-    columns: int = 2,
+    history: pd.DataFrame, method: str, note: str = "", columns: int = 2
 ) -> Picture:
     """What training did, step by step (thin), and the held-out posts (dots). Panels without numbers are left
     out.
 
-    history: one run's history, or {label: history}. `note` goes below; say there which study, seed and
-    engagement."""
-    runs = {"": history} if isinstance(history, pd.DataFrame) else dict(history)
-    data = pd.concat([frame.assign(run=label) for label, frame in runs.items()], ignore_index=True)
-    drawn = [p for p in PANELS if any(name in data and data[name].notna().any() for name in p[:2])]
+    history: one run's. `note` goes below; say there which study, seed and engagement."""
+    shown = set(history.columns[history.notna().any()])
+    drawn = [panel for panel in PANELS if shown & set(panel[:2])]
     color, marker = METHOD_STYLE[method]["color"], METHOD_STYLE[method]["marker"]
     with rc_context(STYLE):
         figure, axes = panels(len(drawn), columns, 1.5, 0.7, sharex=True)
         for ax, (step, held_out, label) in zip(axes.flat, drawn, strict=False):
-            for _, run in data.groupby("run", sort=False):
-                for name, options in (
-                    (step, {"lw": 0.9, "alpha": 0.6}),
-                    (held_out, {"marker": marker, "ms": 4.5, "lw": 1.4}),
-                ):
-                    if name in run and run[name].notna().any():
-                        part = run[["step", name]].dropna()
-                        ax.plot(part["step"], part[name], color=color, **options)
+            for name, options in (
+                (step, {"lw": 0.9, "alpha": 0.6}),
+                (held_out, {"marker": marker, "ms": 4.5, "lw": 1.4}),
+            ):
+                if name in shown:
+                    part = history[["step", name]].dropna()
+                    ax.plot(part["step"], part[name], color=color, **options)
             ax.set_title(label)
         _trim(axes, len(drawn), "step")
         legend = [
@@ -75,7 +67,7 @@ def training_curves(
             Line2D([], [], color=color, marker=marker, ms=4.5, label="held-out posts"),
         ]
         finish(figure, f"{METHOD_STYLE[method]['label']}. {note}".strip(), columns, extra=legend)
-    return Picture(f"training_{method}", figure, data)
+    return Picture(f"training_{method}", figure, history)
 
 
 def training_dynamics(results, columns: int = 2) -> Picture:

@@ -1,7 +1,7 @@
 """How often each method fails in each way of `failures.RULES`, people beside it, with examples (table T3).
 
 rates = failure_table.rates(results)
-failure_table.table(rates, results.note).save(paths.figures)        # failures.csv, .md, .tex
+failure_table.table(rates, results.note).save(paths.figures)        # failures.csv, .tex
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from polylib import stats
 from polylib.analysis import replies
 from polylib.analysis.results import UNSEEDED, Results
 from polylib.evaluation import failures
-from polylib.figures.plain_tables import Table, number, quoted
+from polylib.figures.plain_tables import Table, number
 from polylib.figures.style import METHOD_STYLE
 
 EXAMPLES = ["example_1", "example_2", "example_3"]
@@ -65,7 +65,7 @@ def _examples(hits: pd.DataFrame) -> list[str]:
 
 def table(rates: pd.DataFrame, note: str) -> Table:
     """`rates` as printed: a row a failure, a column a method, cells like "3.1 % [1.0, 5.2]"; failures nobody shows are
-    kept, as a rate of 0 is a finding. The Markdown holds rules and examples, too."""
+    kept, as a rate of 0 is a finding."""
     cells = rates.assign(
         cell=[
             number(100 * row.rate, ".1f")
@@ -79,26 +79,12 @@ def table(rates: pd.DataFrame, note: str) -> Table:
         list(failures.RULES)
     )
     wide = wide.set_axis([METHOD_STYLE[method]["label"] for method in order], axis=1).reset_index()
-    lines = [
-        "",
-        "| failure | rule |",
-        "|---|---|",
-        *(f"| {name.replace('_', ' ')} | {rule} |" for name, rule in failures.RULES.items()),
-        "",
-        "| failure | method | example |",
-        "|---|---|---|",
-        *(
-            f"| {row.failure} | {row.method} | {quoted(row.reply) or '*(empty)*'} |"
-            for row in examples(rates).itertuples()
-        ),
-    ]
     return Table(
         "failures",
         rates,
         wide.assign(failure=wide["failure"].str.replace("_", " ")),
         "Share of replies, mean over runs and its 95 % t interval over runs, where there are several and they "
         f"differ. People by the same rules; they have no token limit. {note}.",
-        below="\n".join([*lines, ""]),
     )
 
 

@@ -14,13 +14,14 @@ from matplotlib import rc_context
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from polylib.analysis.overoptimisation import detected
+from polylib.analysis.hacked import detected
 from polylib.analysis.results import read_csv
 from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish, point
 from polylib.hacking import WORDS
 from polylib.hacking.features import NAMES
 from polylib.names import ordered
 
+COLUMNS = ["method", "seed", "feature", "value", "people", "sd", "z", "threshold", "distance"]
 FRESH = "people (fresh sets)"  # the last row of planted.csv
 FLOOR = 0.05  # nearer to people's mean than this is drawn here
 
@@ -29,46 +30,28 @@ def distances(results) -> pd.DataFrame:
     """method, seed, feature, value, people, sd, z, threshold, distance: z = (value - people) / sd of every feature of
     every evaluation cell, people's own replies among them; distance = |z| / threshold. UserError for a cell without a
     verdict."""
-    rows = []
-    for method, seed in [
-        ("human", None),
-        *((m, s) for m in results.cfg.methods for s in results.cfg.seeds),
-    ]:
+    cells = [(method, seed) for method in results.cfg.methods for seed in results.cfg.seeds]
+    parts = []
+    for method, seed in [("human", None), *cells]:
         seen = detected(results, method, seed)
-        for name in (name for name in NAMES if name in seen["values"]):
-            value, people, sd = (seen[key][name] for key in ("values", "people", "sd"))
-            z = (value - people) / sd
-            rows.append(
-                {
-                    "method": method,
-                    "seed": seed,
-                    "feature": name,
-                    "value": value,
-                    "people": people,
-                    "sd": sd,
-                    "z": z,
-                    "threshold": seen["threshold"],
-                    "distance": abs(z) / seen["threshold"],
-                }
-            )
-    return pd.DataFrame(rows).astype({"seed": "Int64"})
-
-
-def controls(results) -> pd.DataFrame:
-    """reward_model/planted.csv with a column distance: planted policies, and people's fresh sets in the last row.
-    UserError if it is missing."""
-    table = read_csv(
-        results.paths.results("reward_model") / "planted.csv", ["policy", "z", "threshold"]
-    )
-    return table.assign(distance=table["z"] / table["threshold"])
+        part = pd.DataFrame({name: seen[name] for name in ("values", "people", "sd")})
+        part = part.loc[[name for name in NAMES if name in seen["values"]]]
+        part["z"] = (part["values"] - part["people"]) / part["sd"]
+        part["threshold"] = seen["threshold"]
+        parts.append(part.assign(method=method, seed=seed).reset_index(names="feature"))
+    table = pd.concat(parts, ignore_index=True).rename(columns={"values": "value"})
+    table["distance"] = table["z"].abs() / table["threshold"]
+    return table[COLUMNS].astype({"seed": "Int64"})
 
 
 def hacking_dashboard(results, columns: int = 2) -> Picture:
     """Left: the detector's features of every run, full above people's mean and hollow below. Right, on the same axis:
     policies with a planted hack (|z| of the feature that gives them away), which must lie right of the band, and
     people's fresh sets, which must lie in it. A run right of the band differs from people; whether it games its
-    reward is a question for the judge (`overoptimisation.hacking_table`)."""
-    runs, planted = distances(results), controls(results)
+    reward is a question for the judge (`hacked.verdicts`)."""
+    file = results.paths.results("reward_model") / "planted.csv"
+    runs, planted = distances(results), read_csv(file, ["policy", "z", "threshold"])
+    planted["distance"] = planted["z"] / planted["threshold"]
     features = [name for name in NAMES if name in set(runs["feature"])]
     order = planted.assign(people=planted["policy"].eq(FRESH)).sort_values(
         ["people", "distance"], ascending=[1, 0]

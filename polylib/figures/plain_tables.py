@@ -1,7 +1,7 @@
-"""Any table in four forms: CSV of the numbers; Markdown, LaTeX and HTML of what is printed, from one frame of texts.
+"""Any table in three forms: CSV of the numbers; LaTeX and HTML of what is printed, from one frame of texts.
 
-Table("costs", numbers, shown, caption).save(folder)          # costs.csv, costs.md, costs.tex
-csv(folder, hacking=verdicts, stop_here=stop)                 # hacking.csv, stop_here.csv
+Table("costs", numbers, shown, caption).save(folder)          # costs.csv, costs.tex
+csv(folder, hacking=verdicts, decision_guide=guide)           # hacking.csv, decision_guide.csv
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import html
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from polylib.run import atomic_write, write_csv
@@ -40,71 +39,46 @@ LATEX = {
 @dataclass(frozen=True)
 class Table:
     """numbers: what the CSV holds. shown: the same as texts, the first column naming the row. bold: bool, of `shown`'s
-    shape. below: more Markdown under the caption. layout: of LaTeX, "plain", "stacked" (headings turned, what follows
-    a ± under its number: twelve columns fit a page), "long" (breaks over pages) or "facts" (the second column wraps).
-    Texts may hold anything: each form escapes them."""
+    shape. layout: of LaTeX, "plain", "stacked" (headings turned, what follows a ± under its number: twelve columns fit
+    a page) or "long" (breaks over pages). Texts may hold anything: each form escapes them."""
 
     name: str
     numbers: pd.DataFrame
     shown: pd.DataFrame
     caption: str
     bold: pd.DataFrame | None = None
-    below: str = ""
     layout: str = "plain"
 
-    def _rows(self, cell, strong: str) -> list[list[str]]:
+    def rows(self, cell, strong: str) -> list[list[str]]:
         """Cells through `cell`, the bold ones inside `strong`."""
-        bold = np.zeros(self.shown.shape, dtype=bool) if self.bold is None else self.bold.to_numpy()
-        return [
-            [
-                strong.format(cell(str(text))) if on else cell(str(text))
-                for text, on in zip(row, marks, strict=True)
-            ]
-            for row, marks in zip(self.shown.itertuples(index=False), bold, strict=True)
-        ]
-
-    def to_markdown(self) -> str:
-        """First column left, others right."""
-
-        def cell(text: str) -> str:
-            return text.replace("|", "\\|").replace("\n", " ")
-
-        rows = [[cell(str(name)) for name in self.shown], *self._rows(cell, "**{}**")]
-        head, *lines = ["| " + " | ".join(row) + " |" for row in rows]
-        rule = "|---|" + "---:|" * (self.shown.shape[1] - 1)
-        return "\n".join([head, rule, *lines, "", self.caption, ""]) + self.below
+        texts = self.shown.map(lambda text: cell(str(text)))
+        bold = texts if self.bold is None else texts.mask(self.bold, texts.map(strong.format))
+        return bold.to_numpy().tolist()
 
     def to_latex(self) -> str:
         """booktabs, the caption as a comment; cells are escaped character by character."""
-        stacked, facts = self.layout == "stacked", self.layout == "facts"
+        stacked, long = self.layout == "stacked", self.layout == "long"
 
         def cell(text: str) -> str:
             mean, _, half = text.partition(" ± ")
             if stacked and half not in ("", DASH):
                 return rf"\shortstack{{{escape(mean)}\\{{\scriptsize $\pm${escape(half)}}}}}"
-            return escape(text).replace("/", r"/\allowbreak{}") if facts else escape(text)
+            return escape(text)
 
-        form = "longtable" if self.layout == "long" else "tabular"
-        columns = (
-            r">{\raggedright\arraybackslash}p{0.7\linewidth}"
-            if facts
-            else "r" * (self.shown.shape[1] - 1)
-        )
+        form = "longtable" if long else "tabular"
         heads = [
             rf"\rotatebox{{60}}{{{escape(str(name))}}}" if stacked and i else escape(str(name))
             for i, name in enumerate(self.shown)
         ]
-        lines = [rf"\begin{{{form}}}{{l{columns}}}", r"\toprule"]
-        lines += [] if facts else [" & ".join(heads) + r" \\", r"\midrule"]
-        lines += [r"\endhead"] if self.layout == "long" else []
-        lines += [" & ".join(row) + r" \\" for row in self._rows(cell, r"\textbf{{{}}}")]
-        return "\n".join(
-            [*lines, r"\bottomrule", rf"\end{{{form}}}", f"% {' '.join(self.caption.split())}", ""]
-        )
+        rows = [" & ".join(row) + r" \\" for row in [heads, *self.rows(cell, r"\textbf{{{}}}")]]
+        rows[1:1] = [r"\midrule", r"\endhead"] if long else [r"\midrule"]
+        top = [rf"\begin{{{form}}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
+        end = [r"\bottomrule", rf"\end{{{form}}}", f"% {' '.join(self.caption.split())}", ""]
+        return "\n".join([*top, *rows, *end])
 
     def _repr_html_(self) -> str:
         cells = pd.DataFrame(
-            self._rows(html.escape, "<b>{}</b>"), columns=[html.escape(str(n)) for n in self.shown]
+            self.rows(html.escape, "<b>{}</b>"), columns=[html.escape(str(n)) for n in self.shown]
         )
         return (
             cells.to_html(index=False, escape=False)
@@ -112,10 +86,10 @@ class Table:
         )
 
     def save(self, folder: Path) -> None:
-        """<name>.csv, .md and .tex."""
+        """<name>.csv and .tex."""
         csv(folder, **{self.name: self.numbers})
-        for ending, text in (("md", self.to_markdown()), ("tex", self.to_latex())):
-            atomic_write(Path(folder) / f"{self.name}.{ending}", text.encode("utf-8", "replace"))
+        text = self.to_latex().encode("utf-8", "replace")
+        atomic_write(Path(folder) / f"{self.name}.tex", text)
 
 
 def csv(folder: Path, **frames: pd.DataFrame) -> None:
@@ -144,13 +118,6 @@ def inert(frame: pd.DataFrame) -> pd.DataFrame:
         if not pd.api.types.is_numeric_dtype(kind):
             out.isetitem(place, frame.iloc[:, place].map(cell))
     return out
-
-
-def quoted(text: str, longest: int = 200) -> str:
-    """Hostile text on one line of Markdown: nothing in it is markup, what cannot be printed is a blank."""
-    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    flat = flat if len(flat) <= longest else flat[: longest - 1] + "…"
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-.!|~@:&" else c for c in flat)
 
 
 def escape(text: str) -> str:

@@ -40,29 +40,18 @@ class Reading:
 
 def settings(preset: str, **sections) -> Reading:
     """Sections of a preset (dataclasses), one row each: `name  key value · key value`. Of a method's section only what
-    departs from the preset's common `training` values, which stand in one row of their own."""
-    common, rows, lines = config.training(preset), [], []
+    departs from the preset's common `training` values."""
+    common, rows = config.training(preset), []
     for name, section in sections.items():
-        values = dataclasses.asdict(section)
-        method = isinstance(section, TrainConfig)
-        pairs = {
-            key: _value(value)
-            for key, value in values.items()
-            if not method or key not in common or common[key] != value
-        }
-        rest = "all else as `training` in the preset" if method else ""
-        spans = [
-            f"<span style='white-space:nowrap'>{html.escape(k)}&nbsp;<b>{html.escape(v)}</b></span>"
-            for k, v in pairs.items()
-        ] + ([f"<i>{html.escape(rest)}</i>"] if method else [])
-        rows.append(
-            f"<tr><th style='{CELL};white-space:nowrap;overflow-wrap:normal'>{html.escape(name)}</th>"
-            f"<td style='{CELL}'>{' · '.join(spans)}</td></tr>"
-        )
-        lines.append(
-            f"{name}: " + ", ".join([f"{k} {v}" for k, v in pairs.items()] + [rest] * method)
-        )
-    return Reading(f"<table>{''.join(rows)}</table>", "\n".join(lines))
+        shared = common.items() if isinstance(section, TrainConfig) else ()
+        pairs = [
+            f"{key} {f'{value:g}' if isinstance(value, float) else value}"
+            for key, value in dataclasses.asdict(section).items()
+            if (key, value) not in shared
+        ]
+        rest = ["all else as `training` in the preset"] if shared else []
+        rows.append([[name], [" · ".join(pairs + rest)]])
+    return table(["section", "settings"], rows, ["10em", "auto"], longest=10_000)
 
 
 def samples(file: Path, posts: int = 4, replies: int = 3) -> Reading:
@@ -94,48 +83,32 @@ def side_by_side(
     return table(["post", "people", *(f"T = {t:g}" for t in temperatures)], rows)
 
 
-def table(head: list[str], rows: list[list[list[str]]], widths: list[str] | None = None) -> Reading:
-    """A table whose cells are lists of texts, the first column in grey. widths: CSS, "auto" shares the rest."""
+def table(
+    head: list[str],
+    rows: list[list[list[str]]],
+    widths: list[str] | None = None,
+    longest: int = LONGEST,
+) -> Reading:
+    """A table whose cells are lists of texts, one under the other, the first column in grey. widths: CSS, "auto" shares
+    the rest. <bdi> keeps right-to-left marks of one text from turning its neighbours round."""
     top = "".join(
         f"<th style='{CELL};width:{width}'>{html.escape(name)}</th>"
         for name, width in zip(head, widths or ["auto"] * len(head), strict=True)
     )
-    body = "".join(
-        f"<tr style='background:none;{RULE}'>"
-        + "".join(
-            f"<td style='{CELL}{';color:#666' if i == 0 else ''}'>{_stack(cell)}</td>"
-            for i, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    lines = [
-        f"{name}: {' | '.join(map(_one_line, cell))}"
-        for row in rows
-        for name, cell in zip(head, row)
-    ]
+    body, lines = "", []
+    for row in rows:
+        body += f"<tr style='background:none;{RULE}'>"
+        for i, (name, cell) in enumerate(zip(head, row, strict=True)):
+            texts = [_one_line(text, longest) for text in cell]
+            lines.append(f"{name}: {' | '.join(texts)}")
+            shown = [html.escape(text) or "<i>(empty)</i>" for text in texts]
+            stack = "".join(f"<div style='margin-bottom:5px'><bdi>{t}</bdi></div>" for t in shown)
+            body += f"<td style='{CELL}{'' if i else ';color:#666'}'>{stack}</td>"
+        body += "</tr>"
     page = f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
     return Reading(f"<table style='table-layout:fixed;width:100%'>{page}</table>", "\n".join(lines))
 
 
-def _stack(texts: list[str]) -> str:
-    """One text under the other; <bdi> keeps right-to-left marks of one from turning its neighbours round."""
-    return "".join(
-        f"<div style='margin-bottom:5px'><bdi>{html.escape(_one_line(t)) or '<i>(empty)</i>'}</bdi></div>"
-        for t in texts
-    )
-
-
-def _one_line(text: str) -> str:
+def _one_line(text: str, longest: int) -> str:
     flat = "".join(c if c.isprintable() else " " for c in text)
-    return flat if len(flat) <= LONGEST else flat[: LONGEST - 1] + "…"
-
-
-def _value(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, dict) and value:
-        return ", ".join(f"{k} {_value(v)}" for k, v in value.items())
-    if isinstance(value, (dict, list, tuple)):
-        return ", ".join(map(_value, value)) or "–"
-    return str(value)
+    return flat if len(flat) <= longest else flat[: longest - 1] + "…"

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,46 +30,15 @@ from polylib.run import atomic_write
 
 HERE = Path(__file__).parent
 LIMIT = 8 * 2**20  # bytes of embedded replies; posts beyond are left out, and the page says so
-FIRST = (
-    "quality_diversity",
-    "pass_at_k",
-    "best_of_k",
-    "forest",
-)  # figures in this order, the others by name
-TITLES = {
+TITLES = {  # these figures first, the others by name
     "quality_diversity": "Judge score against diversity",
     "pass_at_k": "At least one good reply among k",
-    "best_of_k": "The best of k, and the reward's pick",
-    "forest": "Differences to SFT",
-    "cost": "Minutes a run",
 }
 KNOWN = {style["label"]: name for name, style in METHOD_STYLE.items()} | {
     name: name for name in METHOD_STYLE
 }
 LONG = 24  # characters from which on a column of words is set as text that may wrap
 NUMBER = re.compile(r"^[-+−]?[\d,]*\.?\d+(?:e[-+]?\d+)?(?=$|\s|%|\[|±|\()")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """text as shown; number: what it sorts by, None for words; method: whose colour stands before it."""
-
-    text: str
-    number: str | None
-    method: str | None
-    kind: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """One table of the page."""
-
-    id: str
-    name: str
-    heads: list[tuple[str, bool, str | None]]  # text, is it a column of numbers, method
-    rows: list[list[Cell]]
-    caption: str
-    collapsed: bool
 
 
 def write(
@@ -94,12 +62,12 @@ def write(
     embedded, kept = _embedded(frame, results, limit)
     style, script = _own("report.css") + _colours(), _own("report.js")
     cfg = results.cfg
-    sections = (
-        [(part.id, part.name) for part in first]
-        + ([("figures", "Figures")] if figures else [])
-        + [(part.id, part.name) for part in parts[1:]]
-        + [("browse", "Replies")]
-    )
+    sections = [
+        *((part["id"], part["name"]) for part in first),
+        *([("figures", "Figures")] if figures else []),
+        *((part["id"], part["name"]) for part in parts[1:]),
+        ("browse", "Replies"),
+    ]
     per_post = results.frames[cfg.methods[0], cfg.seeds[0], cfg.sampling.temperature][
         "n_samples"
     ].iloc[0]
@@ -159,7 +127,10 @@ def _embedded(frame: pd.DataFrame, results: Results, limit: int) -> tuple[str, i
             by_method.setdefault(row.method, {}).setdefault(seed, []).append(
                 [
                     str(row.reply),
-                    *(_short(value) for value in (row.judge, row.reward, row.relevance)),
+                    *(
+                        None if pd.isna(value) else round(float(value), 3)
+                        for value in (row.judge, row.reward, row.relevance)
+                    ),
                     None if pd.isna(row.tokens) else int(row.tokens),
                     [number[name] for name in row.flags],
                 ]
@@ -181,41 +152,37 @@ def _embedded(frame: pd.DataFrame, results: Results, limit: int) -> tuple[str, i
     ), len(posts)
 
 
-def _short(value: float) -> float | None:
-    return round(float(value), 3) if np.isfinite(float(value)) else None
-
-
-def _part(name: str, table: pd.DataFrame | Table) -> Part:
+def _part(name: str, table: pd.DataFrame | Table) -> dict:
+    """One table of the page: id, name, heads (text, is it a column of numbers, method), rows of cells, caption,
+    collapsed."""
     frame, caption = (table.shown, table.caption) if isinstance(table, Table) else (table, "")
     columns = [_column(frame.iloc[:, i]) for i in range(frame.shape[1])]
     heads = [
-        (_plain(str(head)), any(cell.kind == "number" for cell in column), KNOWN.get(str(head)))
+        (_plain(str(head)), any(c["kind"] == "number" for c in column), KNOWN.get(str(head)))
         for head, column in zip(frame.columns, columns, strict=True)
     ]
-    return Part(
-        "table-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
-        name,
-        heads,
-        [list(row) for row in zip(*columns, strict=True)],
-        _plain(caption),
-        bool(frame.attrs.get("collapsed")),
-    )
+    return {
+        "id": "table-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
+        "name": name,
+        "heads": heads,
+        "rows": list(zip(*columns, strict=True)),
+        "caption": _plain(caption),
+        "collapsed": bool(frame.attrs.get("collapsed")),
+    }
 
 
-def _column(values: pd.Series) -> list[Cell]:
-    texts = [_shown(value) for value in values]
-    numbers = [_number(value) for value in values]
-    numeric = sum(n is not None for n in numbers) * 2 > sum(
-        text not in (DASH, "") for text in texts
-    )
+def _column(values: pd.Series) -> list[dict]:
+    """Cells: text as shown; number: what it sorts by, None for words; method: whose colour stands before it; kind."""
+    texts, numbers = [_shown(value) for value in values], [_number(value) for value in values]
+    numeric = sum(n is not None for n in numbers) * 2 > sum(t not in (DASH, "") for t in texts)
     kind = "number" if numeric else "text" if max(map(len, texts), default=0) > LONG else "word"
     return [
-        Cell(
-            METHOD_STYLE[text]["label"] if text in METHOD_STYLE else text,
-            number if numeric else None,
-            KNOWN.get(text.split(", T=")[0]),
-            kind,
-        )
+        {
+            "text": METHOD_STYLE[text]["label"] if text in METHOD_STYLE else text,
+            "number": number if numeric else None,
+            "method": KNOWN.get(text.split(", T=")[0]),
+            "kind": kind,
+        }
         for text, number in zip(texts, numbers, strict=True)
     ]
 
@@ -223,8 +190,6 @@ def _column(values: pd.Series) -> list[Cell]:
 def _shown(value: object) -> str:
     if value is None or isinstance(value, float) and math.isnan(value):
         return DASH
-    if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else "no"
     if isinstance(value, (float, np.floating)):
         return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e6 else f"{value:.3g}"
     return _plain(str(value))
@@ -232,9 +197,7 @@ def _shown(value: object) -> str:
 
 def _number(value: object) -> str | None:
     """What a cell sorts by: a number, or the one that a text begins with ("0.41 ± 0.02", "3.1 % [1, 5]")."""
-    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
-        value, (bool, np.bool_)
-    ):
+    if isinstance(value, (int, float, np.integer, np.floating)):
         return repr(float(value)) if math.isfinite(value) else None
     found = NUMBER.match(str(value))
     return repr(float(found[0].replace(",", "").replace("−", "-"))) if found else None
@@ -249,21 +212,20 @@ def _plain(text: str) -> str:
 
 def _figures(folder: Path, page: Path) -> list[dict]:
     """Every .png of the folder as base64, with its size, and links to what lies beside it (pdf, csv)."""
-    files = {file.stem: file for file in sorted(folder.glob("*.png"))}
     found = []
-    for name in [*(n for n in FIRST if n in files), *(n for n in files if n not in FIRST)]:
-        content = files[name].read_bytes()
-        links = [
-            (Path(os.path.relpath(file, page)).as_posix(), file.suffix[1:])
-            for file in (folder / f"{name}.pdf", folder / f"{name}.csv")
-            if file.is_file()
-        ]
-        label = TITLES.get(name) or name.replace("_", " ").capitalize()
+    for file in sorted(
+        folder.glob("*.png"), key=lambda file: ([*TITLES, file.stem].index(file.stem), file.stem)
+    ):
+        content = file.read_bytes()
+        beside = [other for end in (".pdf", ".csv") if (other := file.with_suffix(end)).is_file()]
         found.append(
             {
-                "name": name,
-                "label": label,
-                "links": links,
+                "name": file.stem,
+                "label": TITLES.get(file.stem) or file.stem.replace("_", " ").capitalize(),
+                "links": [
+                    (Path(os.path.relpath(other, page)).as_posix(), other.suffix[1:])
+                    for other in beside
+                ],
                 "width": int.from_bytes(content[16:20], "big"),
                 "height": int.from_bytes(content[20:24], "big"),
                 "data": base64.b64encode(content).decode("ascii"),

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.lines import Line2D
 
 from polylib.config import UserError
-from polylib.figures.inputs import accuracy_legend, accuracy_panel
 from polylib.figures.style import STYLE, Picture, finish, panels
 
 TARGETS = {
@@ -57,14 +57,6 @@ def everywhere(results: Path) -> pd.DataFrame:
     return found.merge(kept[["dataset", "study"]], on=["dataset", "study"])
 
 
-def accuracies(found: pd.DataFrame) -> pd.DataFrame:
-    """Pair accuracy by controlled engagement with its interval, as text: a row a model, a column a data set."""
-    part = found[found["metric"].eq("pair_accuracy_engagement")].dropna(subset=["value"])
-    text = [f"{row.value:.3f} [{row.lo:.3f}, {row.hi:.3f}]" for row in part.itertuples()]
-    wide = part.assign(text=text).pivot(index="model", columns="dataset", values="text")
-    return wide.reindex(_ordered(wide.index)).fillna("")
-
-
 def forest(found: pd.DataFrame, columns: int = 2) -> Picture:
     """Share of pairs ranked right with 95 % intervals over threads; the line is chance. A row a model, the rewards
     above and what they have to beat below."""
@@ -76,7 +68,13 @@ def forest(found: pd.DataFrame, columns: int = 2) -> Picture:
         )
         for ax, name in zip(axes.flat, sets, strict=False):
             panel = data[data["dataset"].eq(name)]
-            accuracy_panel(ax, panel, models, TARGETS)
+            for offset, (metric, (_, color, marker)) in zip((-0.15, 0.15), TARGETS.items()):
+                for row in panel[panel["metric"].eq(metric)].itertuples():
+                    y = models.index(row.model) + offset
+                    ax.plot([row.lo, row.hi], [y, y], color=color, lw=1.2)
+                    ax.plot(row.value, y, marker, color=color, ms=3.5)
+            ax.axvline(0.5, color="#000000", lw=0.8)
+            ax.set_ylim(len(models) - 0.5, -0.5)
             pairs = panel.loc[panel["metric"].eq("pair_accuracy_engagement"), "n"].max()
             ax.set_title(f"{name}\n{pairs:,.0f} pairs")
             ax.set_yticks(
@@ -87,7 +85,11 @@ def forest(found: pd.DataFrame, columns: int = 2) -> Picture:
             ax.set_xlabel("pairs ranked right")
         studies = ", ".join(sorted(found["study"].unique()))
         note = f"Held-out threads; studies {studies}. Bars are 95 % intervals over threads, the line is chance."
-        finish(figure, note, columns, kind="point", extra=accuracy_legend(TARGETS))
+        legend = [
+            Line2D([], [], color=color, marker=marker, ms=3.5, label=label)
+            for label, color, marker in TARGETS.values()
+        ]
+        finish(figure, note, columns, kind="point", extra=legend)
     return Picture("accuracies", figure, data)
 
 

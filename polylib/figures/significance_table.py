@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from polylib.analysis.results import Results
-from polylib.figures.plain_tables import DASH, Table, number
+from polylib.figures.plain_tables import DASH, Table, csv, number
 from polylib.names import METHODS, METRICS
-from polylib.run import atomic_write
 
 
 def shown(
@@ -69,8 +68,7 @@ def table(frame: pd.DataFrame, results: Results) -> Table:
 
 
 def save(frame: pd.DataFrame, results: Results, folder: Path) -> None:
-    """The forms of `table`; .tex holds the registered families alone where there are any: what fits a page."""
-    table(frame, results).save(folder)
+    """`table`; .tex holds the registered families alone where there are any: what fits a page."""
     registered = frame[frame["family"].ne("exploratory")]
-    page = table(registered if len(registered) else frame, results)
-    atomic_write(Path(folder) / "table_significance.tex", page.to_latex())
+    table(registered if len(registered) else frame, results).save(folder)
+    csv(folder, table_significance=frame)

@@ -65,6 +65,9 @@ DASHES = {
     "--": (3.7, 1.6),
     "-.": (6.4, 1.6, 1, 1.6),
 }  # as matplotlib draws them, for seaborn
+RUN = Line2D(  # in a legend
+    [], [], color="#555555", marker="o", markersize=3, linestyle="none", alpha=0.6, label="one run"
+)
 METHOD_STYLE = {method: {"label": METHODS[method]} | look for method, look in LOOKS.items()}
 
 
@@ -137,6 +140,11 @@ def point(method: str, **changes) -> dict:
         "markeredgecolor": rim,
         "markeredgewidth": 1.4 if rim != "white" else 0.6,
     } | changes
+
+
+def small(method: str) -> dict:
+    """The mark of a single run beside its method's."""
+    return point(method, markersize=3.2, alpha=0.6, markeredgewidth=0)
 
 
 def lines(ax, data: pd.DataFrame, x: str, y: str, **mean) -> None:

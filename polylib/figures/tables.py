@@ -1,9 +1,9 @@
 """The main table and the study's summary, from files alone.
 
     table = tables.main(results)
-    table.save(paths.figures)                       # table_main.tex, .md, .csv: what a page holds
+    table.save(paths.figures)                       # table_main.tex, .csv: what a page holds
     tables.everything(results).save(paths.figures)  # table_all: every metric, a row each
-    tables.write_summary(results)                   # results/<study>/summary.json, for `dvc metrics show`
+    tables.summary(results)                         # results/<study>/summary.json, for `dvc metrics show`
 
 A cell is the mean over runs and posts with half the width of its 95 % interval. The interval is for the
 method (runs are a sample too); people, and every row of a study with one seed, have one over posts alone. Bold is
@@ -17,12 +17,11 @@ import numpy as np
 import pandas as pd
 
 from polylib import stats
-from polylib.analysis import provenance
-from polylib.analysis.results import UNSEEDED, Results
+from polylib.analysis import effects
+from polylib.analysis.results import Results
 from polylib.figures.plain_tables import DASH, Table, number
 from polylib.figures.style import METHOD_STYLE
 from polylib.names import METRICS
-from polylib.run import write_json
 
 DIGITS = {"self_bleu": 1, "length_words": 1, "length_tokens": 1}  # all others: 3
 # What the printed table shows beside the judge and pass@k, as far as a study has it.
@@ -105,7 +104,7 @@ def _table(results: Results, headings: dict[str, str], name: str, layout: str) -
                     metric: mean,
                     f"{metric}_half": claim.high - mean,
                     f"{metric}_prompts": int(np.isfinite(values).all(axis=0).sum()),
-                    f"{metric}_differs": method not in ("sft", *UNSEEDED)
+                    f"{metric}_differs": method in results.trained
                     and _differs(cells[metric], method),
                 }
             rows.append(row)
@@ -147,18 +146,9 @@ def _table(results: Results, headings: dict[str, str], name: str, layout: str) -
 
 def _differs(cells: dict, method: str) -> bool:
     """False too where nothing can be said: one run, or no variation."""
-    y, start = (stats.matrix(cells, name)[2] for name in (method, "sft"))
-    keep = np.isfinite(y).all(axis=0) & np.isfinite(start).all(axis=0)
-    if keep.sum() < 2:
-        return False
-    claim = stats.method_claim(y[:, keep] - start[:, keep], (y[:, keep], start[:, keep]))
-    return bool(claim.low > 0 or claim.high < 0)
-
-
-def reproducibility(results: Results) -> Table:
-    """Code, settings, data, models, seeds, machine and versions (T4), from env.json, the manifest and the preset."""
-    facts = provenance.facts(results)
-    return Table("reproducibility", facts, facts, f"{results.note}.", layout="facts")
+    a, b = effects.pair(cells, method)
+    claim = stats.method_claim(a - b, (a, b)) if a.shape[1] > 1 else None
+    return bool(claim and (claim.low > 0 or claim.high < 0))
 
 
 def summary(results: Results) -> dict:
@@ -180,7 +170,3 @@ def summary(results: Results) -> dict:
         "prompts": len(results.people),
         "preset": results.cfg.preset,
     }
-
-
-def write_summary(results: Results) -> None:
-    write_json(results.paths.summary, summary(results))

@@ -8,34 +8,39 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
-from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import ttest_ind
 
 from polylib import stats
 from polylib.analysis.results import UNSEEDED, Results, means
-from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish, line, point
+from polylib.figures.style import (
+    METHOD_STYLE,
+    RUN,
+    STYLE,
+    Picture,
+    canvas,
+    finish,
+    line,
+    point,
+    small,
+)
 from polylib.names import METRICS, ordered
 
-RUNS = Line2D(
-    [], [], color="#555555", marker="o", markersize=3, linestyle="none", alpha=0.6, label="one run"
-)
+AXES = ["diversity", "judge_mean"]
 MARGIN = 0.1  # of the range: a method that is worst on one axis still has an area
 
 
-def quality_diversity(
-    results: Results, columns: int = 2, x: str = "diversity", y: str = "judge_mean"
-) -> Picture:
+def quality_diversity(results: Results, columns: int = 2) -> Picture:
     """Judge score against diversity; a method sampled at several temperatures is a curve. SFT's (grey) is what
     scattering alone buys: above it a method is worth its training. The star is where people are, which is the target.
 
     In the legend: hypervolume at the temperatures that all methods have, see `hypervolumes`."""
-    points = _by_temperature(results, x, y)
+    points, (x, y) = _by_temperature(results), AXES
     own = points[
         points["temperature"].isna() | points["temperature"].eq(results.cfg.sampling.temperature)
     ]
-    volumes = hypervolumes(results, x, y).set_index("method")
+    volumes = hypervolumes(results).set_index("method")
     with rc_context(STYLE):
         figure, axes = canvas(1, 1, 3.7 if columns == 2 else 3.9, columns)
         ax = axes[0, 0]
@@ -59,9 +64,7 @@ def quality_diversity(
                 )
             part = own[own["method"].eq(method)]
             if len(part) > 1:
-                ax.plot(
-                    part[x], part[y], **point(method, markersize=3.2, alpha=0.6, markeredgewidth=0)
-                )
+                ax.plot(part[x], part[y], **small(method))
             ax.plot(part[x].mean(), part[y].mean(), **point(method, zorder=4))
         ax.set(xlabel=METRICS[x], ylabel=METRICS[y])
         ax.margins(0.1, 0.12)
@@ -76,7 +79,7 @@ def quality_diversity(
             "Lines: by temperature, on SFT's grey one with its values.",
             columns,
             ordered(points["method"]),
-            [RUNS] if len(results.cfg.seeds) > 1 else [],
+            [RUN] if len(results.cfg.seeds) > 1 else [],
             kind="point",
             labels=labels,
             most=4 if columns == 2 else 2,
@@ -101,32 +104,23 @@ def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
     return float(area)
 
 
-def hypervolumes(results: Results, x: str = "diversity", y: str = "judge_mean") -> pd.DataFrame:
-    """method, hypervolume, low, high, gain, gain_low, gain_high, all_temperatures, temperatures, runs, reference_x,
-    reference_y: a row a method.
+def hypervolumes(results: Results) -> pd.DataFrame:
+    """method, hypervolume, low, high, gain, gain_low, gain_high: a row a method.
 
     hypervolume is of the temperatures that every method was sampled at, low and high its 95 % t interval over runs
-    (NaN at one run); gain over SFT with Welch's interval, the runs of both being independent samples; all_temperatures
-    also counts those of one method alone, which favours it. The reference lies a tenth of the range beyond the worst
-    trained cell on each axis, so areas of different studies do not compare."""
-    points = _by_temperature(results, x, y)
-    points = points[~points["method"].isin(UNSEEDED)].dropna(subset=[x, y])
-    worst, best = points[[x, y]].min().to_numpy(), points[[x, y]].max().to_numpy()
+    (NaN at one run); gain over SFT with Welch's interval, the runs of both being independent samples. The reference
+    lies a tenth of the range beyond the worst trained cell on each axis, so areas of different studies do not
+    compare."""
+    points = _by_temperature(results)
+    points = points[~points["method"].isin(UNSEEDED)].dropna(subset=AXES)
+    worst, best = points[AXES].min().to_numpy(), points[AXES].max().to_numpy()
     reference = worst - MARGIN * (best - worst)
     common = set.intersection(*(set(part["temperature"]) for _, part in points.groupby("method")))
     rows, sft = [], None
     for method in ordered(points["method"]):
-        part = points[points["method"].eq(method)]
-        shared = part[part["temperature"].isin(common)]
-        areas, everywhere = (
-            np.array(
-                [
-                    hypervolume(run[[x, y]].to_numpy(), reference)
-                    for _, run in chosen.groupby("seed")
-                ]
-            )
-            for chosen in (shared, part)
-        )
+        shared = points[points["method"].eq(method) & points["temperature"].isin(common)]
+        runs = shared.groupby("seed")[AXES]
+        areas = np.array([hypervolume(run.to_numpy(), reference) for _, run in runs])
         mean, low, high = stats.t_interval(areas)
         sft = areas if method == "sft" else sft
         gain, gain_low, gain_high = _welch(areas, sft) if method != "sft" else [np.nan] * 3
@@ -139,11 +133,6 @@ def hypervolumes(results: Results, x: str = "diversity", y: str = "judge_mean") 
                 "gain": gain,
                 "gain_low": gain_low,
                 "gain_high": gain_high,
-                "all_temperatures": everywhere.mean(),
-                "temperatures": part["temperature"].nunique(),
-                "runs": len(areas),
-                "reference_x": reference[0],
-                "reference_y": reference[1],
             }
         )
     return pd.DataFrame(rows)
@@ -157,20 +146,17 @@ def _welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     return float(a.mean() - b.mean()), float(found.low), float(found.high)
 
 
-def _by_temperature(results: Results, x: str, y: str) -> pd.DataFrame:
-    """method, seed, temperature (NaN: people), x, y: a row a cell and temperature."""
-    rows = []
+def _by_temperature(results: Results) -> pd.DataFrame:
+    """method, seed, temperature (NaN: people) and AXES: a row a cell and temperature."""
+    rows = [means(results, AXES).query("method == 'human'").assign(temperature=np.nan)]
     for temperature in sorted({t for _, _, t in results.frames if t is not None}):
-        found = means(results, [x, y], temperature)
-        rows.append(found[~found["method"].eq("human")].assign(temperature=temperature))
-    human = means(results, [x, y]).query("method == 'human'").assign(temperature=np.nan)
-    return pd.concat([human, *rows], ignore_index=True)
+        found = means(results, AXES, temperature).query("method != 'human'")
+        rows.append(found.assign(temperature=temperature))
+    return pd.concat(rows, ignore_index=True)
 
 
 def _area(row: pd.Series) -> str:
     """Whole numbers where they say enough: a legend of one column has no room for more."""
     digits = 0 if 1000 * row["hypervolume"] >= 10 else 1
-    low, high = (f"{1000 * row[name]:.{digits}f}" for name in ("low", "high"))
-    return f"{1000 * row['hypervolume']:.{digits}f}" + (
-        f" [{low}, {high}]" if np.isfinite(row["low"]) else ""
-    )
+    area, low, high = (f"{1000 * row[name]:.{digits}f}" for name in ("hypervolume", "low", "high"))
+    return f"{area} [{low}, {high}]" if np.isfinite(row["low"]) else area
