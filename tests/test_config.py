@@ -160,8 +160,8 @@ def test_floats_are_floats_however_they_are_written(laptop, written, number):
         ),
         ("[42, 123, 456]", "[42, 42]", ["seeds"]),
         ("lambda0, polychromic", "lambda1, polychromic", ["methods", "lambda1"]),
-        ("swept: [sft, lambda0", "swept: [lambda0", ["swept", "sft among them"]),
-        ("swept: [sft", "swept: [sft, ppo", ["swept", "names out of methods"]),
+        ("swept: [sft]", "swept: [lambda0]", ["swept", "sft among them"]),
+        ("swept: [sft]", "swept: [sft, ppo]", ["swept", "names out of methods"]),
         (
             '  url: ""',
             "  url: https://me:secret@host/v1",

@@ -76,7 +76,7 @@ def planted(study, method, metric, gain, noise=0.01, seed=0):
 
 def test_the_committed_registration_loads_and_names_the_code_s_tests():
     found = preregistration.load(Paths("laptop", ROOT))
-    assert found.date == "2026-11-22" and found.tests == preregistration.TESTS
+    assert found.date == "2026-11-29" and found.tests == preregistration.TESTS
     assert found.multiplicity == preregistration.MULTIPLICITY
     assert [(q.method, q.kind, q.metric) for q in found.primary.values()] == [
         ("polychromic", "matched", "judge_mean"),

@@ -149,7 +149,7 @@ def is_agreement(reply: str) -> bool:
     return (
         n > 0
         and sum(word not in features.FUNCTION for word in rest.split()) <= OWN_WORDS
-        and not features.NEGATION & set(plain.replace("couldn't", "").split())
+        and not features.LEXICONS["negation"] & set(plain.replace("couldn't", "").split())
     )
 
 
