@@ -127,9 +127,9 @@ class Critic:
 
     def describe(self, scored: Scored) -> dict[str, float]:
         """For the history: mean value, and 1 - Var(R - V) / Var(R) over the tokens of a batch (1: V foresees all of
-        the return, 0: no better than a constant); NaN where all returns are equal."""
+        the return, 0: no better than a constant); NaN where all returns are equal up to rounding."""
         mask = scored.rollouts.completion_mask.cpu()
         value, returns = scored.values[mask], scored.returns[mask]
         spread = returns.var()
-        explained = (1 - (returns - value).var() / spread).masked_fill(spread == 0, torch.nan)
+        explained = (1 - (returns - value).var() / spread).masked_fill(spread < 1e-9, torch.nan)
         return {"value": value.mean().item(), "explained_variance": explained.item()}
