@@ -122,8 +122,15 @@ class Critic:
             known[cut, :, : values.shape[-1]].flatten(0, 1).to(values.device)
             for known in (scored.values, scored.returns)
         )
-        clip, normalizer = section.value_clip, section.loss_normalizer
-        return value_loss(values.flatten(0, 1), old, returns, mask, clip, normalizer, denominator)
+        return value_loss(
+            values.flatten(0, 1),
+            old,
+            returns,
+            mask,
+            section.value_clip,
+            section.loss_normalizer,
+            denominator,
+        )
 
     def describe(self, scored: Scored) -> dict[str, float]:
         """For the history: mean value, and 1 - Var(R - V) / Var(R) over the tokens of a batch (1: V foresees all of

@@ -236,10 +236,9 @@ def train(
     validation need them; `watch` sees the samples of every validation (see `validation.validate`; a resumed run shows
     it the first ones before training again) and may end the run early (`on_hacked`); `parents` are adapter folders
     merged into the base first (the warm start; verified, see models.load_model); `critic` is a class that gives the
-    policy a value head (rivals.ppo.Critic). Writes the adapter to models/,
-    history.csv, metrics.json, samples.json and env.json to results/. State is kept in scratch/ every `save_every`
-    steps (rounded up to whole `updates_per_rollout`): a killed run continues where it was. Raises UserError when a
-    term has a weight but its callable is missing.
+    policy a value head (rivals.ppo.Critic). Writes the adapter to models/, history.csv, metrics.json, samples.json and
+    env.json to results/. State is kept in scratch/ every `save_every` steps (rounded up to whole `updates_per_rollout`):
+    a killed run continues where it was. Raises UserError when a term has a weight but its callable is missing.
     """
     check_callables(section, method, reward, encode)
     started = time.monotonic()
@@ -251,8 +250,10 @@ def train(
     marks = marks_of(
         cfg, section, posts, parents, reward if section.beta or uses_ranks(section) else None
     )
-    columns = [*COLUMNS, *(critic.COLUMNS if critic else ())]
-    log = run.History(it.scratch / (f"rank{rank}" if rank else "") / "history.csv", columns)
+    log = run.History(
+        it.scratch / (f"rank{rank}" if rank else "") / "history.csv",
+        [*COLUMNS, *(critic.COLUMNS if critic else ())],
+    )
     with run.enough_memory(
         f"{method} s{seed}", f"lower {method}.micro_prompts (now {section.micro_prompts}, 0 = all)"
     ):
