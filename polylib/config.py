@@ -37,6 +37,7 @@ from polylib.settings import (
     LLMJudgeConfig,
     ModelConfig,
     PaperFiguresConfig,
+    PPOConfig,
     RewardModelConfig,
     RivalConfig,
     SamplingConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "EvaluationConfig",
     "LLMJudgeConfig",
     "ModelConfig",
+    "PPOConfig",
     "PaperFiguresConfig",
     "RewardModelConfig",
     "RivalConfig",
@@ -65,7 +67,7 @@ __all__ = [
 ]
 
 
-TRAINED = ("sft", "polychromic", "grpo", "hybrid")  # sections that depart from `training`
+TRAINED = ("sft", "polychromic", "grpo", "hybrid", "ppo")  # sections that depart from `training`
 WEIGHTS = ("alpha", "beta", "lam", "kappa")  # of the loss: what an ablation may vary
 
 
@@ -137,7 +139,7 @@ def _resolve(path: Path, folder: Path, below: tuple[Path, ...] = ()) -> tuple[di
     """The settings of a file with what it extends, and the common training values among them.
 
     Within a file a method's section departs from `training`; a file as a whole comes after the one it extends, so
-    `training` of a preset goes to all four methods, over their sections in laptop.yaml. Sections are merged key by
+    `training` of a preset goes to all five methods, over their sections in laptop.yaml. Sections are merged key by
     key; lists and mappings that are values (data.columns, data.adapter, reward_model.heuristic, ablation.grid) are
     replaced.
     """
@@ -298,6 +300,15 @@ def _rules(cfg: Config) -> Rules:
         (
             e.likelihood_samples <= e.samples,
             f"evaluation.likelihood_samples {e.likelihood_samples} exceeds samples",
+        ),
+        (
+            "ppo" not in cfg.methods
+            or cfg.ppo.beta > 0
+            and cfg.ppo.reward == cfg.grpo.reward
+            and cfg.ppo.scale_advantages != "group"
+            and not cfg.ppo.advantage_clip,
+            "ppo needs a beta above 0, the reward of grpo, scale_advantages running or none, and advantage_clip 0: its "
+            "advantages are of tokens, not of replies in a group",
         ),
         (
             cfg.grpo.reward == cfg.hybrid.reward,

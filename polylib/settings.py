@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, Strict
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticKnownError
 
-METHODS = ("sft", "lambda0", "polychromic", "grpo", "hybrid", "dpo")
+METHODS = ("sft", "lambda0", "polychromic", "grpo", "hybrid", "dpo", "ppo")
 
 
 def _no_bool(value: object) -> object:
@@ -163,6 +163,14 @@ class TrainConfig(EveryTraining):
 
 
 @dataclass(frozen=True, config=KNOWN)
+class PPOConfig(TrainConfig):
+    gamma: Annotated[Float, Field(gt=0, le=1)]
+    gae_lambda: Share
+    value_weight: NotNegative
+    value_clip: NotNegative
+
+
+@dataclass(frozen=True, config=KNOWN)
 class RivalConfig(EveryTraining):
     beta: Annotated[Float, Field(gt=0, description="at 0 every pair weighs nothing")]
 
@@ -225,6 +233,7 @@ class Config:
     grpo: TrainConfig
     hybrid: TrainConfig
     dpo: RivalConfig
+    ppo: PPOConfig
     evaluation: EvaluationConfig
     ablation: AblationConfig
     llm_judge: LLMJudgeConfig

@@ -42,6 +42,7 @@ from polylib.metrics import pass_at_k
 from polylib.models import sampling
 from polylib.models.packing import pack, replayed
 from polylib.models.truncation import kept_tokens
+from polylib.rivals import ppo
 from polylib.training import advantages as adv
 from polylib.training import loop, rollouts, scoring
 from polylib.training import objective as ob
@@ -740,12 +741,10 @@ def test_row_29_rivals_dpo_starts_at_log_two_and_ppo_with_a_constant_value_is_re
     )  # the reference does not cancel the gradient
 
     # GAE with gamma = lambda = 1 and V = const: every token's advantage is the final reward less that constant
-    values, reward = torch.full((N, 3), 0.37, dtype=torch.float64), REWARD
-    values[:, 2] = 0.0  # after the end
-    deltas = torch.stack(
-        [0 + values[:, 1] - values[:, 0], reward + values[:, 2] - values[:, 1]], -1
-    )
-    gae = deltas.flip(-1).cumsum(-1).flip(-1)
+    values, reward = torch.full((N, 2), 0.37, dtype=torch.float64), REWARD
+    every = torch.ones(N, 2, dtype=torch.bool)
+    paid = ppo.terminal_rewards(reward[None], every[None])[0]
+    gae, _ = ppo.gae(paid, values, every, 1.0, 1.0)
     assert torch.allclose(gae, (reward - 0.37)[:, None].expand(N, 2))
     assert relative_error(update(all_sets(N, 1), gae[:, :1]), gradient_of_expected()) < EXACT
 

@@ -38,11 +38,11 @@ def values_by_hand(preset):
     """The settings of a preset by the rule written in laptop.yaml's head; PyYAML reads the files."""
     own = yaml.safe_load((ROOT / "params" / f"{preset}.yaml").read_text())
     values = values_by_hand(own["extends"]) if "extends" in own else {}
-    for name in ("sft", "polychromic", "grpo", "hybrid"):
+    for name in ("sft", "polychromic", "grpo", "hybrid", "ppo"):
         for section in (own.get("training", {}), own.get(name, {})):
             values.setdefault(name, {}).update(section)
     for name, item in own.items():
-        if name in ("extends", "training", "sft", "polychromic", "grpo", "hybrid"):
+        if name in ("extends", "training", "sft", "polychromic", "grpo", "hybrid", "ppo"):
             continue
         values[name] = values.get(name, {}) | item if isinstance(item, dict) else item
     return values
@@ -221,7 +221,7 @@ def test_the_committed_choice_is_the_laptop_study_on_the_bundled_corpus(project)
 def test_a_study_trains_what_it_lists_and_nothing_else(project):
     (project / "params" / "mine.yaml").write_text("extends: smoke\nmethods: [sft]\nswept: [sft]\n")
     chosen = study.select("mine", root=project)
-    others = ("lambda0", "polychromic", "grpo", "hybrid", "dpo")
+    others = ("lambda0", "polychromic", "grpo", "hybrid", "dpo", "ppo")
     assert chosen["trained"] == {"sft": [42], **{name: [] for name in others}}
     assert chosen["ablation"] == []
     assert study.select("smoke", root=project)["ablation"] == [42]

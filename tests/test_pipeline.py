@@ -263,7 +263,16 @@ def test_one_changed_setting_touches_only_what_hangs_on_it(smoke):
             "training/loop.py",
             {
                 f"{name}@smoke-42"
-                for name in ("sft", "lambda0", "polychromic", "grpo", "hybrid", "dpo", "ablation")
+                for name in (
+                    "sft",
+                    "lambda0",
+                    "polychromic",
+                    "grpo",
+                    "hybrid",
+                    "dpo",
+                    "ppo",
+                    "ablation",
+                )
             }
             | {"paper_figures@smoke", "diagnostics@smoke"},
         ),

@@ -142,6 +142,7 @@ def test_a_study_that_can_be_is_profiled_and_chosen(project, capsys):
         ("grpo", "eval_prompts", "validation"),
         ("polychromic", "eval_prompts", "validation"),
         ("dpo", "eval_prompts", "validation"),
+        ("ppo", "eval_prompts", "validation"),
         ("ablation", "posts", "test"),
     ],
 )
@@ -161,7 +162,7 @@ def test_more_posts_than_a_split_holds_are_refused(tmp_path, section, key, split
     asked = rf"asks for: .*{section}\.{key} {held + 1} \(split {split} holds {held}\)"
     with pytest.raises(UserError, match=asked):
         look(held + 1)
-    if section in ("ablation", "reward_model", "grpo", "dpo"):
+    if section in ("ablation", "reward_model", "grpo", "dpo", "ppo"):
         assert look(held + 1, methods=("sft", "polychromic"), **{"ablation": grid})
 
 

@@ -270,18 +270,19 @@ def test_a_study_has_stages_only_for_the_rivals_it_lists(tmp_path):
     for preset, cfg in (
         (name, config.load(name, ROOT)) for name in ("smoke", "gpu", "laptop", "quick")
     ):
-        seeds = list(cfg.seeds) if "dpo" in cfg.methods else []
-        assert study.select(preset, root=tmp_path)["trained"]["dpo"] == seeds
-    assert (
-        "dpo" in config.load("smoke", ROOT).methods
-        and "dpo" not in config.load("laptop", ROOT).methods
-    )
+        for rival in ("dpo", "ppo"):
+            seeds = list(cfg.seeds) if rival in cfg.methods else []
+            assert study.select(preset, root=tmp_path)["trained"][rival] == seeds
+    rivals = {"dpo", "ppo"}
+    assert rivals < set(config.load("smoke", ROOT).methods)
+    assert not rivals & set(config.load("laptop", ROOT).methods)
 
 
-def test_figures_and_tables_take_the_rival(tmp_path, monkeypatch):
-    """Invented files of a study with dpo in it: every figure and table has a place for it, in its own colours."""
-    methods = ("sft", "lambda0", "polychromic", "grpo", "hybrid", "dpo")
-    monkeypatch.setitem(study_fixture.LEVELS, "dpo", study_fixture.LEVELS["hybrid"])
+def test_figures_and_tables_take_the_rivals(tmp_path, monkeypatch):
+    """Invented files of a study with both in it: every figure and table has a place for them, in their own colours."""
+    methods = ("sft", "lambda0", "polychromic", "grpo", "hybrid", "dpo", "ppo")
+    for rival in methods[-2:]:
+        monkeypatch.setitem(study_fixture.LEVELS, rival, study_fixture.LEVELS["hybrid"])
     cfg = dataclasses.replace(small_config(), methods=methods)
     found = results.load(write_study(tmp_path, cfg), cfg)
     assert found.methods == ["human", *methods]
@@ -292,9 +293,11 @@ def test_figures_and_tables_take_the_rival(tmp_path, monkeypatch):
     ):
         picture = draw(found, 2)
         column = "stage" if "stage" in picture.data else "method"
-        assert "dpo" in set(picture.data[column]), picture.name
+        assert {"dpo", "ppo"} <= set(picture.data[column]), picture.name
         picture.figure.draw_without_rendering()
-    assert "DPO" in tables.main(found).to_latex() and "dpo" in tables.summary(found)["methods"]
+    shown = tables.main(found).to_latex()
+    assert "DPO" in shown and "PPO" in shown
+    assert {"dpo", "ppo"} <= set(tables.summary(found)["methods"])
     looks = [tuple(map(str, entry.values())) for entry in style.METHOD_STYLE.values()]
     for place in range(4):  # label, colour, marker, line: no two methods share one
         assert len({look[place] for look in looks}) == len(looks)

@@ -16,7 +16,7 @@ from polylib.config import UserError
 from polylib.rewards import heuristic
 
 NAN = float("nan")
-METHOD = ("sft", "polychromic", "grpo", "hybrid")
+METHOD = ("sft", "polychromic", "grpo", "hybrid", "ppo")
 COUNTS = {  # key: what its line says of a value below its range
     "data": dict.fromkeys(("max_posts", "min_chars", "max_links", "pairs_per_post"), "0 or more")
     | dict.fromkeys(("max_hashtags", "max_emoji"), "0 or more")
@@ -63,6 +63,15 @@ WRONG = [
     *((name, key, -0.1, "0 or more") for name in METHOD for key in ("alpha", "beta", "lam")),
     *(("grpo", key, -0.1, "0 or more") for key in ("kappa", "kl_target", "entropy", "clip_low")),
     *(("grpo", key, -0.1, "0 or more") for key in ("clip_high", "advantage_clip", "curriculum")),
+    *(("ppo", key, -0.1, "0 or more") for key in ("value_weight", "value_clip", "gae_lambda")),
+    ("ppo", "gae_lambda", 1.1, "0 or more and at most 1, found 1.1"),
+    ("ppo", "gamma", 0.0, "above 0 and at most 1, found 0.0"),
+    ("ppo", "gamma", 1.1, "above 0 and at most 1, found 1.1"),
+    ("ppo", "beta", 0.0, "advantages are of tokens"),
+    ("ppo", "reward", "heuristic", "advantages are of tokens"),
+    ("ppo", "scale_advantages", "group", "advantages are of tokens"),
+    ("ppo", "advantage_clip", 5.0, "advantages are of tokens"),
+    ("ppo", "on_hacked", "stop", "nothing is watched"),
     ("grpo", "clip_low", 1.5, "0 or more and at most 1, found 1.5"),
     ("grpo", "curriculum", 1.0, "below 1"),
     ("grpo", "min_relevance", 1.0, "at least -1 and below 1, found 1.0"),

@@ -36,7 +36,11 @@ def verdicts(results) -> pd.DataFrame:
                 )
             )
             moved, reasons = _beyond(mine, start)
-            paid = getattr(results.cfg, method).beta > 0 if method in ("grpo", "hybrid") else False
+            paid = (
+                getattr(results.cfg, method).beta > 0
+                if method in ("grpo", "hybrid", "ppo")
+                else False
+            )
             level = verdict(mine["z"] > mine["threshold"], moved, reasons, found if paid else {})
             rows.append(
                 {

@@ -31,7 +31,7 @@ TESTS = {
 }
 MULTIPLICITY = {"primary": "holm", "equivalence": "holm", "rest": "benjamini-hochberg"}
 SECTIONS = ("model", "sampling", "data", "reward_model")
-SECTIONS += ("sft", "polychromic", "grpo", "hybrid", "dpo", "evaluation")
+SECTIONS += ("sft", "polychromic", "grpo", "hybrid", "dpo", "ppo", "evaluation")
 KNOWN = ConfigDict(extra="forbid")
 
 
@@ -106,7 +106,7 @@ def load(paths: Paths) -> Registration | None:
 def settings_hash(cfg: Config) -> dict[str, str]:
     """{section: first 12 hex digits of the SHA-256 of its canonical JSON}, for sections that shape results."""
     plain = dataclasses.asdict(cfg)
-    used = [name for name in SECTIONS if name != "dpo" or "dpo" in cfg.methods]
+    used = [name for name in SECTIONS if name not in ("dpo", "ppo") or name in cfg.methods]
     return {
         name: hashlib.sha256(json.dumps(plain[name], sort_keys=True).encode()).hexdigest()[:12]
         for name in used

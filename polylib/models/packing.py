@@ -109,6 +109,15 @@ def replayed(kept: torch.Tensor | None, packed: Packed, gold: int) -> torch.Tens
     return out
 
 
+def predicting_states(hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
+    """Of hidden states (B, L, d), those from which the n completion tokens are predicted, in their order: (n, d)."""
+    mask = packed.completion_mask
+    rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None, None].expand_as(
+        packed.source
+    )[mask]
+    return hidden[rows, packed.source[mask]]
+
+
 def completion_logprobs(
     hidden: torch.Tensor,
     head,
@@ -134,10 +143,7 @@ def completion_logprobs(
     With `kept` its logits hold -inf: guard products such as p·log p, whose gradient would be NaN.
     """
     mask = packed.completion_mask
-    rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None, None].expand_as(
-        packed.source
-    )[mask]
-    states = hidden[rows, packed.source[mask]]
+    states = predicting_states(hidden, packed)
     targets = packed.completion_ids[mask]
     scale = torch.as_tensor(temperature, dtype=torch.float32, device=hidden.device)
     scale = (
@@ -159,11 +165,11 @@ def completion_logprobs(
         found = [score(*pieces[0])]
     else:
         found = [checkpoint(score, *piece, use_reentrant=False) for piece in pieces]
-    outputs = [_scatter(torch.cat(parts), mask) for parts in zip(*found)]
+    outputs = [scatter(torch.cat(parts), mask) for parts in zip(*found)]
     return outputs[0] if value is None else tuple(outputs)
 
 
-def _scatter(numbers: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def scatter(numbers: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """(n, ...) numbers of the n True positions of `mask` (B, N, T) -> (B, N, T, ...), 0 elsewhere."""
     out = torch.zeros(*mask.shape, *numbers.shape[1:], dtype=torch.float32, device=mask.device)
     return out.masked_scatter(mask.view(*mask.shape, *[1] * (numbers.ndim - 1)), numbers)

@@ -6,7 +6,7 @@
 compared directly, the log-probabilities summed over tokens, end mark included. The reference is the start, i.e. the
 same model with its adapter switched off. TRL computes the loss and takes the steps; tokens, the order of the pairs,
 learning rate and adapter shape are those of the other methods, so that a difference is the objective's. TRL is slow to
-import and is imported where it is used. PPO is not here: TRL removed its own in 2026 (pull request 7020).
+import and is imported where it is used.
 """
 
 from __future__ import annotations

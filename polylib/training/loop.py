@@ -41,7 +41,7 @@ from polylib.models.encoder import hardware
 from polylib.training import anatomy
 from polylib.training import objective as obj
 from polylib.training.advantages import RunningScale
-from polylib.training.policy import Policy, load_state, save_state
+from polylib.training.policy import Policy, load_state, lora_weights, save_state
 from polylib.training.rollouts import batch_of, collect, curriculum
 from polylib.training.schedules import AdaptiveKL
 from polylib.training.scoring import describe, human_rewards, uses_ranks, uses_samples
@@ -168,6 +168,7 @@ def take_step(it: Learner, posts: list, step: int) -> dict:
         "step": step + 1,
         **totals,
         **describe(it.scored),
+        **(policy.critic.describe(it.scored) if policy.critic else {}),
         **(parts.row() if parts else {}),
         "kappa": kappa if kappa else None,
         "grad_norm": norm.item(),
@@ -226,6 +227,7 @@ def train(
     encode=None,
     parents: list[Path] = (),
     watch=None,
+    critic=None,
 ) -> pd.DataFrame:
     """Train one method with one seed and return its history, one row a step.
 
@@ -233,14 +235,14 @@ def train(
     `reward(posts, replies) -> (N,)` and `encode(texts) -> (N, d)` unit-norm are only called when the settings or the
     validation need them; `watch` sees the samples of every validation (see `validation.validate`; a resumed run shows
     it the first ones before training again) and may end the run early (`on_hacked`); `parents` are adapter folders
-    merged into the base first (the warm start; verified, see models.load_model). Writes the adapter to models/,
-    history.csv, metrics.json, samples.json and env.json to results/. State is kept in scratch/ every `save_every`
-    steps (rounded up to whole `updates_per_rollout`): a killed run continues where it was. Raises UserError when a
-    term has a weight but its callable is missing.
+    merged into the base first (the warm start; verified, see models.load_model); `critic` is a class that gives the
+    policy a value head (rivals.ppo.Critic). Writes the adapter to models/, history.csv, metrics.json, samples.json and
+    env.json to results/. State is kept in scratch/ every `save_every` steps (rounded up to whole `updates_per_rollout`):
+    a killed run continues where it was. Raises UserError when a term has a weight but its callable is missing.
     """
     check_callables(section, method, reward, encode)
     started = time.monotonic()
-    it = learner(cfg, section, seed, parents, reward, encode)
+    it = learner(cfg, section, seed, parents, reward, encode, critic)
     it.scratch = paths.scratch(method, seed)
     rank = it.accelerator.process_index
     check_processes(section, method, it.accelerator.num_processes)
@@ -248,7 +250,10 @@ def train(
     marks = marks_of(
         cfg, section, posts, parents, reward if section.beta or uses_ranks(section) else None
     )
-    log = run.History(it.scratch / (f"rank{rank}" if rank else "") / "history.csv", COLUMNS)
+    log = run.History(
+        it.scratch / (f"rank{rank}" if rank else "") / "history.csv",
+        [*COLUMNS, *(critic.COLUMNS if critic else ())],
+    )
     with run.enough_memory(
         f"{method} s{seed}", f"lower {method}.micro_prompts (now {section.micro_prompts}, 0 = all)"
     ):
@@ -340,13 +345,16 @@ def check_processes(section, method: str, world: int) -> None:
         )
 
 
-def learner(cfg, section, seed: int, parents: list[Path] = (), reward=None, encode=None) -> Learner:
+def learner(
+    cfg, section, seed: int, parents: list[Path] = (), reward=None, encode=None, critic=None
+) -> Learner:
     """Everything a first step needs: the policy at its start, a fresh optimizer, empty scales. Seeds the process."""
     accelerator = Accelerator(
         cpu=run.device_dtype(cfg.model)[0].type == "cpu", mixed_precision="no"
     )
     run.seed_everything(seed)
     policy = Policy(cfg.model, parents, seed)
+    policy.critic = critic and critic(policy)
     optimizer = torch.optim.AdamW(
         policy.masters.values(), lr=section.lr, weight_decay=section.weight_decay
     )
@@ -440,7 +448,8 @@ def marks_of(cfg, section, posts: list, parents: list[Path], reward=None) -> dic
     few = [(post.text, post.gold[0]) for post in posts[:8]] if reward is not None else []
     said = reward(*map(list, zip(*few, strict=True))) if few else []
     room = Path(__file__).resolve().parent
-    code = [p for folder in (room, room.parent / "models") for p in sorted(folder.glob("*.py"))]
+    rooms = (room, room.parent / "models", room.parent / "rivals")
+    code = [p for folder in rooms for p in sorted(folder.glob("*.py"))]
     parts = {
         "settings": [asdict(cfg.model), asdict(cfg.sampling), asdict(section)],
         "posts": [(post.text, post.gold) for post in posts],
@@ -512,7 +521,7 @@ def finish(
     ]
     models.save_adapter(
         paths.models(method, seed),
-        policy.masters,
+        {name: policy.masters[name] for name in lora_weights(policy.model)},
         cfg.model,
         {"method": method, "seed": seed, "parents": chain},
     )

@@ -98,9 +98,9 @@ def policy_loss(
     """Clipped policy-gradient loss, -E[min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)].
 
     `logprobs (N, T)` carry the gradient; `old_logprobs (N, T)` are those of the policy that sampled (None:
-    the same policy, rho = 1); `advantages (N,)` are constants. On the first update rho is 1 and the *value*
-    of the loss says nothing (it is 0 for a centred group when replies are equally long); its gradient is -A *
-    grad log pi, which is the whole point. Returns the loss and {clip_fraction, ratio_mean}: the share of
+    the same policy, rho = 1); `advantages` are constants, one a reply `(N,)` or one a token `(N, T)` (also
+    `(N, 1)`). On the first update rho is 1 and the *value* of the loss says nothing (it is 0 for a centred group
+    when replies are equally long); its gradient is -A * grad log pi, which is the whole point. Returns the loss and {clip_fraction, ratio_mean}: the share of
     tokens whose gradient the clip removed, and the mean importance ratio (1 on policy); NaN where the mask
     selects no token. Raises ValueError if the advantages require a gradient (they must not) or are not
     finite. Source: Schulman et al. 2017 eq. 7; clip_high > clip_low is DAPO's clip-higher (arXiv 2503.14476).
@@ -111,7 +111,7 @@ def policy_loss(
         raise ValueError(
             "advantages hold NaN or infinity; find the reward or distance that produced it"
         )
-    mask, a = mask.bool(), advantages[:, None]
+    mask, a = mask.bool(), advantages if advantages.ndim == 2 else advantages[:, None]
     old = logprobs.detach() if old_logprobs is None else old_logprobs.detach()
     ratio = (logprobs - old).masked_fill(~mask, 0.0).exp()
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)

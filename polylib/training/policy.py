@@ -35,6 +35,7 @@ class Policy:
         self.sampler = models.sampling_copy(plain)
         self.model = models.add_lora(plain, cfg_model, seed)
         self.head = plain.get_output_embeddings()
+        self.critic = None  # a value head with parameters and masters here: rivals.ppo.Critic
         self.params = lora_weights(self.model)
         self.masters = {
             name: p.detach().float().clone().requires_grad_() for name, p in self.params.items()
@@ -51,12 +52,14 @@ class Policy:
         reference: bool = False,
         kept: torch.Tensor | None = None,
         value: Callable | None = None,
+        critic: Callable | None = None,
     ):
         """log π of every packed completion token, (B, N, T) float32; `reference=True` scores with adapters off.
 
         `kept` and `value` as in `completion_logprobs`. Give policy and reference the same `kept`: their KL is then
         that between the two restricted to the tokens that could be sampled (cut to a set of its own, the reference
-        would make it infinite). It is not the KL of the whole softmaxes.
+        would make it infinite). It is not the KL of the whole softmaxes. With `critic`, a function of (hidden states
+        (B, L, d), packed), the result is a pair: log π as without it, and what the critic says of the same pass.
         """
         with self.model.disable_adapter() if reference else nullcontext():
             out = self.model.get_base_model().base_model(
@@ -65,9 +68,10 @@ class Policy:
                 position_ids=packed.position_ids,
                 use_cache=False,
             )
-            return completion_logprobs(
+            found = completion_logprobs(
                 out.last_hidden_state, self.head, packed, temperature, kept=kept, value=value
             )
+            return found if critic is None else (found, critic(out.last_hidden_state, packed))
 
     def collect_gradients(self, accelerator) -> None:
         """Move gradients from the forward parameters to the masters, averaged over processes."""

@@ -91,14 +91,20 @@ def split(scored: Scored, size: int) -> list[Scored]:
 
 @torch.no_grad()
 def behaviour_logprobs(
-    policy: Policy, cfg, rollouts: sampling.Rollouts, size: int, reference: bool = False
+    policy: Policy,
+    cfg,
+    rollouts: sampling.Rollouts,
+    size: int,
+    reference: bool = False,
+    critic: Callable | None = None,
 ) -> torch.Tensor:
     """Log-probs of the sampled tokens under the policy as it is now (or the reference), by the training forward
-    pass in slices of `size` posts: (B, K, T), 0 where masked.
+    pass in slices of `size` posts: (B, K, T), 0 where masked; with `critic` (2, B, K, T), its values the second.
 
     Not the sampler's own: in bfloat16 the two differ by up to 0.3 a token, more than the clip range.
     """
-    out = torch.zeros(rollouts.completion_ids.shape, device=policy.device)
+    shape = (1 if critic is None else 2, *rollouts.completion_ids.shape)
+    out = torch.zeros(shape, device=policy.device)
     for start in range(0, len(rollouts.prompt_ids), size):
         part = _cut(rollouts, slice(start, start + size))
         packed = pack(
@@ -109,9 +115,11 @@ def behaviour_logprobs(
             cfg.sampling.temperature,
             reference=reference,
             kept=replayed(part.kept, packed, 0),
+            critic=critic,
         )
-        out[start : start + size, :, : found.shape[-1]] = found
-    return out
+        found = found[None] if critic is None else torch.stack(found)
+        out[:, start : start + size, :, : found.shape[-1]] = found
+    return out[0] if critic is None else out
 
 
 def collect(
@@ -129,7 +137,7 @@ def collect(
 ) -> list[Scored]:
     """Sample and score `posts` at once, cut into batches of `size`; arguments as of `score`.
     Log-probs of the policy that sampled are kept for every update that a moved policy will make: later batches, and
-    all updates but the first where there are several."""
+    all updates but the first where there are several. The policy's critic, if it has one, makes the advantages."""
     rollouts = sampling.sample(
         policy.sampler,
         policy.tokenizer,
@@ -140,7 +148,12 @@ def collect(
     )
     off_policy = len(posts) > size or section.updates_per_rollout > 1
     rows = section.micro_prompts or size
-    old = behaviour_logprobs(policy, cfg, rollouts, rows) if off_policy else None
+    critic = policy.critic
+    old = (
+        behaviour_logprobs(policy, cfg, rollouts, rows, critic=critic)
+        if off_policy or critic
+        else None
+    )
     whole = score(
         section,
         posts,
@@ -151,7 +164,8 @@ def collect(
         gather,
         people,
     )
-    parts = split(replace(whole, old_logprobs=old), size)
+    whole = critic.assess(section, whole, *old) if critic else replace(whole, old_logprobs=old)
+    parts = split(whole, size)
     if section.updates_per_rollout == 1:
         parts[
             0

@@ -15,7 +15,8 @@ from polylib.training.advantages import group_advantages, zero_variance
 
 @dataclass
 class Scored:
-    """Rollouts of B posts with everything the loss needs, K replies each of at most T tokens."""
+    """Rollouts of B posts with everything the loss needs, K replies each of at most T tokens. Where a critic made them,
+    reward_advantages are of tokens (B, K, T) and diversity_advantages (B, K, 1)."""
 
     posts: list
     rollouts: sampling.Rollouts
@@ -29,6 +30,8 @@ class Scored:
     )
     reward_scale: float = 1.0  # what the advantages are divided by: section.scale_advantages
     diversity_scale: float = 1.0
+    values: torch.Tensor | None = None  # (B, K, T) what a critic expected before each token
+    returns: torch.Tensor | None = None  # (B, K, T) what it should have expected
 
 
 def uses_samples(section) -> bool:

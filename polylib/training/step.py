@@ -62,7 +62,7 @@ def backward(
         cut_off = scored.rollouts.truncated.cpu() & section.mask_truncated
         counted = mask_truncated(counted, cut_off.flatten())
 
-        def advantages_of(beta, lam, limit=0.0):
+        def advantages_of(beta, lam, limit=0.0):  # (B, K, 1), with a critic (B, K, T)
             return obj.combined_advantages(
                 scored.reward_advantages,
                 scored.diversity_advantages,
@@ -71,10 +71,12 @@ def backward(
                 scored.reward_scale,
                 scored.diversity_scale,
                 limit,
-            )
+            ).reshape(*cut_off.shape, -1)
 
-        advantages = advantages_of(beta, lam, section.advantage_clip).masked_fill(cut_off, 0.0)
-        needed = torch.ones_like(advantages) if kappa or entropy else advantages != 0
+        advantages = advantages_of(beta, lam, section.advantage_clip)
+        advantages = advantages.masked_fill(cut_off[..., None], 0.0)
+        everything = kappa or entropy or policy.critic
+        needed = torch.ones_like(cut_off) if everything else (advantages != 0).any(-1)
         sampled = sampled_ids(scored.rollouts, needed.long().to(scored.rollouts.lengths.device))
         sampled_tokens = int(counted.sum())
         # a token mean of no token at all: every reply was cut off, and so is its term
@@ -98,6 +100,7 @@ def backward(
         "kl": 0.0 if kappa else nan,
         "entropy": 0.0 if entropy else nan,
         "clip_fraction": 0.0 if k else nan,
+        **({"value_loss": 0.0} if policy.critic else {}),
     }
     if k and section.advantage_clip:
         totals["advantage_clipped"] = clip_advantages(
@@ -116,8 +119,13 @@ def backward(
             else None
         )
         found = policy.logprobs(
-            packed, temperatures, kept=kept, value=obj.token_entropy if entropy else None
+            packed,
+            temperatures,
+            kept=kept,
+            value=obj.token_entropy if entropy else None,
+            critic=policy.critic,
         )
+        found, values = found if policy.critic else (found, None)
         logprobs, entropies = found if entropy else (found, None)
         terms = dict(alpha=alpha, kappa=kappa, entropy_weight=entropy)
         if g:
@@ -139,7 +147,7 @@ def backward(
                 return obj.policy_loss(
                     new,
                     old,
-                    weights.flatten().to(new.device),
+                    weights.flatten(0, 1)[:, : new.shape[-1]].to(new.device),
                     mask,
                     section.clip_low,
                     section.clip_high,
@@ -184,9 +192,13 @@ def backward(
                         mine = mine * obj.clip_factors(
                             advantages_of(beta, lam), section.advantage_clip
                         )
-                    weighted[name] = policy_term(mine.masked_fill(cut_off, 0.0)[cut])[0]
+                    weighted[name] = policy_term(mine.masked_fill(cut_off[..., None], 0.0)[cut])[0]
             anatomy.add(weighted | ({"kl": kappa * terms["kl"]} if kappa else {}))
         loss = obj.total(**terms)
+        if policy.critic:
+            error = policy.critic.loss(section, values[:, g:], scored, cut, mask, denominator)
+            totals["value_loss"] += error.item()
+            loss = loss + section.value_weight * error
         loss.backward()
         totals["loss"] += loss.item()
     return totals
