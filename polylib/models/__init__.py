@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import warnings
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -18,21 +19,36 @@ from polylib.run import UserError, atomic_write, device_dtype, set_aside
 
 SYSTEM = "Write a short reply to the post."
 LORA_TARGETS = "all-linear"
+# Told to every chat template: no thinking (under the names in use), and the same date on every day.
+FIXED = {
+    "enable_thinking": False,
+    "thinking": False,
+    "strftime_now": datetime(2025, 1, 1).strftime,
+}
+PLAIN = (  # of models without a chat template
+    "{% for m in messages %}{{ m.content + {'system': '\n\nPost: ', 'user': '\n\nReply:\n', "
+    "'assistant': eos_token}[m.role] }}{% endfor %}"
+)
 TINY_SEED = 6  # a random model of `tiny:` that says more than one thing
 
 
 def load_tokenizer(cfg_model):
-    """Tokenizer of `cfg_model.source`, with pad != eos and a chat template."""
+    """Tokenizer of `cfg_model.source`. Its EOS is what ends a reply in its chat template, as all gold replies end; a
+    base model's, which has no template, gets PLAIN. Without a pad token EOS pads: masks say what padding is.
+    UserError if there is no end."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(cfg_model.source), local_files_only=True)
-    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        pad = next((t for t in ("<|endoftext|>", "<pad>") if t in tokenizer.get_vocab()), None)
-        if pad is None or pad == tokenizer.eos_token:
-            raise UserError(
-                f"tokenizer of {cfg_model.source} has no pad token apart from EOS; set one in its files"
-            )
-        tokenizer.pad_token = pad
+    if tokenizer.chat_template is None:
+        begins = tokenizer.bos_token_id in tokenizer("").input_ids
+        tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + PLAIN
+    special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
+    after = tokenizer(_rendered(tokenizer, "\u2063")[1], add_special_tokens=False).input_ids
+    end = next((at for at in after if at in special), tokenizer.eos_token_id)
+    if end is None:
+        raise UserError(f"tokenizer of {cfg_model.source} has no token that ends a reply")
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
 
 
@@ -44,7 +60,7 @@ def format_prompt(tokenizer, post: str, max_post_tokens: int = 256) -> list[int]
     tokenizer has no chat template that takes it.
     """
     marker = "\u2063POST\u2063"  # invisible separators: cannot collide with the template
-    before, after = _rendered(tokenizer, marker).split(marker)
+    before, after = _rendered(tokenizer, marker)[0].split(marker)
     ids = tokenizer(post, add_special_tokens=False, split_special_tokens=True).input_ids
     start, end = (
         tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
@@ -53,21 +69,34 @@ def format_prompt(tokenizer, post: str, max_post_tokens: int = 256) -> list[int]
     return start + ids[:max_post_tokens] + end
 
 
-def _rendered(tokenizer, text: str) -> str:
-    """The chat prompt as text. A template that refuses or drops a system turn (Gemma's) gets the instruction before
-    the post instead."""
+def _rendered(tokenizer, text: str) -> tuple[str, str]:
+    """(the chat prompt, what follows the reply in its turn) as text.
+
+    Thinking is off: by the template's own switch where it has one, else a <think> left open is closed. What the
+    template writes between prompt and reply (a channel, an empty thought) belongs to the prompt. A template that
+    refuses or drops a system turn (Gemma's) gets the instruction before the post instead.
+    """
     turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
     folded, why = [{"role": "user", "content": f"{SYSTEM}\n\n{text}"}], "drops what it is given"
     for messages in (turns, folded):
+        reply = {"role": "assistant", "content": "\u2063REPLY\u2063"}
         try:
-            rendered = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+            prompt, whole = (
+                tokenizer.apply_chat_template(
+                    conversation, tokenize=False, add_generation_prompt=open_, **FIXED
+                )
+                for conversation, open_ in ((messages, True), ([*messages, reply], False))
             )
         except (TemplateError, ValueError) as error:
             why = str(error)[:80]
             continue
-        if SYSTEM in rendered and rendered.count(text) == 1:
-            return rendered
+        if SYSTEM in prompt and prompt.count(text) == 1:
+            lead, _, end = whole.partition(reply["content"])
+            if end and lead.startswith(prompt) and lead[len(prompt) :].strip():
+                prompt = lead
+            if prompt.rstrip().endswith("<think>"):
+                prompt = prompt.rstrip() + "\n\n</think>\n\n"
+            return prompt, end
     raise UserError(
         f"{tokenizer.name_or_path}: its chat template cannot be used ({why}); choose a model.source made for chat"
     )
@@ -85,10 +114,13 @@ def load_model(cfg_model, parents: list[Path] = (), seed: int = 0):
     """The causal LM of `cfg_model`, parents' adapters merged in, in evaluation mode on its device.
 
     `parents` are adapter folders in the order they were trained (e.g. the SFT adapter before GRPO). Each is
-    merged and the merge is verified: a warm start that loads nothing raises.
+    merged and the merge is verified: a warm start that loads nothing raises. What comes out is compared with a plain
+    forward pass (`check`).
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
+
+    from polylib.models.check import against_plain  # it imports this module
 
     logging.disable_progress_bar()  # loading takes a fifth of a second; its bar litters every notebook
     device, dtype, _ = device_dtype(cfg_model)
@@ -107,6 +139,7 @@ def load_model(cfg_model, parents: list[Path] = (), seed: int = 0):
     model = model.to(device).eval().requires_grad_(False)
     for parent in parents:
         _merge_adapter(model, Path(parent))
+    against_plain(model, cfg_model)
     return model
 
 
@@ -127,6 +160,26 @@ def _tiny_model(folder: Path, seed: int):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + TINY_SEED)
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
+
+
+class Head(torch.nn.Module):
+    """Last hidden states (..., d) -> logits (..., V), as the model's own forward pass makes them: the output matrix,
+    then Cohere's logit_scale, Granite's logits_scaling, Gemma's soft cap c·tanh(logits / c), where its config has one.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        config = model.config.get_text_config()
+        self.matrix = model.get_output_embeddings()
+        self.factor = getattr(config, "logit_scale", None) or 1.0
+        self.divisor = getattr(config, "logits_scaling", None) or 1.0
+        self.cap = getattr(config, "final_logit_softcapping", None)
+
+    def forward(self, hidden):
+        logits = self.matrix(hidden)
+        if self.factor != self.divisor:
+            logits = logits * self.factor / self.divisor
+        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
 
 
 def add_lora(model, cfg_model, seed: int):

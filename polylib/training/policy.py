@@ -17,7 +17,7 @@ import torch
 
 from polylib import models, run
 from polylib.models import sealed
-from polylib.models.attention import additive_mask
+from polylib.models.likelihood import last_hidden
 from polylib.models.packing import Packed, completion_logprobs
 
 
@@ -34,7 +34,7 @@ class Policy:
         plain = models.load_model(cfg_model, parents)
         self.sampler = models.sampling_copy(plain)
         self.model = models.add_lora(plain, cfg_model, seed)
-        self.head = plain.get_output_embeddings()
+        self.head = models.Head(plain)
         self.params = lora_weights(self.model)
         self.masters = {
             name: p.detach().float().clone().requires_grad_() for name, p in self.params.items()
@@ -42,7 +42,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return self.head.weight.device
+        return self.model.device
 
     def logprobs(
         self,
@@ -59,14 +59,9 @@ class Policy:
         would make it infinite). It is not the KL of the whole softmaxes.
         """
         with self.model.disable_adapter() if reference else nullcontext():
-            out = self.model.get_base_model().base_model(
-                input_ids=packed.input_ids,
-                attention_mask=additive_mask(packed.attention_mask, self.head.weight.dtype),
-                position_ids=packed.position_ids,
-                use_cache=False,
-            )
+            hidden = last_hidden(self.model.get_base_model(), packed)
             return completion_logprobs(
-                out.last_hidden_state, self.head, packed, temperature, kept=kept, value=value
+                hidden, self.head, packed, temperature, kept=kept, value=value
             )
 
     def collect_gradients(self, accelerator) -> None:
