@@ -6,25 +6,29 @@ import copy
 import hashlib
 import json
 import warnings
-from datetime import datetime
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jinja2 import TemplateError
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
 from polylib.models import attention, sealed
 from polylib.models.sources import resolve
 from polylib.run import UserError, atomic_write, device_dtype, set_aside
 
 SYSTEM = "Write a short reply to the post."
-LORA_TARGETS = "all-linear"
-# Told to every chat template: no thinking (under the names in use), and the same date on every day.
-FIXED = {
-    "enable_thinking": False,
-    "thinking": False,
-    "strftime_now": datetime(2025, 1, 1).strftime,
-}
+MORE_THAN_LORA = (  # settings of PEFT under which some weight is not W + alpha/r · B·A with tensors of that name
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "layer_replication",
+    "target_parameters",
+    "use_qalora",
+)
+THINKING_OFF = {"enable_thinking": False, "thinking": False}  # a template knows one of them or none
+SAME_DAY = "{% macro strftime_now(format) %}01 January 2025{% endmacro %}"
 PLAIN = (  # of models without a chat template
     "{% for m in messages %}{{ m.content + {'system': '\n\nPost: ', 'user': '\n\nReply:\n', "
     "'assistant': eos_token}[m.role] }}{% endfor %}"
@@ -42,6 +46,8 @@ def load_tokenizer(cfg_model):
     if tokenizer.chat_template is None:
         begins = tokenizer.bos_token_id in tokenizer("").input_ids
         tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + PLAIN
+    if "strftime_now" in tokenizer.chat_template:  # the same prompts on every day
+        tokenizer.chat_template = SAME_DAY + tokenizer.chat_template
     special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
     after = tokenizer(_rendered(tokenizer, "\u2063")[1], add_special_tokens=False).input_ids
     end = next((at for at in after if at in special), tokenizer.eos_token_id)
@@ -83,7 +89,7 @@ def _rendered(tokenizer, text: str) -> tuple[str, str]:
         try:
             prompt, whole = (
                 tokenizer.apply_chat_template(
-                    conversation, tokenize=False, add_generation_prompt=open_, **FIXED
+                    conversation, tokenize=False, add_generation_prompt=open_, **THINKING_OFF
                 )
                 for conversation, open_ in ((messages, True), ([*messages, reply], False))
             )
@@ -113,8 +119,8 @@ def encode_reply(tokenizer, reply: str, max_new_tokens: int) -> list[int]:
 def load_model(cfg_model, parents: list[Path] = (), seed: int = 0):
     """The causal LM of `cfg_model`, parents' adapters merged in, in evaluation mode on its device.
 
-    `parents` are adapter folders in the order they were trained (e.g. the SFT adapter before GRPO). Each is
-    merged and the merge is verified: a warm start that loads nothing raises. What comes out is compared with a plain
+    `parents` are adapter folders in the order they were trained (e.g. the SFT adapter before GRPO), ours or in PEFT's
+    format; the user's own, `cfg_model.peft_adapter`, goes before them. Each is merged and the merge is verified: a warm start that loads nothing raises. What comes out is compared with a plain
     forward pass (`check`).
     """
     from transformers import AutoModelForCausalLM
@@ -137,7 +143,7 @@ def load_model(cfg_model, parents: list[Path] = (), seed: int = 0):
                 f"{folder}: its weights are damaged ({error}); delete that folder and run again"
             ) from error
     model = model.to(device).eval().requires_grad_(False)
-    for parent in parents:
+    for parent in filter(None, [cfg_model.peft_adapter, *parents]):
         _merge_adapter(model, Path(parent))
     against_plain(model, cfg_model)
     return model
@@ -183,14 +189,23 @@ class Head(torch.nn.Module):
 
 
 def add_lora(model, cfg_model, seed: int):
-    """Fresh LoRA on every linear layer except the output head; A random from `seed`, B zero."""
+    """Fresh LoRA on every linear layer except the output head and the experts of a mixture, which no plain merge
+    reaches; A random from `seed`, B zero. UserError without such a layer."""
     from peft import LoraConfig, get_peft_model
 
+    head = model.get_output_embeddings()
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head and "expert" not in name
+    ]
+    if not targets:
+        raise UserError(f"model {cfg_model.source}: none of its layers is a torch.nn.Linear")
     config = LoraConfig(
         r=cfg_model.lora_rank,
         lora_alpha=cfg_model.lora_alpha,
         lora_dropout=cfg_model.lora_dropout,
-        target_modules=LORA_TARGETS,
+        target_modules=targets,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -251,8 +266,10 @@ def adapter_chain(folder: Path, root: Path) -> list[Path]:
 
 
 def _adapter(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """(what adapter.json says, weights). UserError if a file is missing, or is not what was written: then it is set
-    aside, and the stage that trains it writes both anew."""
+    """(what adapter.json says, weights), of a PEFT folder what amounts to it. UserError if a file is missing, or is not
+    what was written: then it is set aside, and the stage that trains it writes both anew."""
+    if (folder / "adapter_config.json").is_file():
+        return _peft_adapter(folder)
     file, remedy = folder / "adapter.safetensors", "run the stage that trains it"
     try:
         tensors, known = sealed.read(file)
@@ -266,6 +283,65 @@ def _adapter(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         set_aside(file, remedy)
         raise UserError(f"warm start: {file} was damaged and is set aside; {remedy}") from error
     return note, tensors
+
+
+def _peft_adapter(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The same of a LoRA in PEFT's format, whoever trained it. UserError if W + scale·B·A is not all of it."""
+    file = folder / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        file = folder / "adapter_model.safetensors"
+        tensors = load_file(file)
+    except (ValueError, OSError, SafetensorError) as error:
+        raise UserError(f"adapter {file} cannot be read: {error}") from error
+    odd = [name for name in MORE_THAN_LORA if config.get(name)]
+    odd += [name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if odd:
+        raise UserError(
+            f"adapter {folder}: only LoRA of one rank on linear layers can be merged, and it has {odd[0]}; merge it "
+            "with PEFT and let model.source name the result"
+        )
+    scale = config["lora_alpha"] / config["r"] ** (0.5 if config.get("use_rslora") else 1)
+    start, end = len("base_model.model."), -len(".weight")
+    named = {name[start:end]: tensor.float() for name, tensor in tensors.items()}
+    return {"rank": config["r"], "alpha": scale * config["r"], "parents": []}, named
+
+
+def save_peft(folder: Path, cfg_model, chain: list[Path]) -> None:
+    """What `load_model(cfg_model, chain)` adds to its base, as one adapter in PEFT's format (Mangrulkar et al. 2022):
+    adapter_config.json and adapter_model.safetensors in `folder`. LoRAs that were trained one on the other are one of
+    the ranks' sum: s₁B₁A₁ + s₂B₂A₂ = [s₁B₁ s₂B₂][A₁; A₂]."""
+    parts = [_adapter(Path(each)) for each in filter(None, [cfg_model.peft_adapter, *chain])]
+    rank, stacked = sum(note["rank"] for note, _ in parts), {}
+    names = sorted({name.rsplit(".lora_", 1)[0] for _, tensors in parts for name in tensors})
+    for name in names:
+        pairs = [
+            (note["alpha"] / note["rank"] * tensors[f"{name}.lora_B"], tensors[f"{name}.lora_A"])
+            for note, tensors in parts
+            if f"{name}.lora_A" in tensors
+        ]
+        b, a = torch.cat([b for b, _ in pairs], 1), torch.cat([a for _, a in pairs])
+        free = rank - len(a)  # of a parent that left this layer alone
+        stacked[f"base_model.model.{name}.lora_A.weight"] = F.pad(a, (0, 0, 0, free))
+        stacked[f"base_model.model.{name}.lora_B.weight"] = F.pad(b, (0, free))
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": cfg_model.source.partition(":")[2].partition("@")[0],
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": names,
+        "inference_mode": True,
+    }
+    atomic_write(folder / "adapter_model.safetensors", save(stacked, {"format": "pt"}))
+    atomic_write(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+
+
+def save_merged(folder: Path, cfg_model, chain: list[Path]) -> None:
+    """The model with its adapters merged, and its tokenizer, in Hugging Face format: `path:` takes it as a source."""
+    load_model(cfg_model, chain).save_pretrained(folder)
+    load_tokenizer(cfg_model).save_pretrained(folder)
 
 
 def _merge_adapter(model, folder: Path) -> None:
