@@ -45,7 +45,7 @@ def load_tokenizer(cfg_model):
     tokenizer = AutoTokenizer.from_pretrained(resolve(cfg_model.source), local_files_only=True)
     if tokenizer.chat_template is None:
         begins = tokenizer.bos_token_id in tokenizer("").input_ids
-        tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + PLAIN
+        tokenizer.chat_template = "{{ bos_token }}" * begins + PLAIN
     if "strftime_now" in tokenizer.chat_template:  # the same prompts on every day
         tokenizer.chat_template = SAME_DAY + tokenizer.chat_template
     special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -120,8 +120,8 @@ def load_model(cfg_model, parents: list[Path] = (), seed: int = 0):
     """The causal LM of `cfg_model`, parents' adapters merged in, in evaluation mode on its device.
 
     `parents` are adapter folders in the order they were trained (e.g. the SFT adapter before GRPO), ours or in PEFT's
-    format; the user's own, `cfg_model.peft_adapter`, goes before them. Each is merged and the merge is verified: a warm start that loads nothing raises. What comes out is compared with a plain
-    forward pass (`check`).
+    format; the user's own, `cfg_model.peft_adapter`, goes before them. Each is merged and the merge is verified: a
+    warm start that loads nothing raises. What comes out is compared with a plain forward pass (`check`).
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -175,32 +175,26 @@ class Head(torch.nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        config = model.config.get_text_config()
-        self.matrix = model.get_output_embeddings()
-        self.factor = getattr(config, "logit_scale", None) or 1.0
-        self.divisor = getattr(config, "logits_scaling", None) or 1.0
-        self.cap = getattr(config, "final_logit_softcapping", None)
+        self.matrix, config = model.get_output_embeddings(), vars(model.config.get_text_config())
+        self.scale = config.get("logit_scale") or 1 / (config.get("logits_scaling") or 1)
+        self.cap = config.get("final_logit_softcapping")
 
     def forward(self, hidden):
-        logits = self.matrix(hidden)
-        if self.factor != self.divisor:
-            logits = logits * self.factor / self.divisor
+        logits = self.matrix(hidden) if self.scale == 1 else self.matrix(hidden) * self.scale
         return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
 
 
 def add_lora(model, cfg_model, seed: int):
     """Fresh LoRA on every linear layer except the output head and the experts of a mixture, which no plain merge
-    reaches; A random from `seed`, B zero. UserError without such a layer."""
+    reaches; A random from `seed`, B zero."""
     from peft import LoraConfig, get_peft_model
 
-    head = model.get_output_embeddings()
     targets = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head and "expert" not in name
+        if isinstance(module, torch.nn.Linear) and "expert" not in name
+        if module is not model.get_output_embeddings()
     ]
-    if not targets:
-        raise UserError(f"model {cfg_model.source}: none of its layers is a torch.nn.Linear")
     config = LoraConfig(
         r=cfg_model.lora_rank,
         lora_alpha=cfg_model.lora_alpha,
@@ -287,24 +281,22 @@ def _adapter(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
 
 def _peft_adapter(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     """The same of a LoRA in PEFT's format, whoever trained it. UserError if W + scale·B·A is not all of it."""
-    file = folder / "adapter_config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        file = folder / "adapter_model.safetensors"
-        tensors = load_file(file)
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "adapter_model.safetensors")
     except (ValueError, OSError, SafetensorError) as error:
-        raise UserError(f"adapter {file} cannot be read: {error}") from error
-    odd = [name for name in MORE_THAN_LORA if config.get(name)]
-    odd += [name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
-    if odd:
+        raise UserError(f"adapter {folder} cannot be read: {error}") from error
+    others = (name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight")))
+    if odd := [*filter(config.get, MORE_THAN_LORA), *others]:
         raise UserError(
             f"adapter {folder}: only LoRA of one rank on linear layers can be merged, and it has {odd[0]}; merge it "
             "with PEFT and let model.source name the result"
         )
-    scale = config["lora_alpha"] / config["r"] ** (0.5 if config.get("use_rslora") else 1)
-    start, end = len("base_model.model."), -len(".weight")
-    named = {name[start:end]: tensor.float() for name, tensor in tensors.items()}
-    return {"rank": config["r"], "alpha": scale * config["r"], "parents": []}, named
+    scaled = config["lora_alpha"] * (config["r"] ** 0.5 if config.get("use_rslora") else 1)
+    return {"rank": config["r"], "alpha": scaled, "parents": []}, {
+        name.removeprefix("base_model.model.").removesuffix(".weight"): tensor.float()
+        for name, tensor in tensors.items()
+    }
 
 
 def save_peft(folder: Path, cfg_model, chain: list[Path]) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
@@ -142,9 +141,9 @@ def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> R
     uniforms = torch.rand(limit, rows, generator=generator).to(
         model.device
     )  # (T, B·K): one stream a row
-    others = model.generation_config.eos_token_id
-    ends = np.append(tokenizer.eos_token_id, [] if others is None else others).astype(int)
-    head, ends = Head(model), torch.tensor(ends, device=model.device)
+    head, eos, named = Head(model), tokenizer.eos_token_id, model.generation_config.eos_token_id
+    others = named if isinstance(named, list) else [eos if named is None else named]
+    ends = torch.tensor([eos, *others], device=model.device)
 
     logits, cache, bias, positions = _prefill(model, tokenizer, prompts, k, limit)
     logits = logits.repeat_interleave(k, 0)
