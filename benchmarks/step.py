@@ -96,7 +96,7 @@ def trl_trainer(cfg, section, texts, steps, callback, folder):
         learning_rate=section.lr,
     )
     lora = LoraConfig(
-        r=cfg.model.lora_rank, lora_alpha=cfg.model.lora_alpha, target_modules=models.LORA_TARGETS
+        r=cfg.model.lora_rank, lora_alpha=cfg.model.lora_alpha, target_modules="all-linear"
     )
     lengths = lambda completions, **kwargs: [float(len(c[0]["content"])) for c in completions]  # noqa: E731
     return GRPOTrainer(

@@ -52,6 +52,7 @@ DEVICE, LANGUAGE = r"^(auto|cpu|mps|cuda(:\d+)?)$", "^(any|[A-Za-z]{2})$"
 @dataclass(frozen=True, config=KNOWN)
 class ModelConfig:
     source: Text
+    peft_adapter: Str
     encoder: Text
     dtype: Literal["auto", "float32", "bfloat16"]
     device: Annotated[Str, Field(pattern=DEVICE, description="auto | cpu | cuda | cuda:N | mps")]

@@ -163,14 +163,14 @@ def test_a_template_without_a_system_turn_gets_the_instruction_before_the_post()
     tokenizer = models.load_tokenizer(CFG.model)
     for template, before, after in (
         (refuses, "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"),
-        (drops, "<", ">"),
+        (drops, "<", "><"),  # the second opens the reply's turn
     ):
         tokenizer.chat_template = template
         said = tokenizer.decode(models.format_prompt(tokenizer, "a post"))
         assert said.endswith(f"{before}{models.SYSTEM}\n\na post{after}")
 
 
-@pytest.mark.parametrize("template", [None, "{{ broken", "{{ raise_exception('no') }}", "nothing"])
+@pytest.mark.parametrize("template", ["{{ broken", "{{ raise_exception('no') }}", "nothing"])
 def test_a_tokenizer_that_takes_no_prompt_is_one_line(template):
     tokenizer = models.load_tokenizer(CFG.model)
     tokenizer.chat_template = template

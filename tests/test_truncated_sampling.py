@@ -409,7 +409,7 @@ def test_policy_and_reference_are_scored_on_the_same_set():
         reference, other = policy.logprobs(packed, 0.8, reference=True, kept=kept, value=whole)
     torch.testing.assert_close(reference, before, atol=1e-6, rtol=0)
     assert (now - reference)[mask].abs().max() > 1e-3
-    inside = unpack_bits(kept, policy.head.weight.shape[0])[mask]
+    inside = unpack_bits(kept, policy.head.matrix.weight.shape[0])[mask]
     assert inside.sum(-1).max() <= 20
     for scored in (table[mask], other[mask]):
         assert torch.equal(scored.isfinite(), inside)

@@ -119,7 +119,7 @@ def rows(
 
 def _states(cfg: Config, chain: list[Path], packed: list):
     model = models.load_model(cfg.model, chain)  # freed before the next one is loaded
-    return token_kl.last_states(model, packed), model.get_output_embeddings()
+    return token_kl.last_states(model, packed), models.Head(model)
 
 
 def _chosen(generations: pd.DataFrame, cfg: Config) -> pd.DataFrame:

@@ -6,9 +6,10 @@ so one head serves all, and logits exist in blocks of 64 MB.
 
 from __future__ import annotations
 
+import copy
+
 import pandas as pd
 import torch
-import torch.nn.functional as F
 
 from polylib.models.likelihood import last_hidden
 from polylib.models.packing import Packed
@@ -44,11 +45,12 @@ def per_token(
 
     states: {policy, sft, base: (n, d)}, each optional; head maps them to logits; targets (n,). The head is applied in
     float32: rounding of logits to bfloat16 alone adds some .002 nats a token to a KL."""
-    parts, size = [], max(1, LOGITS // head.weight.shape[0])
-    weight, bias = head.weight.float(), None if head.bias is None else head.bias.float()
+    head = copy.deepcopy(head).float()
+    weight = next(head.parameters())
+    parts, size = [], max(1, LOGITS // weight.shape[0])
     for start in range(0, len(targets), size):
         at = slice(start, start + size)
-        logits = {name: F.linear(h[at].to(weight), weight, bias) for name, h in states.items()}
+        logits = {name: head(h[at].to(weight)) for name, h in states.items()}
         target = targets[at, None].to(weight.device)
         part = {
             f"nll_{name}": -logits[name].log_softmax(-1).gather(1, target)[:, 0]

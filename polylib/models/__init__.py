@@ -9,30 +9,52 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jinja2 import TemplateError
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
 from polylib.models import attention, sealed
 from polylib.models.sources import resolve
 from polylib.run import UserError, atomic_write, device_dtype, set_aside
 
 SYSTEM = "Write a short reply to the post."
-LORA_TARGETS = "all-linear"
+MORE_THAN_LORA = (  # settings of PEFT under which some weight is not W + alpha/r · B·A with tensors of that name
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "layer_replication",
+    "target_parameters",
+    "use_qalora",
+)
+THINKING_OFF = {"enable_thinking": False, "thinking": False}  # a template knows one of them or none
+SAME_DAY = "{% macro strftime_now(format) %}01 January 2025{% endmacro %}"
+PLAIN = (  # of models without a chat template
+    "{% for m in messages %}{{ m.content + {'system': '\n\nPost: ', 'user': '\n\nReply:\n', "
+    "'assistant': eos_token}[m.role] }}{% endfor %}"
+)
 TINY_SEED = 6  # a random model of `tiny:` that says more than one thing
 
 
 def load_tokenizer(cfg_model):
-    """Tokenizer of `cfg_model.source`, with pad != eos and a chat template."""
+    """Tokenizer of `cfg_model.source`. Its EOS is what ends a reply in its chat template, as all gold replies end; a
+    base model's, which has no template, gets PLAIN. Without a pad token EOS pads: masks say what padding is.
+    UserError if there is no end."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(cfg_model.source), local_files_only=True)
-    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        pad = next((t for t in ("<|endoftext|>", "<pad>") if t in tokenizer.get_vocab()), None)
-        if pad is None or pad == tokenizer.eos_token:
-            raise UserError(
-                f"tokenizer of {cfg_model.source} has no pad token apart from EOS; set one in its files"
-            )
-        tokenizer.pad_token = pad
+    if tokenizer.chat_template is None:
+        begins = tokenizer.bos_token_id in tokenizer("").input_ids
+        tokenizer.chat_template = "{{ bos_token }}" * begins + PLAIN
+    if "strftime_now" in tokenizer.chat_template:  # the same prompts on every day
+        tokenizer.chat_template = SAME_DAY + tokenizer.chat_template
+    special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
+    after = tokenizer(_rendered(tokenizer, "\u2063")[1], add_special_tokens=False).input_ids
+    end = next((at for at in after if at in special), tokenizer.eos_token_id)
+    if end is None:
+        raise UserError(f"tokenizer of {cfg_model.source} has no token that ends a reply")
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
 
 
@@ -44,7 +66,7 @@ def format_prompt(tokenizer, post: str, max_post_tokens: int = 256) -> list[int]
     tokenizer has no chat template that takes it.
     """
     marker = "\u2063POST\u2063"  # invisible separators: cannot collide with the template
-    before, after = _rendered(tokenizer, marker).split(marker)
+    before, after = _rendered(tokenizer, marker)[0].split(marker)
     ids = tokenizer(post, add_special_tokens=False, split_special_tokens=True).input_ids
     start, end = (
         tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
@@ -53,21 +75,34 @@ def format_prompt(tokenizer, post: str, max_post_tokens: int = 256) -> list[int]
     return start + ids[:max_post_tokens] + end
 
 
-def _rendered(tokenizer, text: str) -> str:
-    """The chat prompt as text. A template that refuses or drops a system turn (Gemma's) gets the instruction before
-    the post instead."""
+def _rendered(tokenizer, text: str) -> tuple[str, str]:
+    """(the chat prompt, what follows the reply in its turn) as text.
+
+    Thinking is off: by the template's own switch where it has one, else a <think> left open is closed. What the
+    template writes between prompt and reply (a channel, an empty thought) belongs to the prompt. A template that
+    refuses or drops a system turn (Gemma's) gets the instruction before the post instead.
+    """
     turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
     folded, why = [{"role": "user", "content": f"{SYSTEM}\n\n{text}"}], "drops what it is given"
     for messages in (turns, folded):
+        reply = {"role": "assistant", "content": "\u2063REPLY\u2063"}
         try:
-            rendered = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+            prompt, whole = (
+                tokenizer.apply_chat_template(
+                    conversation, tokenize=False, add_generation_prompt=open_, **THINKING_OFF
+                )
+                for conversation, open_ in ((messages, True), ([*messages, reply], False))
             )
         except (TemplateError, ValueError) as error:
             why = str(error)[:80]
             continue
-        if SYSTEM in rendered and rendered.count(text) == 1:
-            return rendered
+        if SYSTEM in prompt and prompt.count(text) == 1:
+            lead, _, end = whole.partition(reply["content"])
+            if end and lead.startswith(prompt) and lead[len(prompt) :].strip():
+                prompt = lead
+            if prompt.rstrip().endswith("<think>"):
+                prompt = prompt.rstrip() + "\n\n</think>\n\n"
+            return prompt, end
     raise UserError(
         f"{tokenizer.name_or_path}: its chat template cannot be used ({why}); choose a model.source made for chat"
     )
@@ -84,11 +119,14 @@ def encode_reply(tokenizer, reply: str, max_new_tokens: int) -> list[int]:
 def load_model(cfg_model, parents: list[Path] = (), seed: int = 0):
     """The causal LM of `cfg_model`, parents' adapters merged in, in evaluation mode on its device.
 
-    `parents` are adapter folders in the order they were trained (e.g. the SFT adapter before GRPO). Each is
-    merged and the merge is verified: a warm start that loads nothing raises.
+    `parents` are adapter folders in the order they were trained (e.g. the SFT adapter before GRPO), ours or in PEFT's
+    format; the user's own, `cfg_model.peft_adapter`, goes before them. Each is merged and the merge is verified: a
+    warm start that loads nothing raises. What comes out is compared with a plain forward pass (`check`).
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
+
+    from polylib.models.check import against_plain  # it imports this module
 
     logging.disable_progress_bar()  # loading takes a fifth of a second; its bar litters every notebook
     device, dtype, _ = device_dtype(cfg_model)
@@ -105,8 +143,9 @@ def load_model(cfg_model, parents: list[Path] = (), seed: int = 0):
                 f"{folder}: its weights are damaged ({error}); delete that folder and run again"
             ) from error
     model = model.to(device).eval().requires_grad_(False)
-    for parent in parents:
+    for parent in filter(None, [cfg_model.peft_adapter, *parents]):
         _merge_adapter(model, Path(parent))
+    against_plain(model, cfg_model)
     return model
 
 
@@ -129,15 +168,38 @@ def _tiny_model(folder: Path, seed: int):
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
 
 
+class Head(torch.nn.Module):
+    """Last hidden states (..., d) -> logits (..., V), as the model's own forward pass makes them: the output matrix,
+    then Cohere's logit_scale, Granite's logits_scaling, Gemma's soft cap c·tanh(logits / c), where its config has one.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.matrix, config = model.get_output_embeddings(), vars(model.config.get_text_config())
+        self.scale = config.get("logit_scale") or 1 / (config.get("logits_scaling") or 1)
+        self.cap = config.get("final_logit_softcapping")
+
+    def forward(self, hidden):
+        logits = self.matrix(hidden) if self.scale == 1 else self.matrix(hidden) * self.scale
+        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
+
+
 def add_lora(model, cfg_model, seed: int):
-    """Fresh LoRA on every linear layer except the output head; A random from `seed`, B zero."""
+    """Fresh LoRA on every linear layer except the output head and the experts of a mixture, which no plain merge
+    reaches; A random from `seed`, B zero."""
     from peft import LoraConfig, get_peft_model
 
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "expert" not in name
+        if module is not model.get_output_embeddings()
+    ]
     config = LoraConfig(
         r=cfg_model.lora_rank,
         lora_alpha=cfg_model.lora_alpha,
         lora_dropout=cfg_model.lora_dropout,
-        target_modules=LORA_TARGETS,
+        target_modules=targets,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -198,8 +260,10 @@ def adapter_chain(folder: Path, root: Path) -> list[Path]:
 
 
 def _adapter(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """(what adapter.json says, weights). UserError if a file is missing, or is not what was written: then it is set
-    aside, and the stage that trains it writes both anew."""
+    """(what adapter.json says, weights), of a PEFT folder what amounts to it. UserError if a file is missing, or is not
+    what was written: then it is set aside, and the stage that trains it writes both anew."""
+    if (folder / "adapter_config.json").is_file():
+        return _peft_adapter(folder)
     file, remedy = folder / "adapter.safetensors", "run the stage that trains it"
     try:
         tensors, known = sealed.read(file)
@@ -213,6 +277,63 @@ def _adapter(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         set_aside(file, remedy)
         raise UserError(f"warm start: {file} was damaged and is set aside; {remedy}") from error
     return note, tensors
+
+
+def _peft_adapter(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The same of a LoRA in PEFT's format, whoever trained it. UserError if W + scale·B·A is not all of it."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (ValueError, OSError, SafetensorError) as error:
+        raise UserError(f"adapter {folder} cannot be read: {error}") from error
+    others = (name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight")))
+    if odd := [*filter(config.get, MORE_THAN_LORA), *others]:
+        raise UserError(
+            f"adapter {folder}: only LoRA of one rank on linear layers can be merged, and it has {odd[0]}; merge it "
+            "with PEFT and let model.source name the result"
+        )
+    scaled = config["lora_alpha"] * (config["r"] ** 0.5 if config.get("use_rslora") else 1)
+    return {"rank": config["r"], "alpha": scaled, "parents": []}, {
+        name.removeprefix("base_model.model.").removesuffix(".weight"): tensor.float()
+        for name, tensor in tensors.items()
+    }
+
+
+def save_peft(folder: Path, cfg_model, chain: list[Path]) -> None:
+    """What `load_model(cfg_model, chain)` adds to its base, as one adapter in PEFT's format (Mangrulkar et al. 2022):
+    adapter_config.json and adapter_model.safetensors in `folder`. LoRAs that were trained one on the other are one of
+    the ranks' sum: s₁B₁A₁ + s₂B₂A₂ = [s₁B₁ s₂B₂][A₁; A₂]."""
+    parts = [_adapter(Path(each)) for each in filter(None, [cfg_model.peft_adapter, *chain])]
+    rank, stacked = sum(note["rank"] for note, _ in parts), {}
+    names = sorted({name.rsplit(".lora_", 1)[0] for _, tensors in parts for name in tensors})
+    for name in names:
+        pairs = [
+            (note["alpha"] / note["rank"] * tensors[f"{name}.lora_B"], tensors[f"{name}.lora_A"])
+            for note, tensors in parts
+            if f"{name}.lora_A" in tensors
+        ]
+        b, a = torch.cat([b for b, _ in pairs], 1), torch.cat([a for _, a in pairs])
+        free = rank - len(a)  # of a parent that left this layer alone
+        stacked[f"base_model.model.{name}.lora_A.weight"] = F.pad(a, (0, 0, 0, free))
+        stacked[f"base_model.model.{name}.lora_B.weight"] = F.pad(b, (0, free))
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": cfg_model.source.partition(":")[2].partition("@")[0],
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": names,
+        "inference_mode": True,
+    }
+    atomic_write(folder / "adapter_model.safetensors", save(stacked, {"format": "pt"}))
+    atomic_write(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+
+
+def save_merged(folder: Path, cfg_model, chain: list[Path]) -> None:
+    """The model with its adapters merged, and its tokenizer, in Hugging Face format: `path:` takes it as a source."""
+    load_model(cfg_model, chain).save_pretrained(folder)
+    load_tokenizer(cfg_model).save_pretrained(folder)
 
 
 def _merge_adapter(model, folder: Path) -> None:

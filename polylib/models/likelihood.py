@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from polylib.models import encode_reply, format_prompt, load_model, load_tokenizer
+from polylib.models import Head, encode_reply, format_prompt, load_model, load_tokenizer
 from polylib.models.attention import additive_mask
 from polylib.models.encoder import plain_utf8
 from polylib.models.packing import Packed, completion_logprobs, pack
@@ -67,7 +67,7 @@ class Likelihood:
                 load_model(self.cfg_model),
             )
         ids = {pair: encode_reply(self._tokenizer, pair[1], REPLY_TOKENS) for pair in pairs}
-        found, head = {}, self._model.get_output_embeddings()
+        found, head = {}, Head(self._model)
         for packed, batch in batches(
             _rows(self._tokenizer, ids), self._tokenizer.pad_token_id, self._model.device
         ):

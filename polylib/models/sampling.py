@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
-from polylib.models import format_prompt
+from polylib.models import Head, format_prompt
 from polylib.models.attention import additive_mask
 from polylib.models.truncation import at_or_after, kept_tokens, pack_bits, truncates
 
@@ -113,11 +113,12 @@ def _prefill(model, tokenizer, prompts: list[list[int]], k: int, extra: int):
         input_ids=ids,
         attention_mask=additive_mask(allowed, model.dtype),
         position_ids=position_ids,
+        past_key_values=DynamicCache(),  # one that keeps all keys, also of layers with a window
         use_cache=True,
     )
     cache = GrowingCache(out.past_key_values, k, extra)
     # contiguous: on a strided slice the matmul below would copy the whole output head once a row
-    logits = model.get_output_embeddings()(out.last_hidden_state[:, -1].contiguous())
+    logits = Head(model)(out.last_hidden_state[:, -1].contiguous())
     visible = torch.cat([mask, mask.new_ones(len(prompts), extra)], dim=-1)[:, None, None, :]
     bias = additive_mask(visible, model.dtype).repeat_interleave(k, 0)
     return logits, cache, bias, mask.sum(-1).repeat_interleave(k, 0)
@@ -125,7 +126,8 @@ def _prefill(model, tokenizer, prompts: list[list[int]], k: int, extra: int):
 
 @torch.inference_mode()
 def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> Rollouts:
-    """K completions of every post at `sampling.temperature`, until EOS or `sampling.max_new_tokens`.
+    """K completions of every post at `sampling.temperature`, until EOS (the tokenizer's or one that the model's
+    generation_config names) or `sampling.max_new_tokens`.
 
     Temperature comes first, then `sampling.top_k` (0 = off), then `sampling.top_p` (1 = off), see `kept_tokens`.
     `model` has no adapters, see `models.sampling_copy`. The same seed gives the same completions on the same
@@ -139,6 +141,9 @@ def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> R
     uniforms = torch.rand(limit, rows, generator=generator).to(
         model.device
     )  # (T, B·K): one stream a row
+    head, eos, named = Head(model), tokenizer.eos_token_id, model.generation_config.eos_token_id
+    others = named if isinstance(named, list) else [eos if named is None else named]
+    ends = torch.tensor([eos, *others], device=model.device)
 
     logits, cache, bias, positions = _prefill(model, tokenizer, prompts, k, limit)
     logits = logits.repeat_interleave(k, 0)
@@ -168,7 +173,7 @@ def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> R
         ids[alive, step] = token
         logprobs[alive, step] = torch.where(running, chosen, 0.0)
         mask[alive, step] = running
-        running = running & (token != tokenizer.eos_token_id)
+        running = running & ~torch.isin(token, ends)
         living = int(running.sum())
         if living == 0 or step == limit - 1:
             break
@@ -186,11 +191,11 @@ def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> R
         )
         cache.length += 1
         positions = positions + 1
-        logits = model.get_output_embeddings()(out.last_hidden_state[:, 0])
+        logits = head(out.last_hidden_state[:, 0])
 
     shape = (len(prompts), k, limit)
     last = (mask.sum(-1) - 1).clamp(min=0)
-    finished = ids.gather(1, last[:, None]).squeeze(-1) == tokenizer.eos_token_id
+    finished = torch.isin(ids.gather(1, last[:, None]).squeeze(-1), ends)
     flat = tokenizer.batch_decode(
         [row[keep].tolist() for row, keep in zip(ids, mask)], skip_special_tokens=True
     )

@@ -74,9 +74,8 @@ def dpo_trainer(
         "ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning
     )  # TRL's own use
     plain = models.load_model(cfg.model, parents)
-    plain.set_attn_implementation(
-        "sdpa"
-    )  # ours builds no mask from the padding mask that TRL gives
+    # ours builds no mask from the padding mask that TRL gives
+    plain.set_attn_implementation("sdpa" if plain._supports_sdpa else "eager")
     trainer = Trainer(
         model=plain,
         train_dataset=Dataset.from_list(rows),

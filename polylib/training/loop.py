@@ -525,6 +525,8 @@ def finish(
         cfg.model,
         {"method": method, "seed": seed, "parents": chain},
     )
+    own = paths.models(method, seed)
+    models.save_peft(own / "peft", cfg.model, [*parents, own])
     run.atomic_write(out / "history.csv", log.path.read_bytes())
     history = pd.read_csv(out / "history.csv")
     metrics = {

@@ -17,7 +17,7 @@ import torch
 
 from polylib import models, run
 from polylib.models import sealed
-from polylib.models.attention import additive_mask
+from polylib.models.likelihood import last_hidden
 from polylib.models.packing import Packed, completion_logprobs
 
 
@@ -34,7 +34,7 @@ class Policy:
         plain = models.load_model(cfg_model, parents)
         self.sampler = models.sampling_copy(plain)
         self.model = models.add_lora(plain, cfg_model, seed)
-        self.head = plain.get_output_embeddings()
+        self.head = models.Head(plain)
         self.critic = None  # a value head with parameters and masters here: rivals.ppo.Critic
         self.params = lora_weights(self.model)
         self.masters = {
@@ -43,7 +43,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return self.head.weight.device
+        return self.model.device
 
     def logprobs(
         self,
@@ -62,16 +62,11 @@ class Policy:
         (B, L, d), packed), the result is a pair: log π as without it, and what the critic says of the same pass.
         """
         with self.model.disable_adapter() if reference else nullcontext():
-            out = self.model.get_base_model().base_model(
-                input_ids=packed.input_ids,
-                attention_mask=additive_mask(packed.attention_mask, self.head.weight.dtype),
-                position_ids=packed.position_ids,
-                use_cache=False,
-            )
+            hidden = last_hidden(self.model.get_base_model(), packed)
             found = completion_logprobs(
-                out.last_hidden_state, self.head, packed, temperature, kept=kept, value=value
+                hidden, self.head, packed, temperature, kept=kept, value=value
             )
-            return found if critic is None else (found, critic(out.last_hidden_state, packed))
+            return found if critic is None else (found, critic(hidden, packed))
 
     def collect_gradients(self, accelerator) -> None:
         """Move gradients from the forward parameters to the masters, averaged over processes."""
