@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -18,7 +19,7 @@ from tiny import CFG, POSTS, length_reward, letters, talkative, weighted, weight
 
 from polylib import models, run
 from polylib.models import sampling
-from polylib.training import loop, policy, rollouts, scoring, step
+from polylib.training import anatomy, loop, policy, rollouts, scoring, step
 
 SECTION, HYBRID = (
     dataclasses.replace(section, eval_every=3, eval_samples=2)
@@ -139,12 +140,33 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
 
 
 def train_two_steps():
-    section = dataclasses.replace(SECTION, steps=2, prompts_per_step=4, eval_samples=0)
-    loop.train(CFG, section, "m", 3, POSTS, POSTS[:2], paths=run.Paths("t", Path.cwd()))
+    section = dataclasses.replace(HYBRID, steps=2, prompts_per_step=4, eval_every=1)
+    rank, asked = os.environ.get("RANK", "0"), []
+
+    def watch(posts, replies, rewards):
+        asked.append([posts, replies, rewards.tolist()])
+        return {"val_judge": float(rank)}
+
+    history = loop.train(
+        CFG,
+        section,
+        "m",
+        3,
+        POSTS,
+        POSTS[:3],
+        paths=run.Paths("t", Path.cwd()),
+        reward=length_reward,
+        encode=letters,
+        watch=watch,
+    )
+    assert Path("results/t/m/s3/samples.json").is_file(), "later cells read it, on every rank"
+    history.to_csv(f"history-{rank}.csv", index=False)
+    Path(f"watched-{rank}.json").write_text(json.dumps(asked))
 
 
 def test_two_processes_equal_one(tmp_path, monkeypatch):
-    """The same batch on one process and on two (gloo): the same adapter up to rounding."""
+    """The same batches on one process and on two (gloo): the same samples, history and adapter up to rounding. Three
+    held-out posts are shared by two, every rank ends with what the first wrote, and the first judges for both."""
     folders = {world: tmp_path / str(world) for world in (1, 2)}
     for folder in folders.values():
         folder.mkdir()
@@ -177,6 +199,14 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
     )
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, both[name], atol=1e-5, rtol=1e-3)
+    alone, *ranks = (
+        pd.read_csv(path).drop(columns=["seconds", "tokens_per_s", *anatomy.COLUMNS])
+        for path in (folders[1] / "history-0.csv", *sorted(folders[2].glob("history-*.csv")))
+    )
+    for history in ranks:
+        pd.testing.assert_frame_equal(alone, history, rtol=1e-3, atol=1e-5)
+    said = [path.read_text() for folder in folders.values() for path in folder.glob("watched-*")]
+    assert len(said) == 3 and len(set(said)) == 1, "all see the whole validation"
 
 
 def gradients(section, micro, seed=5):
