@@ -9,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
 import torch
+from conftest import ENV
 from safetensors.torch import load_file
 from tiny import CFG, POSTS, length_reward, letters, talkative, weighted, weights
 
@@ -129,16 +131,6 @@ def test_a_state_of_other_settings_is_not_resumed(tmp_path, capsys):
     assert json.loads((paths.results("m", 3) / "metrics.json").read_text())["resumes"] == 0
 
 
-TWO = """
-import os, sys; sys.path[:0] = [{tests!r}, {repo!r}]
-import test_loop
-child = os.fork()  # one import, which takes longer than the training, serves both; nothing has computed yet
-os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(int(child == 0)))
-test_loop.train_two_steps()
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
-"""
-
-
 def train_two_steps():
     section = dataclasses.replace(HYBRID, steps=2, prompts_per_step=4, eval_every=1)
     rank, asked = os.environ.get("RANK", "0"), []
@@ -165,34 +157,38 @@ def train_two_steps():
 
 
 def test_two_processes_equal_one(tmp_path, monkeypatch):
-    """The same batches on one process and on two (gloo): the same samples, history and adapter up to rounding. Three
-    held-out posts are shared by two, every rank ends with what the first wrote, and the first judges for both."""
+    """The same batches on one process and on two (gloo), which run a notebook as `make reproduce PROCESSES=2` does: the
+    same samples, history and adapter up to rounding. Three held-out posts are shared by two, every rank ends with what
+    the first wrote, and the first judges for both."""
     folders = {world: tmp_path / str(world) for world in (1, 2)}
     for folder in folders.values():
         folder.mkdir()
         (folder / "dvc.yaml").touch()
-    code = TWO.format(tests=str(Path(__file__).parent), repo=str(Path(__file__).parents[1]))
-    address = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(29500 + os.getpid() % 1000),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "LOCAL_WORLD_SIZE": "2",
-    }
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("import test_loop\ntest_loop.train_two_steps()")]
+    )
+    nbformat.write(notebook, folders[2] / "05_grpo.ipynb")
+    repo = Path(__file__).parents[1]
+    words = "-k python3 -l python --no-progress-bar 05_grpo.ipynb out.ipynb".split()
     two = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, str(repo / "tools" / "run_notebook.py"), *words],
         cwd=folders[2],
         stdout=subprocess.PIPE,
         text=True,
         stderr=subprocess.STDOUT,
-        env=os.environ | address,
+        env=ENV
+        | {
+            "STUDY_PROCESSES": "2",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{repo}{os.pathsep}{Path(__file__).parent}",
+        },
     )
     monkeypatch.undo()  # the plain model, as over there
     monkeypatch.chdir(folders[1])
     train_two_steps()  # meanwhile, on one process
-    output = two.communicate(timeout=120)[0]
+    output = two.communicate(timeout=500)[0]
     assert two.returncode == 0, output
+    assert (folders[2] / "out.ipynb").is_file()
     one, both = (
         load_file(run.Paths("t", at).models("m", 3) / "adapter.safetensors")
         for at in folders.values()
