@@ -35,6 +35,12 @@ FAULTS = [
         "uniforms[step, :len(alive)]",
     ),
     (
+        "sampler: each process draws random numbers of its own",
+        "models/sampling",
+        "torch.rand(limit, len(posts), k, generator=generator)[:, share]",
+        "torch.rand(limit, len(prompts), k, generator=generator)",
+    ),
+    (
         "attention: padding visible while decoding",
         "models/attention",
         "attn_mask=attention_mask, scale",
@@ -150,6 +156,18 @@ FAULTS = [
         "training/rollouts",
         "old_logprobs=old)",
         "old_logprobs=None)",
+    ),
+    (
+        "loop: items of several processes one after the other",
+        "training/loop",
+        "whole[rank :: len(parts)] = part",
+        "whole[rank * len(part) : (rank + 1) * len(part)] = part",
+    ),
+    (
+        "dpo: all GPUs that it sees",
+        "rivals/dpo",
+        "args._n_gpu = 1",
+        "pass",
     ),
     (
         "loop: each process counts only its own tokens",
@@ -406,7 +424,7 @@ FAULTS = [
         "plain = models.load_model(cfg.model, parents)",
         "plain = models.load_model(cfg.model)",
     ),
-    ("dpo: TRL's own beta", "rivals/dpo", "beta=section.beta,\n            ", ""),
+    ("dpo: TRL's own beta", "rivals/dpo", "beta=section.beta,\n        ", ""),
     (
         "dpo: A from TRL's seed",
         "rivals/dpo",
@@ -454,8 +472,8 @@ FAULTS = [
     (
         "sampler: same random numbers under every post",
         "models/sampling",
-        "uniforms = torch.rand(limit, rows, generator=generator)",
-        "uniforms = torch.rand(limit, k, generator=generator).repeat(1, len(prompts))",
+        "torch.rand(limit, len(posts), k, generator=generator)[:, share]",
+        "torch.rand(limit, 1, k, generator=generator).repeat(1, len(prompts), 1)",
     ),
     ("prompt: long posts are not cut", "models/__init__", "[:max_post_tokens]", ""),
     (

@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from conftest import ENV
 from safetensors.torch import load_file
 from tiny import CFG, POSTS, length_reward, letters, talkative, weighted, weights
@@ -203,6 +205,28 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
         pd.testing.assert_frame_equal(alone, history, rtol=1e-3, atol=1e-5)
     said = [path.read_text() for folder in folders.values() for path in folder.glob("watched-*")]
     assert len(said) == 3 and len(set(said)) == 1, "all see the whole validation"
+
+
+@pytest.mark.parametrize(
+    ("processes", "validated", "message"),
+    [(3, 9, "prompts_per_step 2 cannot be shared"), (2, 1, "1 held-out posts are fewer")],
+)
+def test_what_cannot_be_shared_is_refused(processes, validated, message):
+    with pytest.raises(run.UserError, match=message):
+        loop.check_processes(SECTION, "m", processes, validated)
+
+
+def test_a_launcher_that_starts_one_process_of_two_says_so(monkeypatch, tmp_path, capsys):
+    """What accelerate's own launcher sets for `accelerate launch --cpu --num_processes 2`."""
+    args = launch_command_parser().parse_args(["--cpu", "--num_processes=2", "train.py"])
+    args.num_machines, args.mixed_precision = 1, "no"
+    args.num_cpu_threads_per_process, args.dynamo_backend = 1, "no"
+    given = prepare_simple_launcher_cmd_env(args)[1]
+    for asked in ({}, {key: given[key] for key in given if key.startswith("MASTER")}):
+        for key, value in asked.items():
+            monkeypatch.setenv(key, value)
+        loop.check_processes(SECTION, "m", 1, 9)
+        assert ("one process trains" in capsys.readouterr().out) == bool(asked)
 
 
 def gradients(section, micro, seed=5):
