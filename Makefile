@@ -58,7 +58,7 @@ campaign: setup   ## what was thrown at it: damaged files, wrong presets, kills,
 mutants: setup    ## put known faults into the code, one at a time, and name the test that catches each (half an hour of two cores)
 	python tests/mutants.py $(ARGS)
 
-reproduce: setup  ## run a study: PRESET=laptop (default) | quick | smoke | gpu | paper, DATA=your file, NAME=of the study, JOBS=at a time
+reproduce: setup  ## run a study: PRESET=laptop (default) | quick | smoke | gpu | paper, DATA=your file, NAME=of the study, JOBS=at a time (PROCESSES=, RUNNER=: docs/growth.md)
 	sh tools/reproduce.sh $(ARGS)
 
 rewards: setup    ## only data and rewards, validated and attacked: PRESET=laptop | long | ..., DATA=your file
