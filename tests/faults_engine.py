@@ -482,4 +482,40 @@ FAULTS = [
         "return ids[:max_new_tokens]",
         "return ids",
     ),
+    (
+        "device: the sampler's mask on the processor",
+        "models/sampling",
+        "dtype=torch.bool, device=model.device)\n    alive",
+        "dtype=torch.bool)\n    alive",
+    ),
+    (
+        "device: random numbers on the processor",
+        "models/sampling",
+        "uniforms.reshape(limit, rows).to(model.device)",
+        "uniforms.reshape(limit, rows)",
+    ),
+    (
+        "device: the sampler reads every row",
+        "models/sampling",
+        "int(running.sum())",
+        "sum(int(row) for row in running)",
+    ),
+    (
+        "device: advantages on the processor",
+        "training/step",
+        "weights.flatten().to(new.device)",
+        "weights.flatten()",
+    ),
+    (
+        "device: float64 where there is none",
+        "training/anatomy",
+        "g.cpu().double()",
+        "g.double()",
+    ),
+    (
+        "device: resumed moments on the processor",
+        "training/policy",
+        '{name}"].to(master.device)',
+        '{name}"]',
+    ),
 ]

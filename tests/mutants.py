@@ -72,6 +72,7 @@ SUITES = {
         "fault_kinds",
         "loop_menu",
         "loop",
+        "pretend_device",
     ],
     "rewards": [
         "metrics",
