@@ -6,13 +6,17 @@ DATA ?=
 NAME ?=
 ARGS ?=
 JOBS ?=
+PROCESSES ?=
+RUNNER ?=
 # what is typed reaches a script through the environment as it is: neither make nor the shell reads into it
 # (ARGS alone is options, words of the shell)
-unexport PRESET DATA NAME JOBS STUDY
+unexport PRESET DATA NAME JOBS PROCESSES RUNNER STUDY
 reproduce rewards: export STUDY_PRESET := $(value PRESET)
 reproduce rewards: export STUDY_DATA := $(value DATA)
 reproduce rewards: export STUDY_NAME := $(value NAME)
 reproduce: export STUDY_JOBS := $(value JOBS)
+reproduce: export STUDY_PROCESSES := $(value PROCESSES)
+reproduce: export STUDY_RUNNER := $(value RUNNER)
 paper: export STUDY_NAME := $(value STUDY)
 # a worker a core, one thread each: the smoke study on one, the unit tests file by file on the others
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
@@ -54,7 +58,7 @@ campaign: setup   ## what was thrown at it: damaged files, wrong presets, kills,
 mutants: setup    ## put known faults into the code, one at a time, and name the test that catches each (half an hour of two cores)
 	python tests/mutants.py $(ARGS)
 
-reproduce: setup  ## run a study: PRESET=laptop (default) | quick | smoke | gpu | paper, DATA=your file, NAME=of the study, JOBS=at a time
+reproduce: setup  ## run a study: PRESET=laptop (default) | quick | smoke | gpu | paper, DATA=your file, NAME=of the study, JOBS=at a time (PROCESSES=, RUNNER=: docs/growth.md)
 	sh tools/reproduce.sh $(ARGS)
 
 rewards: setup    ## only data and rewards, validated and attacked: PRESET=laptop | long | ..., DATA=your file

@@ -304,7 +304,8 @@ def write_env(path: Path, cfg: Config, **extra: object) -> None:
 
 
 def device_dtype(model: ModelConfig):
-    """(torch.device, torch.dtype, reason) for this machine; print the reason where a model is loaded."""
+    """(torch.device, torch.dtype, reason) for this machine; print the reason where a model is loaded. Of several
+    processes of one training (torchrun sets LOCAL_RANK) each has a GPU of its own."""
     import torch
 
     mps = "mps" if torch.backends.mps.is_available() else "cpu"
@@ -312,6 +313,8 @@ def device_dtype(model: ModelConfig):
     device = torch.device(auto if model.device == "auto" else model.device)
     if device.type == "cuda" and auto != "cuda":
         raise UserError(f"model.device {model.device}: no CUDA device here; use device: auto")
+    if device == torch.device("cuda"):
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if model.dtype != "auto":
         return device, getattr(torch, model.dtype), f"{model.dtype}: set by model.dtype"
     if device.type == "cuda":

@@ -35,6 +35,12 @@ FAULTS = [
         "uniforms[step, :len(alive)]",
     ),
     (
+        "sampler: each process draws random numbers of its own",
+        "models/sampling",
+        "torch.rand(limit, len(posts), k, generator=generator)[:, share]",
+        "torch.rand(limit, len(prompts), k, generator=generator)",
+    ),
+    (
         "attention: padding visible while decoding",
         "models/attention",
         "attn_mask=attention_mask, scale",
@@ -150,6 +156,18 @@ FAULTS = [
         "training/rollouts",
         "old_logprobs=old)",
         "old_logprobs=None)",
+    ),
+    (
+        "loop: items of several processes one after the other",
+        "training/loop",
+        "whole[rank :: len(parts)] = part",
+        "whole[rank * len(part) : (rank + 1) * len(part)] = part",
+    ),
+    (
+        "dpo: all GPUs that it sees",
+        "rivals/dpo",
+        "args._n_gpu = 1",
+        "pass",
     ),
     (
         "loop: each process counts only its own tokens",
@@ -406,7 +424,7 @@ FAULTS = [
         "plain = models.load_model(cfg.model, parents)",
         "plain = models.load_model(cfg.model)",
     ),
-    ("dpo: TRL's own beta", "rivals/dpo", "beta=section.beta,\n            ", ""),
+    ("dpo: TRL's own beta", "rivals/dpo", "beta=section.beta,\n        ", ""),
     (
         "dpo: A from TRL's seed",
         "rivals/dpo",
@@ -544,8 +562,8 @@ FAULTS = [
     (
         "sampler: same random numbers under every post",
         "models/sampling",
-        "uniforms = torch.rand(limit, rows, generator=generator)",
-        "uniforms = torch.rand(limit, k, generator=generator).repeat(1, len(prompts))",
+        "torch.rand(limit, len(posts), k, generator=generator)[:, share]",
+        "torch.rand(limit, 1, k, generator=generator).repeat(1, len(prompts), 1)",
     ),
     ("prompt: long posts are not cut", "models/__init__", "[:max_post_tokens]", ""),
     (
@@ -553,5 +571,41 @@ FAULTS = [
         "models/__init__",
         "return ids[:max_new_tokens]",
         "return ids",
+    ),
+    (
+        "device: the sampler's mask on the processor",
+        "models/sampling",
+        "dtype=torch.bool, device=model.device)\n    alive",
+        "dtype=torch.bool)\n    alive",
+    ),
+    (
+        "device: random numbers on the processor",
+        "models/sampling",
+        "uniforms.reshape(limit, rows).to(model.device)",
+        "uniforms.reshape(limit, rows)",
+    ),
+    (
+        "device: the sampler reads every row",
+        "models/sampling",
+        "int(running.sum())",
+        "sum(int(row) for row in running)",
+    ),
+    (
+        "device: advantages on the processor",
+        "training/step",
+        "weights.flatten().to(new.device)",
+        "weights.flatten()",
+    ),
+    (
+        "device: float64 where there is none",
+        "training/anatomy",
+        "g.cpu().double()",
+        "g.double()",
+    ),
+    (
+        "device: resumed moments on the processor",
+        "training/policy",
+        '{name}"].to(master.device)',
+        '{name}"]',
     ),
 ]

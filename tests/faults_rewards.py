@@ -151,7 +151,7 @@ FAULTS = [
     (
         "coherence: masked places count",
         "models/likelihood",
-        "logp.double().sum(-1)[",
+        "logp.cpu().double().sum(-1)[",
         "(logp - 1).double().sum(-1)[",
     ),
     (

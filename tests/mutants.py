@@ -73,6 +73,7 @@ SUITES = {
         "fault_kinds",
         "loop_menu",
         "loop",
+        "pretend_device",
     ],
     "rewards": [
         "metrics",

@@ -445,8 +445,7 @@ def test_every_process_draws_its_own_random_numbers(tmp_path, monkeypatch):
     seen = []
     for rank in (0, 1):
         monkeypatch.setattr(Accelerator, "process_index", property(lambda self, rank=rank: rank))
-        reward, folder = Recorder(), tmp_path / str(rank)
-        folder.mkdir()
+        reward = Recorder()
         loop.train(
             CFG,
             change(beta=1.0, steps=3, lr=STILL),
@@ -454,7 +453,7 @@ def test_every_process_draws_its_own_random_numbers(tmp_path, monkeypatch):
             3,
             TWINS,
             VALIDATION,
-            paths=run.Paths("t", folder),
+            paths=run.Paths("t", tmp_path),
             reward=reward,
             encode=letters,
         )

@@ -9,16 +9,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+from conftest import ENV
 from safetensors.torch import load_file
 from tiny import CFG, POSTS, length_reward, letters, talkative, weighted, weights
 
 from polylib import models, run
 from polylib.models import sampling
-from polylib.training import loop, policy, rollouts, scoring, step
+from polylib.training import anatomy, loop, policy, rollouts, scoring, step
 
 SECTION, HYBRID = (
     dataclasses.replace(section, eval_every=3, eval_samples=2)
@@ -128,55 +133,100 @@ def test_a_state_of_other_settings_is_not_resumed(tmp_path, capsys):
     assert json.loads((paths.results("m", 3) / "metrics.json").read_text())["resumes"] == 0
 
 
-TWO = """
-import os, sys; sys.path[:0] = [{tests!r}, {repo!r}]
-import test_loop
-child = os.fork()  # one import, which takes longer than the training, serves both; nothing has computed yet
-os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(int(child == 0)))
-test_loop.train_two_steps()
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
-"""
-
-
 def train_two_steps():
-    section = dataclasses.replace(SECTION, steps=2, prompts_per_step=4, eval_samples=0)
-    loop.train(CFG, section, "m", 3, POSTS, POSTS[:2], paths=run.Paths("t", Path.cwd()))
+    section = dataclasses.replace(HYBRID, steps=2, prompts_per_step=4, eval_every=1)
+    rank, asked = os.environ.get("RANK", "0"), []
+
+    def watch(posts, replies, rewards):
+        asked.append([posts, replies, rewards.tolist()])
+        return {"val_judge": float(rank)}
+
+    history = loop.train(
+        CFG,
+        section,
+        "m",
+        3,
+        POSTS,
+        POSTS[:3],
+        paths=run.Paths("t", Path.cwd()),
+        reward=length_reward,
+        encode=letters,
+        watch=watch,
+    )
+    assert Path("results/t/m/s3/samples.json").is_file(), "later cells read it, on every rank"
+    history.to_csv(f"history-{rank}.csv", index=False)
+    Path(f"watched-{rank}.json").write_text(json.dumps(asked))
 
 
 def test_two_processes_equal_one(tmp_path, monkeypatch):
-    """The same batch on one process and on two (gloo): the same adapter up to rounding."""
+    """The same batches on one process and on two (gloo), which run a notebook as `make reproduce PROCESSES=2` does: the
+    same samples, history and adapter up to rounding. Three held-out posts are shared by two, every rank ends with what
+    the first wrote, and the first judges for both."""
     folders = {world: tmp_path / str(world) for world in (1, 2)}
     for folder in folders.values():
         folder.mkdir()
         (folder / "dvc.yaml").touch()
-    code = TWO.format(tests=str(Path(__file__).parent), repo=str(Path(__file__).parents[1]))
-    address = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(29500 + os.getpid() % 1000),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "LOCAL_WORLD_SIZE": "2",
-    }
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("import test_loop\ntest_loop.train_two_steps()")]
+    )
+    nbformat.write(notebook, folders[2] / "05_grpo.ipynb")
+    repo = Path(__file__).parents[1]
+    words = "-k python3 -l python --no-progress-bar 05_grpo.ipynb out.ipynb".split()
     two = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, str(repo / "tools" / "run_notebook.py"), *words],
         cwd=folders[2],
         stdout=subprocess.PIPE,
         text=True,
         stderr=subprocess.STDOUT,
-        env=os.environ | address,
+        env=ENV
+        | {
+            "STUDY_PROCESSES": "2",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{repo}{os.pathsep}{Path(__file__).parent}",
+        },
     )
     monkeypatch.undo()  # the plain model, as over there
     monkeypatch.chdir(folders[1])
     train_two_steps()  # meanwhile, on one process
-    output = two.communicate(timeout=120)[0]
+    output = two.communicate(timeout=500)[0]
     assert two.returncode == 0, output
+    assert (folders[2] / "out.ipynb").is_file()
     one, both = (
         load_file(run.Paths("t", at).models("m", 3) / "adapter.safetensors")
         for at in folders.values()
     )
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, both[name], atol=1e-5, rtol=1e-3)
+    alone, *ranks = (
+        pd.read_csv(path).drop(columns=["seconds", "tokens_per_s", *anatomy.COLUMNS])
+        for path in (folders[1] / "history-0.csv", *sorted(folders[2].glob("history-*.csv")))
+    )
+    for history in ranks:
+        pd.testing.assert_frame_equal(alone, history, rtol=1e-3, atol=1e-5)
+    said = [path.read_text() for folder in folders.values() for path in folder.glob("watched-*")]
+    assert len(said) == 3 and len(set(said)) == 1, "all see the whole validation"
+
+
+@pytest.mark.parametrize(
+    ("processes", "validated", "message"),
+    [(3, 9, "prompts_per_step 2 cannot be shared"), (2, 1, "1 held-out posts are fewer")],
+)
+def test_what_cannot_be_shared_is_refused(processes, validated, message):
+    with pytest.raises(run.UserError, match=message):
+        loop.check_processes(SECTION, "m", processes, validated)
+
+
+def test_a_launcher_that_starts_one_process_of_two_says_so(monkeypatch, tmp_path, capsys):
+    """What accelerate's own launcher sets for `accelerate launch --cpu --num_processes 2`."""
+    args = launch_command_parser().parse_args(["--cpu", "--num_processes=2", "train.py"])
+    args.num_machines, args.mixed_precision = 1, "no"
+    args.num_cpu_threads_per_process, args.dynamo_backend = 1, "no"
+    given = prepare_simple_launcher_cmd_env(args)[1]
+    for asked in ({}, {key: given[key] for key in given if key.startswith("MASTER")}):
+        for key, value in asked.items():
+            monkeypatch.setenv(key, value)
+        loop.check_processes(SECTION, "m", 1, 9)
+        assert ("one process trains" in capsys.readouterr().out) == bool(asked)
 
 
 def gradients(section, micro, seed=5):

@@ -107,6 +107,19 @@ def test_the_loss_starts_at_log_2(ran, halfway):
     assert halfway[-1] == pytest.approx(math.log(2), abs=1e-7)
 
 
+def test_many_gpus_do_not_make_it_data_parallel(monkeypatch, tmp_path):
+    """On a machine of eight TRL's trainer would refuse to run, and transformers' share a batch out on its own."""
+    from trl import DPOConfig
+
+    plain = DPOConfig.__post_init__
+    monkeypatch.setattr(DPOConfig, "__post_init__", lambda a: (plain(a), setattr(a, "_n_gpu", 8)))
+    policy = Policy(CFG.model, [], seed=5)
+    rows = [dpo.pair_tokens(policy.tokenizer, pair, CFG.sampling) for pair in PAIRS.itertuples()]
+    trainer = dpo.dpo_trainer(CFG, SECTION, 5, rows, policy, [], tmp_path)
+    assert not isinstance(trainer._wrap_model(trainer.model), torch.nn.DataParallel)
+    assert len(next(iter(trainer.get_train_dataloader()))["input_ids"]) == 2 * 2  # two pairs
+
+
 def test_the_batch_holds_our_tokens_and_a_post_cannot_type_control_tokens(halfway):
     trainer, batch, policy, rows, *_ = halfway
     for i, pair in enumerate(PAIRS.itertuples()):

@@ -94,6 +94,15 @@ def test_dropping_finished_rows_changes_nothing(setup, rollouts, monkeypatch, sh
     torch.testing.assert_close(other.logprobs, rollouts.logprobs, atol=2e-5, rtol=0)
 
 
+def test_a_share_of_the_posts_gets_the_replies_it_gets_among_all(setup, rollouts):
+    """What several processes draw together is what one draws."""
+    for first in (0, 1):
+        share = slice(first, None, 2)
+        part = sampling.sample(*setup, TEXTS, 5, SAMPLING, 1, share)
+        assert torch.equal(part.completion_ids, rollouts.completion_ids[share])
+        assert part.texts == rollouts.texts[share]
+
+
 def test_texts_are_the_decoded_ids_of_their_own_prompt(setup, rollouts):
     for b in range(len(TEXTS)):
         for k in range(5):

@@ -192,7 +192,9 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("variable", ["PRESET", "DATA", "NAME", "JOBS", "STUDY"])
+@pytest.mark.parametrize(
+    "variable", ["PRESET", "DATA", "NAME", "JOBS", "PROCESSES", "RUNNER", "STUDY"]
+)
 def test_make_hands_what_was_typed_to_the_scripts_and_runs_none_of_it(tmp_path, variable):
     """The scripts are replaced by one that writes down what it got."""
     shutil.copy(ROOT / "Makefile", tmp_path)
@@ -211,7 +213,9 @@ def test_make_hands_what_was_typed_to_the_scripts_and_runs_none_of_it(tmp_path, 
         assert (tmp_path / "got").read_text() == value and not (tmp_path / "X").exists()
 
 
-@pytest.mark.parametrize("key", ["STUDY_PRESET", "STUDY_DATA", "STUDY_NAME", "STUDY_JOBS"])
+@pytest.mark.parametrize(
+    "key", ["STUDY_PRESET", "STUDY_DATA", "STUDY_NAME", "STUDY_JOBS", "STUDY_PROCESSES"]
+)
 def test_the_script_hands_on_each_word_whole(tmp_path, key):
     """python is replaced by a script that writes down its words and refuses."""
     (tmp_path / "tools").mkdir()
@@ -229,8 +233,8 @@ def test_the_script_hands_on_each_word_whole(tmp_path, key):
             text=True,
         )
         assert done.returncode == 2 and not (tmp_path / "X").exists()
-        if key == "STUDY_JOBS":
-            assert done.stderr.startswith("error: JOBS=") and not (tmp_path / "got").exists()
+        if key in ("STUDY_JOBS", "STUDY_PROCESSES"):
+            assert done.stderr.startswith(f"error: {key[6:]}=") and not (tmp_path / "got").exists()
             continue
         assert (tmp_path / "got").read_text().split("\0")[1:-1] == [
             "polylib.study",

@@ -6,12 +6,29 @@
 # A small model's training step has much that one thread does alone, so two jobs of one core keep two cores busier
 # than one job of two. make holds the order: a stage starts when those it reads from are done. `dvc repro` at the end
 # runs whatever is left and is the only judge of what is up to date; on its own it does the same, in series.
+#
+# Where there are GPUs, as many stages run at a time, and each sees its own alone (tools/dvc_study.py). STUDY_PROCESSES:
+# processes of one training, each with a GPU of its own. STUDY_RUNNER: a cluster's command in front of every stage.
 set -eu
 cd "$(dirname "$0")/.."
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-jobs=${STUDY_JOBS:-$([ "$cores" -lt 4 ] && echo "$cores" || echo 4)}
-if [ -z "${STUDY_JOBS:-}" ] && command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then jobs=1; fi # one card
-case $jobs in *[!0-9]* | 0*) echo "error: JOBS=$jobs: give a number of stages at a time, 1 or more" >&2 && exit 2 ;; esac
+processes=${STUDY_PROCESSES:-1}
+for given in "JOBS=${STUDY_JOBS:-1}" "PROCESSES=$processes"; do
+    case ${given#*=} in *[!0-9]* | 0*) echo "error: $given: give a number, 1 or more" >&2 && exit 2 ;; esac
+done
+gpus= slots=
+if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then
+    gpus=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader)}
+fi
+if [ -n "${STUDY_RUNNER:-}" ]; then
+    jobs=16 # the cluster's queue decides how many of them run
+elif [ -n "$gpus" ]; then # one group of GPUs a job, one GPU a process
+    slots=$(echo "$gpus" | tr ',\n' '  ' | xargs -n "$processes" | awk -v p="$processes" 'NF == p' | tr ' ' ',')
+    jobs=$(echo "$slots" | grep -c .) || { echo "error: PROCESSES=$processes: there are fewer GPUs" >&2 && exit 2; }
+else
+    jobs=$(((cores < 4 ? cores : 4) / processes))
+fi
+jobs=${STUDY_JOBS:-$((jobs > 0 ? jobs : 1))}
 if [ -n "${STUDY_PRESET:-}" ]; then
     said=$(python -m polylib.study ${STUDY_DATA:+"--data=$STUDY_DATA"} ${STUDY_NAME:+"--name=$STUDY_NAME"} -- "$STUDY_PRESET")
 else
@@ -53,7 +70,10 @@ rules() { # a rule for every stage of the study, and `all`
 if [ "$jobs" -gt 1 ]; then
     frozen repro "settings@$study" "strip@$study"
     rules >"scratch/$study/stages.mk"
-    OMP_NUM_THREADS=$((cores / jobs > 0 ? cores / jobs : 1)) \
-        env -u MAKEFLAGS -u MAKELEVEL make --no-print-directory -s -j "$jobs" -f "scratch/$study/stages.mk" all
+    threads=$((cores / jobs / processes > 0 ? cores / jobs / processes : 1))
+    [ -z "${STUDY_RUNNER:-}" ] || threads= # the cores are another machine's
+    env -u MAKEFLAGS -u MAKELEVEL ${threads:+OMP_NUM_THREADS=$threads} \
+        "STUDY_SLOTS=$([ -z "$slots" ] || yes "$slots" | head -n "$jobs")" \
+        make --no-print-directory -s -j "$jobs" -f "scratch/$study/stages.mk" all
 fi
 frozen repro "$@"

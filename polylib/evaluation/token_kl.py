@@ -65,6 +65,6 @@ def per_token(
                 log_r = (logits.pop(name) / temperature).log_softmax(-1)
                 part[f"kl_{name}"] = (p * (log_p - log_r)).sum(-1)
         parts.append(
-            pd.DataFrame({name: value.double().cpu().numpy() for name, value in part.items()})
+            pd.DataFrame({name: value.cpu().double().numpy() for name, value in part.items()})
         )
     return pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)

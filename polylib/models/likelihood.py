@@ -75,7 +75,7 @@ class Likelihood:
                 logp = completion_logprobs(
                     last_hidden(self._model, packed), head, packed, 1.0, HEAD_TOKENS
                 )
-            totals = logp.double().sum(-1)[packed.completion_mask.any(-1)].tolist()
+            totals = logp.cpu().double().sum(-1)[packed.completion_mask.any(-1).cpu()].tolist()
             found |= {
                 pair: (total, len(ids[pair])) for pair, total in zip(batch, totals, strict=True)
             }

@@ -18,6 +18,8 @@ from polylib.models import Head, format_prompt
 from polylib.models.attention import additive_mask
 from polylib.models.truncation import at_or_after, kept_tokens, pack_bits, truncates
 
+# on CUDA cuDNN's attention makes a plan for every new length of the keys: tens of milliseconds, at every token here
+torch.backends.cuda.enable_cudnn_sdp(False)
 COMPACT_AT = 0.8  # drop finished rows once fewer than this share of the batch is alive
 
 
@@ -125,22 +127,23 @@ def _prefill(model, tokenizer, prompts: list[list[int]], k: int, extra: int):
 
 
 @torch.inference_mode()
-def sample(model, tokenizer, posts: list[str], k: int, sampling, seed: int) -> Rollouts:
-    """K completions of every post at `sampling.temperature`, until EOS (the tokenizer's or one that the model's
-    generation_config names) or `sampling.max_new_tokens`.
+def sample(
+    model, tokenizer, posts: list[str], k: int, sampling, seed: int, share: slice = slice(None)
+) -> Rollouts:
+    """K completions of every post in `posts[share]` at `sampling.temperature`, until EOS (the tokenizer's or one that
+    the model's generation_config names) or `sampling.max_new_tokens`.
 
     Temperature comes first, then `sampling.top_k` (0 = off), then `sampling.top_p` (1 = off), see `kept_tokens`.
     `model` has no adapters, see `models.sampling_copy`. The same seed gives the same completions on the same
-    device. Every row has its own stream of random numbers, so its completion does not depend on which other rows
-    finished first.
+    device. Every row has its own stream of random numbers, the same whatever `share`, so its completion does not
+    depend on which other rows finished first, nor on how many processes share the posts.
     """
     limit, temperature = sampling.max_new_tokens, sampling.temperature
-    prompts = [format_prompt(tokenizer, post, sampling.max_prompt_tokens) for post in posts]
+    prompts = [format_prompt(tokenizer, post, sampling.max_prompt_tokens) for post in posts[share]]
     rows = len(prompts) * k
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    uniforms = torch.rand(limit, rows, generator=generator).to(
-        model.device
-    )  # (T, B·K): one stream a row
+    uniforms = torch.rand(limit, len(posts), k, generator=generator)[:, share]
+    uniforms = uniforms.reshape(limit, rows).to(model.device)  # (T, B·K): one stream a row
     head, eos, named = Head(model), tokenizer.eos_token_id, model.generation_config.eos_token_id
     others = named if isinstance(named, list) else [eos if named is None else named]
     ends = torch.tensor([eos, *others], device=model.device)

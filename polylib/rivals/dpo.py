@@ -76,30 +76,32 @@ def dpo_trainer(
     plain = models.load_model(cfg.model, parents)
     # ours builds no mask from the padding mask that TRL gives
     plain.set_attn_implementation("sdpa" if plain._supports_sdpa else "eager")
+    args = DPOConfig(
+        output_dir=str(folder),
+        beta=section.beta,
+        loss_type=["sigmoid"],
+        max_length=None,
+        max_steps=section.steps,
+        per_device_train_batch_size=section.prompts_per_step,
+        train_sampling_strategy="sequential",
+        max_grad_norm=section.max_grad_norm,
+        seed=seed,
+        use_cpu=policy.device.type == "cpu",
+        bf16=False,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        save_strategy="no",
+        report_to="none",
+        logging_steps=1,
+        disable_tqdm=True,
+    )
+    args._n_gpu = 1  # one process, one GPU, however many it sees: never nn.DataParallel
     trainer = Trainer(
         model=plain,
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,
         peft_config=copy.deepcopy(policy.model.peft_config["default"]),
-        args=DPOConfig(
-            output_dir=str(folder),
-            beta=section.beta,
-            loss_type=["sigmoid"],
-            max_length=None,
-            max_steps=section.steps,
-            per_device_train_batch_size=section.prompts_per_step,
-            train_sampling_strategy="sequential",
-            max_grad_norm=section.max_grad_norm,
-            seed=seed,
-            use_cpu=policy.device.type == "cpu",
-            bf16=False,
-            gradient_checkpointing=False,
-            dataloader_pin_memory=False,
-            save_strategy="no",
-            report_to="none",
-            logging_steps=1,
-            disable_tqdm=True,
-        ),
+        args=args,
     )
     trainer.remove_callback(PrinterCallback)
     with torch.no_grad():

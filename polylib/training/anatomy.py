@@ -62,7 +62,7 @@ class Anatomy:
     def row(self) -> dict[str, float]:
         """{column: value} for all COLUMNS. NaN for a term that was never added, and for a cosine with a zero
         gradient, which has no direction."""
-        found = {name: g.double() for name, g in self.gradients.items()}
+        found = {name: g.cpu().double() for name, g in self.gradients.items()}
         norms = {name: g.norm().item() for name, g in found.items()}
         row = dict.fromkeys(COLUMNS, float("nan")) | {
             f"norm_{name}": norm for name, norm in norms.items()

@@ -35,6 +35,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from polylib import models, run
 from polylib.models.encoder import hardware
@@ -120,6 +121,42 @@ class Learner:
         """The numbers of all processes."""
         return self.accelerator.gather(numbers.to(self.policy.device)).cpu()
 
+    @property
+    def share(self) -> slice:
+        """Which posts of a batch, or of a validation, are this process's."""
+        return slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+
+    def gather_items(self, mine: list) -> list:
+        """What all processes say of their `share`, in the order of the whole."""
+        parts = gather_object([mine])
+        whole = [None] * sum(map(len, parts))
+        for rank, part in enumerate(parts):
+            whole[rank :: len(parts)] = part
+        return whole
+
+    def of_whole(self, row: dict) -> dict:
+        """Numbers of the whole batch from those of this process's share: their means, for tokens the sum."""
+        world = self.accelerator.num_processes
+        if world == 1:
+            return row
+        whole = {name: self.average(value) for name, value in row.items()}
+        return whole | {"tokens": whole["tokens"] * world}
+
+    def validate(self, posts: list, watch) -> tuple[dict, list]:
+        """`validation.validate`, shared out among the processes."""
+        return validate(
+            self.policy,
+            self.cfg,
+            self.section,
+            posts,
+            self.reward,
+            self.encode,
+            self.seed,
+            watch,
+            self.share,
+            self.gather_items,
+        )
+
 
 def take_step(it: Learner, posts: list, step: int) -> dict:
     """Sample, score, loss, update. Returns the step's row of the history."""
@@ -164,29 +201,28 @@ def take_step(it: Learner, posts: list, step: int) -> dict:
     if it.controller:
         it.controller.update(it.average(totals["kl"]))
     seconds = time.monotonic() - started  # validation is not counted
+    said = policy.critic.describe(it.scored) if policy.critic else {}
+    whole = it.of_whole(totals | describe(it.scored) | said)
     return {
         "step": step + 1,
-        **totals,
-        **describe(it.scored),
-        **(policy.critic.describe(it.scored) if policy.critic else {}),
+        **whole,
         **(parts.row() if parts else {}),
         "kappa": kappa if kappa else None,
         "grad_norm": norm.item(),
         "lr": lr,
         "seconds": seconds,
-        "tokens_per_s": totals["tokens"] / seconds,
+        "tokens_per_s": whole["tokens"] / seconds,
     }
 
 
 def own_batch(it: Learner, posts: list, position: int) -> list:
     """This process's share of the `position`-th batch."""
-    return batch_of(posts, position, it.section.prompts_per_step, it.seed)[
-        it.accelerator.process_index :: it.accelerator.num_processes
-    ]
+    return batch_of(posts, position, it.section.prompts_per_step, it.seed)[it.share]
 
 
 def sample_and_score(it: Learner, posts: list, step: int, size: int) -> list:
-    """Scored samples for the next `rollout_every` batches of `size` posts, drawn at once; never past a checkpoint."""
+    """Scored samples for this process's `size` posts of each of the next `rollout_every` batches, drawn at once; never
+    past a checkpoint."""
     ahead = min(
         it.section.rollout_every,
         -(-(it.section.steps - step) // it.updates),
@@ -194,23 +230,23 @@ def sample_and_score(it: Learner, posts: list, step: int, size: int) -> list:
     )
     first = step // it.updates
     upcoming = [
-        post for position in range(first, first + ahead) for post in own_batch(it, posts, position)
+        post
+        for position in range(first, first + ahead)
+        for post in batch_of(posts, position, it.section.prompts_per_step, it.seed)
     ]
-    seed = (
-        it.seed * 1_000_003 + step
-    ) * it.accelerator.num_processes + it.accelerator.process_index
     return collect(
         it.policy,
         it.cfg,
         it.section,
         upcoming,
         size,
-        seed,
+        it.seed * 1_000_003 + step,
         it.reward,
         it.encode,
         it.scales,
         it.gather,
         it.people,
+        it.share,
     )
 
 
@@ -237,15 +273,16 @@ def train(
     it the first ones before training again) and may end the run early (`on_hacked`); `parents` are adapter folders
     merged into the base first (the warm start; verified, see models.load_model); `critic` is a class that gives the
     policy a value head (rivals.ppo.Critic). Writes the adapter to models/, history.csv, metrics.json, samples.json and
-    env.json to results/. State is kept in scratch/ every `save_every` steps (rounded up to whole `updates_per_rollout`):
-    a killed run continues where it was. Raises UserError when a term has a weight but its callable is missing.
+    env.json to results/. State is kept in scratch/ every `save_every` steps (rounded up to whole
+    `updates_per_rollout`): a killed run continues where it was. Raises UserError when a term has a weight but its
+    callable is missing.
     """
     check_callables(section, method, reward, encode)
     started = time.monotonic()
     it = learner(cfg, section, seed, parents, reward, encode, critic)
     it.scratch = paths.scratch(method, seed)
     rank = it.accelerator.process_index
-    check_processes(section, method, it.accelerator.num_processes)
+    check_processes(section, method, it.accelerator.num_processes, len(val_posts))
     posts = curriculum(posts, section.curriculum)
     marks = marks_of(
         cfg, section, posts, parents, reward if section.beta or uses_ranks(section) else None
@@ -260,12 +297,12 @@ def train(
         resumes, before = start_or_resume(it, method, posts, val_posts, marks, log, watch)
         after, stopped = learn(it, method, posts, val_posts, marks, log, watch, (resumes, before))
 
-    own_history = pd.read_csv(log.path)
     it.accelerator.wait_for_everyone()
     if rank:
-        return own_history  # read before the barrier: behind it the first process drops the folder
+        it.accelerator.wait_for_everyone()  # for the files that the first process writes
+        return pd.read_csv(paths.results(method, seed) / "history.csv")
 
-    return finish(
+    history = finish(
         cfg,
         method,
         seed,
@@ -277,9 +314,15 @@ def train(
         (before, after),
         numbers={"steps": section.steps, "resumes": resumes}
         | ({"stopped_early": stopped} if stopped else {})
-        | weights_as_written(cfg, section, it.scales, own_history),
-        record={"wall_seconds": time.monotonic() - started, "resumes": resumes},
+        | weights_as_written(cfg, section, it.scales, pd.read_csv(log.path)),
+        record={
+            "wall_seconds": time.monotonic() - started,
+            "resumes": resumes,
+            "processes": it.accelerator.num_processes,
+        },
     )
+    it.accelerator.wait_for_everyone()
+    return history
 
 
 def learn(
@@ -300,9 +343,7 @@ def learn(
     ):
         row = take_step(it, posts, step)
         if (step + 1) % section.eval_every == 0 or step + 1 == section.steps:
-            val, after = validate(
-                it.policy, it.cfg, section, val_posts, it.reward, it.encode, it.seed, watch
-            )
+            val, after = it.validate(val_posts, watch)
             row |= val
             run.say(
                 f"{method} s{it.seed} step {step + 1}: "
@@ -336,12 +377,22 @@ def check_callables(section, method: str, reward, encode) -> None:
         raise run.UserError(f"{method}: lam is {section.lam} but no encoder was given")
 
 
-def check_processes(section, method: str, world: int) -> None:
-    """UserError when a batch cannot be shared by `world` processes."""
+def check_processes(section, method: str, world: int, validated: int) -> None:
+    """UserError when a batch or `validated` posts cannot be shared by `world` processes. A line where a launcher has
+    started one process only."""
     size = section.prompts_per_step
     if size % world:
         raise run.UserError(
             f"{method}: prompts_per_step {size} cannot be shared by {world} processes"
+        )
+    if validated < world:
+        raise run.UserError(
+            f"{method}: {validated} held-out posts are fewer than {world} processes"
+        )
+    if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        run.say(
+            f"{method}: one process trains, though a launcher was asked for several (accelerate launch on a CPU starts "
+            "one); PROCESSES=2 or torchrun starts them"
         )
 
 
@@ -391,9 +442,7 @@ def start_or_resume(
         print(f"{method} s{it.seed}: resumed at step {it.first} of {it.section.steps}")
     else:
         resumes = 0
-        row, before = validate(
-            it.policy, it.cfg, it.section, val_posts, it.reward, it.encode, it.seed, watch
-        )
+        row, before = it.validate(val_posts, watch)
         log.append({"step": 0, **row})
         people = human_rewards(it.reward, posts).tolist() if uses_ranks(it.section) else []
     it.people = torch.tensor(people) if uses_ranks(it.section) else None

@@ -134,8 +134,10 @@ def collect(
     scales: dict,
     gather: Callable,
     people: torch.Tensor | None,
+    share: slice = slice(None),
 ) -> list[Scored]:
-    """Sample and score `posts` at once, cut into batches of `size`; arguments as of `score`.
+    """Sample and score `posts[share]`, one process's share, at once, cut into batches of `size`; arguments as of
+    `score`.
     Log-probs of the policy that sampled are kept for every update that a moved policy will make: later batches, and
     all updates but the first where there are several. The policy's critic, if it has one, makes the advantages."""
     rollouts = sampling.sample(
@@ -145,7 +147,9 @@ def collect(
         section.samples_per_prompt,
         cfg.sampling,
         seed,
+        share,
     )
+    posts = posts[share]
     off_policy = len(posts) > size or section.updates_per_rollout > 1
     rows = section.micro_prompts or size
     critic = policy.critic

@@ -43,50 +43,57 @@ def validate(
     encode,
     seed: int,
     watch: Callable | None = None,
+    share: slice = slice(None),
+    gather: Callable[[list], list] = list,
 ) -> tuple[dict, list[list[str]]]:
     """CE on all gold replies, and reward, diversity, KL, length of fresh samples. Same seed every time.
 
     `watch(posts: list[str], replies: list[list[str]], rewards (B, K) | None) -> dict` sees the same samples; its
-    numbers, under names out of WATCHED, join the row.
+    numbers, under names out of WATCHED, join the row. Of several processes each looks at `posts[share]`, and `gather`
+    puts the items of all together in the order of the posts; all return the same.
     """
     most = max(len(post.gold) for post in posts)
-    ce = tokens = 0.0
-    for start in range(0, len(posts), 8):
-        part = posts[start : start + 8]
+    mine, ce = posts[share], []
+    for start in range(0, len(mine), 8):
+        part = mine[start : start + 8]
         gold = gold_ids(policy, part, most, cfg.sampling.max_new_tokens, [0])
         prompts = [
             models.format_prompt(policy.tokenizer, p.text, cfg.sampling.max_prompt_tokens)
             for p in part
         ]
         packed = pack(prompts, gold, policy.tokenizer.pad_token_id, policy.device)
-        ce -= policy.logprobs(packed, 1.0).sum().item()
-        tokens += packed.completion_mask.sum().item()
-    row = {"val_ce": ce / tokens}
+        found = policy.logprobs(packed, 1.0).sum().item()
+        ce.append((-found, packed.completion_mask.sum().item()))
+    costs, tokens = zip(*gather(ce))
+    row = {"val_ce": sum(costs) / sum(tokens)}
     if section.eval_samples == 0:
         return row, []
-    shape = (len(posts), section.eval_samples)
-    rollouts = sampling.sample(
+    own = sampling.sample(
         policy.sampler,
         policy.tokenizer,
         [p.text for p in posts],
         section.eval_samples,
         cfg.sampling,
         seed,
+        share,
     )
-    rewards = rewards_of(reward, posts, rollouts.texts)
+    texts, rewards = gather(own.texts), rewards_of(reward, mine, own.texts)
     if rewards is not None:
+        rewards = np.stack(gather(list(rewards)))
         row["val_reward"] = float(rewards.mean())
     if encode is not None:
-        embeddings = torch.from_numpy(encode([text for group in rollouts.texts for text in group]))
-        row["val_diversity"] = (
-            div.mean_pairwise(div.pairwise_distances(embeddings.view(*shape, -1))).mean().item()
+        embeddings = torch.from_numpy(encode([text for group in own.texts for text in group]))
+        spread = div.mean_pairwise(
+            div.pairwise_distances(embeddings.view(len(mine), section.eval_samples, -1))
         )
-    row["val_kl"] = kl_to_reference(policy, cfg, rollouts)
-    row["val_length"] = rollouts.lengths.float().mean().item()
-    row["val_truncated"] = rollouts.truncated.float().mean().item()
+        row["val_diversity"] = torch.stack(gather(list(spread))).mean().item()
+    kl = gather([kl_to_reference(policy, cfg, own) * len(mine)])
+    row["val_kl"] = sum(kl) / len(posts)
+    for name, values in (("val_length", own.lengths), ("val_truncated", own.truncated)):
+        row[name] = torch.tensor(gather(values.tolist())).float().mean().item()
     if watch is not None:
-        row |= watch([p.text for p in posts], rollouts.texts, rewards)
-    return row, rollouts.texts
+        row |= gather([watch([p.text for p in posts], texts, rewards)])[0]  # one says it for all
+    return row, texts
 
 
 @torch.no_grad()
