@@ -544,14 +544,14 @@ FAULTS = [
     (
         "warm start: second parent not merged",
         "models/__init__",
-        "    for parent in parents:\n        _merge",
-        "    for parent in parents[:1]:\n        _merge",
+        "[cfg_model.peft_adapter, *parents]",
+        "[cfg_model.peft_adapter, *parents[:1]]",
     ),
     (
         "warm start: only the last parent merged",
         "models/__init__",
-        "    for parent in parents:\n        _merge",
-        "    for parent in parents[-1:]:\n        _merge",
+        "[cfg_model.peft_adapter, *parents]",
+        "[cfg_model.peft_adapter, *parents[-1:]]",
     ),
     (
         "warm start: only the last parent's digest is checked",
@@ -593,8 +593,8 @@ FAULTS = [
     (
         "device: advantages on the processor",
         "training/step",
-        "weights.flatten().to(new.device)",
-        "weights.flatten()",
+        "[:, : new.shape[-1]].to(new.device)",
+        "[:, : new.shape[-1]]",
     ),
     (
         "device: float64 where there is none",
