@@ -237,8 +237,9 @@ def train(
     it the first ones before training again) and may end the run early (`on_hacked`); `parents` are adapter folders
     merged into the base first (the warm start; verified, see models.load_model); `critic` is a class that gives the
     policy a value head (rivals.ppo.Critic). Writes the adapter to models/, history.csv, metrics.json, samples.json and
-    env.json to results/. State is kept in scratch/ every `save_every` steps (rounded up to whole `updates_per_rollout`):
-    a killed run continues where it was. Raises UserError when a term has a weight but its callable is missing.
+    env.json to results/. State is kept in scratch/ every `save_every` steps (rounded up to whole
+    `updates_per_rollout`): a killed run continues where it was. Raises UserError when a term has a weight but its
+    callable is missing.
     """
     check_callables(section, method, reward, encode)
     started = time.monotonic()

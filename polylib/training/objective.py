@@ -100,10 +100,11 @@ def policy_loss(
     `logprobs (N, T)` carry the gradient; `old_logprobs (N, T)` are those of the policy that sampled (None:
     the same policy, rho = 1); `advantages` are constants, one a reply `(N,)` or one a token `(N, T)` (also
     `(N, 1)`). On the first update rho is 1 and the *value* of the loss says nothing (it is 0 for a centred group
-    when replies are equally long); its gradient is -A * grad log pi, which is the whole point. Returns the loss and {clip_fraction, ratio_mean}: the share of
-    tokens whose gradient the clip removed, and the mean importance ratio (1 on policy); NaN where the mask
-    selects no token. Raises ValueError if the advantages require a gradient (they must not) or are not
-    finite. Source: Schulman et al. 2017 eq. 7; clip_high > clip_low is DAPO's clip-higher (arXiv 2503.14476).
+    when replies are equally long); its gradient is -A * grad log pi, which is the whole point. Returns the loss
+    and {clip_fraction, ratio_mean}: the share of tokens whose gradient the clip removed, and the mean importance
+    ratio (1 on policy); NaN where the mask selects no token. Raises ValueError if the advantages require a
+    gradient (they must not) or are not finite. Source: Schulman et al. 2017 eq. 7; clip_high > clip_low is
+    DAPO's clip-higher (arXiv 2503.14476).
     """
     if advantages.requires_grad:
         raise ValueError("advantages are constants of the score-function identity: detach them")
