@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 
 import nbformat
 import pytest
@@ -202,6 +203,7 @@ def test_under_dvc_too_a_users_fault_is_one_line(checkout):
     finally:
         (checkout / "params.yaml").write_text(before)
         rows.unlink()
+        shutil.rmtree(checkout / "results" / "smoke-turned_bad")
     assert said.count("no column reply_id, reply, reply_likes; rename it") == 1
     assert re.search(r"^error: turned bad\.csv: no column", said, re.M)
     assert "Traceback" not in said and "site-packages" not in said and "Exception" not in said
