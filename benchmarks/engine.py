@@ -86,6 +86,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     args = common.arguments(__doc__, argv, ("full", "ends", "parts"))
     cfg = common.settings(args.model)
     model, tokenizer = models.load_model(cfg.model), models.load_tokenizer(cfg.model)
+    model.generation_config.eos_token_id = None  # it names an end besides the tokenizer's
     sdpa = models.sampling_copy(model)
     sdpa.set_attn_implementation("sdpa")
     texts, ratios = common.posts(PROMPTS), {}

@@ -31,6 +31,7 @@ def our_step(cfg, section, posts):
     policy.tokenizer.eos_token = (
         "<jupyter_script>"  # a token the model never writes: replies do not end
     )
+    policy.sampler.generation_config.eos_token_id = None
     optimizer = torch.optim.AdamW(policy.masters.values(), lr=section.lr)
 
     def reward(texts, replies):

@@ -73,10 +73,10 @@ FAMILIES = {
 }
 
 
-def saved(family, folder):
+def saved(family, folder, **other):
     """A random model of the family on disk, louder than fresh weights are; its model section."""
     name, extra = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**SHAPE | extra)
+    config = getattr(transformers, f"{name}Config")(**SHAPE | extra | other)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_a_familys_numbers_are_those_of_a_plain_forward_pass(family, tmp_path):
 @pytest.mark.parametrize("family, broken", [("granite", "Head"), ("gemma3", "attention")])
 def test_a_model_that_computes_something_unknown_is_refused(family, broken, tmp_path, monkeypatch):
     """A head that forgets the scale, an attention that forgets the window: one line, at load."""
-    cfg_model = saved(family, tmp_path)
+    cfg_model = saved(family, tmp_path, sliding_window=100)  # the check's row reaches over it
     if broken == "Head":
         monkeypatch.setattr(check, "Head", lambda model: model.get_output_embeddings())
     else:

@@ -93,7 +93,7 @@ def _rendered(tokenizer, text: str) -> tuple[str, str]:
                 )
                 for conversation, open_ in ((messages, True), ([*messages, reply], False))
             )
-        except (TemplateError, ValueError) as error:
+        except (TemplateError, ValueError, TypeError) as error:
             why = str(error)[:80]
             continue
         if SYSTEM in prompt and prompt.count(text) == 1:
