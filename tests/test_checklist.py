@@ -16,7 +16,6 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
-from zlib import crc32
 
 import checklist_table
 import numpy as np
@@ -559,30 +558,9 @@ STEP = dataclasses.replace(
 
 
 def gradient_of_one_step(folder: str, micro: int) -> None:
-    """One step of the loop in `folder`; the gradient on the masters is left in gradient-<rank>.pt.
-
-    Samples of a post depend on the post alone, so that they are the same however posts are dealt to processes.
-    """
+    """One step of the loop in `folder`; the gradient on the masters is left in gradient-<rank>.pt."""
     with pytest.MonkeyPatch.context() as patch:
-        draw, collect = sampling.sample, Policy.collect_gradients
-
-        def sample(model, tokenizer, posts, k, settings, seed):
-            parts = [
-                draw(model, tokenizer, [post], k, settings, crc32(post.encode())) for post in posts
-            ]
-            parts = [
-                [getattr(part, field.name) for field in dataclasses.fields(part)] for part in parts
-            ]
-            return sampling.Rollouts(
-                *(
-                    torch.cat(x)
-                    if isinstance(x[0], torch.Tensor)
-                    else sum(x, [])
-                    if isinstance(x[0], list)
-                    else None
-                    for x in zip(*parts)
-                )
-            )
+        collect = Policy.collect_gradients
 
         def leave(self, accelerator):
             collect(self, accelerator)
@@ -591,7 +569,6 @@ def gradient_of_one_step(folder: str, micro: int) -> None:
 
         patch.chdir(folder)
         undecided(patch)
-        patch.setattr(sampling, "sample", sample)
         patch.setattr(Policy, "collect_gradients", leave)
         Path("dvc.yaml").touch()
         loop.train(

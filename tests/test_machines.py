@@ -141,6 +141,18 @@ def test_a_runner_gets_its_words_and_then_the_stage(tmp_path):
     assert [first, second] == ["--comment=two words", "--gpus=1"] and rest[2:] == WORDS
 
 
+@pytest.mark.parametrize("runner", ["nowhere --gpus=1", "srun 'open", "$(touch X)"])
+def test_a_runner_that_cannot_be_started_is_one_line(tmp_path, monkeypatch, runner):
+    monkeypatch.syspath_prepend(TOOLS)
+    import run_notebook
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STUDY_RUNNER", runner)
+    with pytest.raises(SystemExit, match="^error: RUNNER=") as refused:
+        run_notebook.launch()
+    assert "\n" not in str(refused.value) and not (tmp_path / "X").exists()
+
+
 def test_a_stage_that_trains_runs_in_as_many_processes_and_writes_once(tmp_path):
     """All read the same notebook; only the first writes where DVC looks. Other stages have one process."""
     got = notebook(tmp_path, WORDS, STUDY_PROCESSES="2")

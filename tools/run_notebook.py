@@ -28,8 +28,12 @@ TRAINS = ("03_sft", "04_polychromic", "05_grpo", "06_hybrid")  # with the loop, 
 def launch() -> None:
     """Become the same command behind the runner, or in several processes; return where neither is asked for."""
     own = [sys.executable, *sys.argv]
-    if runner := shlex.split(os.environ.pop("STUDY_RUNNER", "")):
-        os.execvp(runner[0], [*runner, *own])
+    if asked := os.environ.pop("STUDY_RUNNER", "").strip():
+        try:
+            runner = shlex.split(asked)
+            os.execvp(runner[0], [*runner, *own])
+        except (OSError, ValueError) as error:  # not there, or a quote that is not closed
+            sys.exit(f"error: RUNNER={asked}: {error}")
     processes = os.environ.pop("STUDY_PROCESSES", "") or "1"
     notebooks = [at for at, word in enumerate(sys.argv) if word.endswith(".ipynb")][:2]
     if processes != "1" and Path(sys.argv[notebooks[0]]).stem in TRAINS:
