@@ -35,7 +35,6 @@ include_patterns += ["polylib/data/CORPUS.md", *shown_notebooks()]
 exclude_patterns = [".*", "data", "models", "scratch", "docs/_build"]
 
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
-suppress_warnings = ["toc.empty_glob"]  # a clone may have no executed notebook, or all of them
 nb_execution_mode = "off"
 nb_merge_streams = True
 nb_ipywidgets_js = {}  # these scripts would come from the network
@@ -44,7 +43,9 @@ myst_heading_anchors = 3
 autodoc_default_options = {"members": True, "ignore-module-all": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
 add_module_names = False
-nitpick_ignore_regex = [(r"py:.*", r"(?!polylib\.).*")]  # types of other libraries
+nitpick_ignore_regex = [  # types of other libraries, and the settings, which params/laptop.yaml explains
+    (r"py:.*", r"(?!polylib\.).*|polylib\.settings\..*")
+]
 
 html_theme = "furo"
 html_title = "Polychromic replies"
@@ -53,6 +54,13 @@ html_css_files = ["site.css"]
 html_extra_path = ["_static/index.html"]  # leads from the top of the site to docs/index.html
 html_math_renderer = "mathml"
 html_copy_source = False
+
+
+def list_notebooks(app, docname: str, source: list[str]) -> None:
+    """On the start page, NOTEBOOKS becomes the notebooks in their order, wherever each lies."""
+    if docname == root_doc:
+        names = [f"/{name.removesuffix('.ipynb')}" for name in shown_notebooks()]
+        source[0] = source[0].replace("\nNOTEBOOKS\n", "\n" + "\n".join(names) + "\n")
 
 
 def write_api_pages(app) -> None:
@@ -71,8 +79,7 @@ def write_api_pages(app) -> None:
         text = f"# {folder}\n"
         for module in modules:
             title = "" if module == folder else f"\n## {module.removeprefix(folder + '.')}\n"
-            fields = "   :undoc-members:\n" if module == "polylib.settings" else ""
-            text += f"{title}\n```{{eval-rst}}\n.. automodule:: {module}\n{fields}```\n"
+            text += f"{title}\n```{{eval-rst}}\n.. automodule:: {module}\n```\n"
         page = target / f"{folder}.md"
         if not page.is_file() or page.read_text(encoding="utf-8") != text:
             page.write_text(text, encoding="utf-8")
@@ -119,4 +126,5 @@ def block_math(self, node) -> None:
 def setup(app) -> None:
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("builder-inited", write_api_pages)
+    app.connect("source-read", list_notebooks)
     app.connect("autodoc-process-docstring", plain_docstring)

@@ -22,7 +22,8 @@ def messages() -> list[str]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = [getattr(part, "value", "…") for part in node.values]
-                found.append("".join(p if isinstance(p, str) else "…" for p in parts))
+                text = "".join(part if isinstance(part, str) else "…" for part in parts)
+                found.append(re.sub("…+", "…", text))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
     return found
@@ -30,7 +31,8 @@ def messages() -> list[str]:
 
 def explained() -> list[str]:
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    return re.findall(r"```text\n(.*?)\n```", page, re.S)
+    blocks = re.findall(r"```text\n(.*?)\n```", page, re.S)
+    return [" ".join(block.split()) for block in blocks]
 
 
 def test_every_message_that_troubleshooting_explains_is_in_the_code():
