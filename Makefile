@@ -32,7 +32,7 @@ export PYTHONHASHSEED := 0
 CAMPAIGN := data_files data_read data_clean data_prepare adapters profile signed_scores cases study wrong_presets config \
 	models resume run encoder rewards_llm rewards_llm_load plain_tables
 
-.PHONY: help setup test quick campaign mutants reproduce rewards paper lab notebooks-clean clean
+.PHONY: help setup test quick campaign mutants reproduce rewards paper docs lab notebooks-clean clean
 
 help:             ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -67,6 +67,14 @@ rewards: setup    ## only data and rewards, validated and attacked: PRESET=lapto
 paper:            ## paper/paper.pdf from the figures and tables of a study: STUDY=laptop (needs pdflatex)
 	sh tools/paper.sh "$$STUDY_NAME"
 
+.venv/.docs: .venv/.installed requirements/docs.txt
+	python -m pip install -q --disable-pip-version-check -c requirements/lock.txt -r requirements/docs.txt
+	@touch $@
+
+docs: .venv/.docs ## the documentation, docs/_build/html/index.html: nothing is run, nothing fetched, a dead link is an error
+	python -m sphinx -q -n -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 lab: setup        ## JupyterLab on the notebooks
 	jupyter lab --notebook-dir=. notebooks
 
@@ -74,5 +82,5 @@ notebooks-clean: setup ## before a commit: drop outputs from notebooks, except t
 	python tools/clean_notebooks.py notebooks/*.ipynb
 
 clean:            ## forget resumable scratch and byte code; results, models and .venv stay
-	rm -rf scratch .pytest_cache .ruff_cache
+	rm -rf scratch .pytest_cache .ruff_cache docs/_build docs/api
 	find polylib tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,11 +16,19 @@ RUNTIME = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["depen
 DEV = {
     canonicalize_name(r.name): r for r in map(Requirement, PROJECT["optional-dependencies"]["dev"])
 }
-LOCK = dict(
-    line.split("==")
-    for line in (ROOT / "requirements" / "lock.txt").read_text().split()
-    if "==" in line
-)
+DOCS = {
+    canonicalize_name(r.name): r for r in map(Requirement, PROJECT["optional-dependencies"]["docs"])
+}
+
+
+def pins(name: str) -> dict[str, str]:
+    """Package to version, of a file of pins."""
+    words = (ROOT / "requirements" / name).read_text(encoding="utf-8").split()
+    pairs = (word.split("==") for word in words if "==" in word)
+    return {canonicalize_name(package): version for package, version in pairs}
+
+
+LOCK, DOCS_LOCK = pins("lock.txt"), pins("docs.txt")
 UNIMPORTED = {  # runtime dependencies that no module names, and what needs them
     "dvc": "make reproduce",
     "gguf": "transformers reads the default model's weights with it",
@@ -59,8 +67,14 @@ def test_nothing_that_only_tests_use_is_installed_for_everyone():
 
 @pytest.mark.parametrize("name", [*RUNTIME, *DEV])
 def test_every_range_holds_the_pinned_version(name):
-    pins = {canonicalize_name(package): version for package, version in LOCK.items()}
-    assert pins[name] in (RUNTIME | DEV)[name].specifier
+    assert LOCK[name] in (RUNTIME | DEV)[name].specifier
+
+
+def test_the_documentation_adds_pins_and_changes_none():
+    assert not set(DOCS_LOCK) & set(LOCK)
+    assert [name for name, r in DOCS.items() if DOCS_LOCK[name] not in r.specifier] == []
+    installs = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "-c requirements/lock.txt -r requirements/docs.txt" in installs
 
 
 def test_pip_and_conda_install_the_same():

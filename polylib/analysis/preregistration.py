@@ -51,6 +51,8 @@ class Question:
 
 @dataclass(frozen=True, config=KNOWN)
 class Registration:
+    """What a study asks, of which runs, by which tests, and when it stops, as its file says it."""
+
     study: str
     date: str
     known: str  # what its authors had already seen
