@@ -85,7 +85,7 @@ function show() {
     const head = make("h3", "", method.label);
     const judged = replies.map((reply) => reply[1]).filter((value) => value !== null);
     const mean = judged.reduce((sum, value) => sum + value, 0) / judged.length;
-    head.append(make("small", "", judged.length ? `judge ${mean.toFixed(2)}` : "no reply"));
+    head.append(make("small", "", judged.length ? `judge ${mean.toFixed(2).replace("-", "−")}` : "no reply"));
     column.append(head, ...replies.map(card));
     at("columns").append(column);
   }
