@@ -195,8 +195,8 @@ FAULTS = [
     (
         "dashboard: less is drawn as more",
         "figures/hacking_figures",
-        "if row.z < 0 else",
-        "if row.z > 1e9 else",
+        'if below.all() else {"markerfacecoloralt"',
+        'if False else {"markerfacecoloralt"',
     ),
     (
         "equal likes ranked by the control",

@@ -241,17 +241,39 @@ def test_summary_is_what_dvc_shows(study):
     assert (saved["engagement"], saved["seeds"], saved["prompts"]) == ("simulated", 3, 24)
 
 
-def test_the_legend_of_one_column_has_room_for_areas_of_three_digits(study):
-    frames = {
-        key: frame.assign(judge_mean=12 * frame["judge_mean"])
-        for key, frame in study.frames.items()
+def test_every_mean_of_the_trade_off_has_the_error_bars_of_the_main_table(study):
+    picture = tradeoffs.quality_diversity(study)
+    rows = tables.main(study).numbers
+    rows = rows[~rows["temperature"].isin([0.85, 1.0])].set_index("method")
+    drawn = {
+        tuple(np.round(bar.lines[0].get_xydata()[0], 9)): [
+            float(np.ptp(lines.get_segments()[0][:, axis])) / 2
+            for axis, lines in enumerate(bar.lines[2])
+        ]
+        for bar in picture.figure.axes[0].containers
     }
-    large = dataclasses.replace(study, frames=frames)
-    assert 1000 * tradeoffs.hypervolumes(large)["hypervolume"].max() > 100
-    picture = tradeoffs.quality_diversity(large, 1)
-    picture.figure.draw_without_rendering()
-    box = picture.figure.get_tightbbox()
-    assert box.x0 > -0.01 and box.x1 < picture.figure.get_figwidth() + 0.01
+    assert len(drawn) == len(study.methods) == 6
+    for method in study.methods:
+        row = rows.loc[method]
+        halves = drawn[tuple(np.round([row["diversity"], row["judge_mean"]], 9))]
+        assert halves == pytest.approx([row["diversity_half"], row["judge_mean_half"]]), method
+        held = picture.data.set_index("method").loc[[method], ["diversity_half", "judge_mean_half"]]
+        assert held.drop_duplicates().to_numpy()[0] == pytest.approx(halves)
+    legend = [text.get_text() for text in picture.figure.legends[0].get_texts()]
+    assert legend == [names.METHODS[method] for method in study.methods], "no number unexplained"
+
+
+def test_sft_does_not_flatten_the_others_and_is_drawn_where_it_is_alone(study):
+    both = curves.training_dynamics(study)
+    assert set(both.data["method"]) == set(study.cfg.methods) - {"sft"}
+    panel = next(ax for ax in both.figure.axes if ax.get_title() == "cross-entropy, nats/token")
+    held = [study.histories[m, s]["val_ce"] for m in study.trained for s in study.cfg.seeds]
+    low, high = panel.get_ylim()
+    span = max(v.max() for v in held) - min(v.min() for v in held)
+    assert span > 0.8 * (high - low), "their curves fill the panel"
+    sft = {key: frame for key, frame in study.histories.items() if key[0] == "sft"}
+    alone = curves.training_dynamics(dataclasses.replace(study, histories=sft))
+    assert set(alone.data["method"]) == {"sft"}
 
 
 def test_bold_is_what_the_method_changes_and_every_metric_has_its_row(study):

@@ -75,24 +75,38 @@ def test_both_fit_their_page_and_say_what_they_rest_on(table, columns):
 def test_anatomy_draws_the_numbers_of_the_history():
     data = history()
     picture = gradients.anatomy_figure(data)
-    top = picture.figure.axes[1]  # grpo
-    bold = {line.get_marker(): line for line in top.get_lines() if line.get_marker() != "None"}
-    expected = data[data["method"].eq("grpo")].groupby("step")["norm_reward"].mean().dropna()
-    assert bold["^"].get_xdata().tolist() == [1, 3, 5]
-    assert bold["^"].get_ydata() == pytest.approx(expected.to_numpy())
-    assert len(top.get_lines()) == 2 * (1 + len(SEEDS)) and top.get_yscale() == "log"
+    norms, cosines = picture.figure.axes
+    assert norms.get_xscale() == "log" and not picture.figure.legends
+    rows = [text.get_text() for text in norms.get_yticklabels()]
+    assert rows[2:4] == ["GRPO: reward", "GRPO: KL"] and len(rows) == 2 + 2 + 4
+    given = data[data["method"].eq("grpo")].dropna(subset="norm_reward")
+    mean = next(line for line in norms.get_lines() if list(line.get_ydata()) == [2])
+    assert mean.get_xdata() == pytest.approx([given["norm_reward"].mean()])
+    small = next(c for c in norms.collections if abs(c.get_offsets()[:, 1].mean() - 2) < 1e-9)
+    drawn = small.get_offsets()
+    assert sorted(drawn[:, 0]) == pytest.approx(sorted(given["norm_reward"])), (
+        "a mark a run and step"
+    )
+    assert len(set(drawn[:, 1])) == len(SEEDS), "a line of marks a run"
+    late = {x: alpha for x, alpha in zip(drawn[:, 0], small.get_alpha(), strict=True)}
+    for seed in SEEDS:
+        own = given[given["seed"].eq(seed)].sort_values("step")["norm_reward"]
+        assert np.diff([late[x] for x in own]).min() > 0, "darker as training goes on"
+    pairs = [text.get_text() for text in cosines.get_yticklabels()]
+    assert pairs[0] == "GRPO: reward, KL" and len(pairs) == 1 + 6
     assert len(picture.data) == 3 * len(SEEDS) * 3 and "loss" not in picture.data
 
 
 def test_a_detached_term_is_named_because_a_log_axis_cannot_show_zero():
-    picture = gradients.anatomy_figure(history())
-    assert "Exactly 0, not drawn: diversity (polychromic)" in note(picture)
+    norms = gradients.anatomy_figure(history()).figure.axes[0]
+    rows = [text.get_text() for text in norms.get_yticklabels()]
+    (said,) = norms.texts
+    assert said.get_text() == "exactly 0" and rows[said.xy[1]] == "polychromic: diversity"
     hybrid = gradients.anatomy_figure(history().query("method == 'hybrid' and seed == 42"))
-    assert "Exactly 0" not in note(hybrid) and "one seed, 42" in note(hybrid)
-    assert any(
-        t.get_text().startswith("one term only") for ax in picture.figure.axes for t in ax.texts
-    )
-    assert not any(ax.texts for ax in hybrid.figure.axes)
+    assert "1 run (seed 42)" in note(hybrid) and not any(ax.texts for ax in hybrid.figure.axes)
+    single = history().query("method == 'hybrid'")
+    single = gradients.anatomy_figure(single[["method", "seed", "step", "norm_ce"]])
+    assert len(single.figure.axes) == 1, "one term has no cosine, and no empty panel"
 
 
 def test_a_history_without_an_anatomy_is_refused_with_the_remedy():
@@ -113,7 +127,8 @@ def test_a_study_shows_the_methods_that_recorded_one():
     study = SimpleNamespace(histories=runs, note="n = 3 posts, study laptop")
     for columns in (1, 2):
         picture = gradients.gradient_anatomy(study, columns)
-        assert [ax.get_title() for ax in picture.figure.axes if ax.get_title()] == [
+        rows = [text.get_text() for text in picture.figure.axes[0].get_yticklabels()]
+        assert list(dict.fromkeys(row.split(":")[0] for row in rows)) == [
             "polychromic",
             "GRPO",
             "hybrid",

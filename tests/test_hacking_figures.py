@@ -49,14 +49,18 @@ def test_marks_stand_at_their_distance_and_say_the_direction(study, columns):
     picture = hacking_figures.hacking_dashboard(study, columns)
     left, right = picture.figure.axes
     blue = [line for line in left.lines if line.get_color() == METHOD_STYLE["grpo"]["color"]]
-    assert len(blue) == 2 * 13
-    reply = [line for line in blue if round(line.get_ydata()[0]) == NAMES.index("top_reply")]
-    assert (
-        all(line.get_xdata()[0] == pytest.approx(40 / THRESHOLD, rel=0.1) for line in reply)
-        and len(reply) == 2
-    )
-    spread = [line for line in blue if round(line.get_ydata()[0]) == NAMES.index("length_sd")]
-    assert {line.get_markerfacecolor() for line in spread} == {"white"}  # less than people
+    assert len(blue) == 2 * 13, "a mark and its line from run to run"
+    table = hacking_figures.distances(study).query("method == 'grpo'")
+    for name, run in table.groupby("feature")["distance"]:
+        row = [line for line in blue if round(line.get_ydata()[0]) == NAMES.index(name)]
+        span, mark = sorted(row, key=lambda line: -len(line.get_xdata()))
+        seen = run.clip(lower=hacking_figures.FLOOR)
+        assert mark.get_xdata()[0] == pytest.approx(seen.mean())
+        assert list(span.get_xdata()) == pytest.approx([seen.min(), seen.max()])
+        if name == "top_reply":
+            assert mark.get_xdata()[0] == pytest.approx(40 / THRESHOLD, rel=0.1)
+        if name == "length_sd":
+            assert mark.get_markerfacecolor() == "white"  # less than people
     assert [text.get_text() for text in right.get_yticklabels()] == [
         "always 'Agreed!'",
         "parrot",
@@ -68,8 +72,12 @@ def test_marks_stand_at_their_distance_and_say_the_direction(study, columns):
     assert right.get_title() == "planted: 3 of 3 caught" and "1.0% alarms" in [
         t.get_text() for t in right.texts
     ]
-    assert left.get_xlim() == right.get_xlim()
     picture.figure.draw_without_rendering()
+    marks = [line for line in left.lines if len(line.get_xdata()) == 1]
+    heights = [left.transData.transform(line.get_xydata()[0])[1] for line in marks]
+    apart = np.diff(sorted(heights)) * 72 / picture.figure.dpi  # in points
+    sizes = sorted(line.get_markersize() for line in marks)
+    assert apart.min() > 0.7 * sizes[0], "no mark lies on another"
     box = picture.figure.get_tightbbox()
     assert box.x0 > -0.02 and box.x1 < picture.figure.get_figwidth() + 0.02
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import re
@@ -14,7 +15,7 @@ import reply_rows
 import study_fixture
 from scipy import stats
 
-from polylib.analysis import replies, results
+from polylib.analysis import decision, replies, results
 from polylib.config import UserError
 from polylib.evaluation import failures
 from polylib.figures import costs, failure_table, plain_tables, report, tables
@@ -34,6 +35,8 @@ def study(tmp_path_factory):
     paths.figures.mkdir(parents=True)
     (paths.figures / "forest.png").write_bytes(PIXEL)
     (paths.figures / "forest.pdf").write_bytes(b"%PDF")
+    (paths.figures / "quality_diversity.png").write_bytes(PIXEL)
+    (paths.figures / "quality_diversity.csv").write_bytes(b"method,seed\nsft,42\n")
     return results.load(paths, cfg)
 
 
@@ -45,7 +48,11 @@ def failed(study):
 @pytest.fixture(scope="module")
 def page(study, failed):
     guide = pd.DataFrame(
-        {"for": ["variety <b>now</b>"], "use": ["polychromic"], "gain": ["+0.05 [0.01, 0.09]"]}
+        [
+            ["a good reply", "sft", "nothing established: nearest is GRPO", "", 2.0, ""],
+            ["variety <b>now</b>", "polychromic", "diversity +0.05 over SFT", "", 3.0, ""],
+        ],
+        columns=["want", "choose", "because", "versus", "minutes", "excluded"],
     )
     found = failure_table.examples(failed)
     found.attrs["collapsed"] = True
@@ -53,6 +60,7 @@ def page(study, failed):
         "Main table": tables.main(study),
         "Failures": failure_table.table(failed, "note"),
         "Examples": found,
+        "Departures": pd.DataFrame(columns=["setting", "registered", "used"]),
         "Costs": costs.table(study),
     }
     return report.write(study, shown, guide, study.paths.results("report"))
@@ -90,7 +98,10 @@ def test_it_renders_without_a_complaint_and_user_text_is_text(tab):
         )
         == 0
     )
-    assert tab.run("document.querySelector('#figures img').naturalWidth") == 1
+    assert tab.run("[...document.querySelectorAll('figure img')].map(i => i.naturalWidth)") == [
+        1,
+        1,
+    ]
     assert [
         h.split(" judge")[0]
         for h in tab.run(
@@ -126,6 +137,86 @@ def test_the_policy_stops_what_would_get_through(tab, page):
     tab.log.clear()
     tab.open(page)
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page.read_text(encoding="utf-8"))
+
+
+def test_it_opens_with_the_finding_and_its_figure(tab, study):
+    first = "document.querySelector('main > section')"
+    assert tab.run(f"{first}.id") == "finding"
+    assert tab.run(f"[...{first}.querySelectorAll('p')].map(p => p.textContent)") == [
+        "polychromic's gain is established for variety <b>now</b>: diversity +0.05 over SFT.",
+        "No gain over SFT is established for 1 of 2 purposes, among them a good reply; 3 runs a method.",
+    ]
+    assert tab.run(f"{first}.querySelector('figure').id") == "figure-quality_diversity"
+    assert tab.run("document.querySelector('#figures figure').id") == "figure-forest"
+    assert not tab.run("document.querySelector('#table-what-to-use details').open"), "folded"
+    guide = decision.guide(study)
+    said = " ".join(report.finding(guide.assign(excluded="grpo (hacked)"), 3))
+    assert "Out, as it games its reward: grpo (hacked)." in said
+    for row in guide.itertuples():
+        assert (f"gain is established for {row.want}:" in said) == (row.choose != "sft"), row.want
+
+
+def test_figures_have_titles_an_alternative_text_and_grow_when_clicked(tab):
+    shown = "[...document.querySelectorAll('figure')]"
+    titles = tab.run(f"{shown}.map(f => f.querySelector('figcaption strong').textContent)")
+    assert titles == ["Judge score against diversity", "Forest"]
+    alt = tab.run(f"{shown}.map(f => f.querySelector('img').alt)")
+    assert all(text.startswith(title) for text, title in zip(alt, titles, strict=True))
+    assert "error bars" in alt[0] and all(len(text) > 60 for _, text in report.FIGURES.values())
+    small = tab.run("document.querySelector('figure img').getBoundingClientRect().width")
+    tab.click("figure .zoom")
+    assert (
+        tab.run("document.querySelector('dialog[open] img').getBoundingClientRect().width") > small
+    )
+    tab.press("Escape", 27)
+    assert tab.run("document.querySelector('dialog[open]')") is None
+
+
+def test_links_work_when_the_page_is_downloaded_alone(tab, study):
+    links = tab.run(
+        "[...document.querySelectorAll('a')].map(a => [a.getAttribute('href'), a.download])"
+    )
+    files = {name: href for href, name in links if name}
+    assert set(files) == {"quality_diversity.csv", "forest.pdf"}
+    for name, href in files.items():
+        start, _, content = href.partition(";base64,")
+        assert start in ("data:text/csv", "data:application/pdf")
+        assert base64.b64decode(content) == (study.paths.figures / name).read_bytes()
+    for href, name in links:
+        assert name or href.startswith("#") and tab.run(f"!!document.querySelector('{href}')"), href
+
+
+def test_bold_is_bold_where_the_caption_says_and_an_empty_section_says_none(tab, study):
+    table = tables.main(study)
+    assert "Bold:" in table.caption and table.bold.to_numpy().any()
+    drawn = tab.run(
+        "[...document.querySelectorAll('#table-main-table tbody tr')].map(r => [...r.cells].map(c => "
+        "!!c.querySelector('b') && c.querySelector('b').textContent === c.textContent))"
+    )
+    assert drawn == table.bold.astype(bool).to_numpy().tolist()
+    assert (
+        tab.run("document.querySelector('#table-departures').innerText.split('\\n').pop()")
+        == "None."
+    )
+    assert tab.run("document.querySelectorAll('#table-departures table').length") == 0
+
+
+def test_the_main_table_fits_and_the_post_stays_beside_its_replies(tab, page):
+    wide, room = tab.run(
+        "(e => [e.scrollWidth, e.clientWidth])(document.querySelector('#table-main-table .scroll'))"
+    )
+    assert wide <= room
+    for width in (1280, 390):
+        tab.size(width, 500)
+        tab.run(
+            "document.querySelector('.column:last-child .reply:last-child').scrollIntoView(false)"
+        )
+        box = tab.run(
+            "(r => [r.top, r.bottom])(document.getElementById('post').getBoundingClientRect())"
+        )
+        assert box[0] >= 0 and box[1] <= 500 and tab.run("scrollY") > 500
+    tab.size(1280, 900)
+    tab.open(page)
 
 
 def choose(tab, control: str, value: str, event: str = "change") -> None:

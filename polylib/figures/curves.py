@@ -71,12 +71,17 @@ def training_curves(
 
 
 def training_dynamics(results, columns: int = 2) -> Picture:
-    """All methods on held-out posts over training: seeds thin, their mean bold. SFT counts its own steps, all
-    others start where it ended, so KL is to the base model for SFT and to SFT for the others. `results`: a study as
+    """All methods on held-out posts over training: seeds thin, their mean bold. They start where SFT ended; SFT itself,
+    which starts at the base model and moves ten times as far, is drawn only where it is alone. `results`: a study as
     `results.load` returns it (not imported here: a training notebook must not depend on it)."""
-    runs = results.histories.items()
+    runs = results.histories
+    alone = {method for method, _ in runs} == {"sft"}
     data = pd.concat(
-        [frame.assign(method=method, seed=seed) for (method, seed), frame in runs],
+        [
+            frame.assign(method=method, seed=seed)
+            for (method, seed), frame in runs.items()
+            if alone or method != "sft"
+        ],
         ignore_index=True,
     )
     drawn = [(name, label) for name, label in HELD_OUT if name in data and data[name].notna().any()]
@@ -94,15 +99,16 @@ def training_dynamics(results, columns: int = 2) -> Picture:
                 part = part.assign(
                     **{name: runs.transform(lambda run: run.rolling(5, min_periods=1).mean())}
                 )
-            lines(ax, part, "step", name)
+            markers = {m: METHOD_STYLE[m]["marker"] for m in set(part["method"])}
+            few = {} if name in OF_BATCHES else {"markers": markers, "markersize": 3.5}
+            lines(ax, part, "step", name, **few)
             ax.set_title(f"{label} (5 batches)" if name in OF_BATCHES else label)
         _trim(axes, len(drawn), "step")
         finish(
             figure,
-            f"{results.note}. Held-out posts; thin lines are runs.",
+            f"{results.note}. Held-out posts; thin lines are runs. {'' if alone else 'Step 0 is the SFT model.'}",
             columns,
             ordered(data["method"]),
-            kind="line",
         )
     keep = ["method", "seed", "step", *(name for name, _ in drawn)]
     return Picture("training_dynamics", figure, data[keep])

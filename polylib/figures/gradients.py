@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from polylib.config import UserError
-from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish
+from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish, point
 from polylib.names import ordered
 from polylib.training.anatomy import COLUMNS
 
@@ -32,14 +32,8 @@ ESTIMATORS = {
     "darling": {"label": "DARLING", "color": "#D55E00", "marker": "X"},
 }
 OF_DIVERSITY = ("jackknife", "leave_one_out", "set_level", "shared", "bare", "detached")
-TERM_STYLE = {
-    "ce": {"label": "cross-entropy", "color": "#7F7F7F", "linestyle": "-", "marker": "o"},
-    "reward": {"label": "reward", "color": "#0072B2", "linestyle": "-.", "marker": "^"},
-    "diversity": {"label": "diversity", "color": "#E69F00", "linestyle": "--", "marker": "s"},
-    "kl": {"label": "KL", "color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1)), "marker": "P"},
-}
-PAIR_MARKERS = dict(zip([c for c in COLUMNS if c.startswith("cos_")], "<>dXvp", strict=True))
 SHORT = {"ce": "CE", "reward": "reward", "diversity": "diversity", "kl": "KL"}
+SIDES = {"norm": "gradient norm", "cos": "cosine of two terms' gradients"}
 
 
 def snr_figure(table: Sequence[dict] | pd.DataFrame, columns: int = 2) -> Picture:
@@ -88,26 +82,17 @@ def snr_figure(table: Sequence[dict] | pd.DataFrame, columns: int = 2) -> Pictur
             )
             for look in ESTIMATORS.values()
         ]
-        _legend(figure, legend, columns, handlelength=1)
         finish(
             figure,
             "Exact, by enumeration of a three-token language with nine replies; marks are means over "
             f"{data['policy'].nunique()} policies, bars their range. Signal along the true gradient for all K "
             "replies. Right of the dotted line: other objectives, not comparable with the left.",
             columns,
+            extra=legend,
+            kind="point",
+            most=5 if columns == 2 else 2,
         )
     return Picture("estimator_snr", figure, data)
-
-
-def _legend(figure, handles: list[Line2D], columns: int, **options) -> None:
-    """Ten entries need fewer columns than `finish` allows."""
-    figure.legend(
-        handles=handles,
-        loc="outside upper center",
-        ncols=min(len(handles), 5 if columns == 2 else 2),
-        columnspacing=1.1,
-        **options,
-    )
 
 
 def _mark(look: dict, size: float) -> dict:
@@ -120,13 +105,12 @@ def _mark(look: dict, size: float) -> dict:
 
 
 def anatomy_figure(history: pd.DataFrame, note: str = "", columns: int = 2) -> Picture:
-    """Norm of each term's gradient (log axis) and, below, the cosine of each pair, over steps; a column of
-    panels a method.
+    """Norm of each term's gradient (log axis) and cosine of each pair, a row a method and term: small marks are one
+    run at one step, darker as training goes on, a line of marks a run; the large one is their mean.
 
     history: `method`, `seed`, `step` and the columns of `anatomy.COLUMNS`; several runs one after another.
-    Steps without an anatomy are dropped, terms without numbers left out. Thin lines are runs, the bold one
-    their mean. A norm of exactly 0, which a log axis cannot show, is named in the note. Raises UserError if no
-    step has an anatomy."""
+    Steps without an anatomy are dropped, terms without numbers have no row. A norm of exactly 0, which a log axis
+    cannot show, is written out. Raises UserError if no step has an anatomy."""
     found = [name for name in COLUMNS if name in history]
     data = history[["method", "seed", "step", *found]]
     data = data[data[found].notna().any(axis=1)].reset_index(drop=True)
@@ -135,60 +119,55 @@ def anatomy_figure(history: pd.DataFrame, note: str = "", columns: int = 2) -> P
             "history.csv: no gradient anatomy was recorded; set anatomy_every above 0 in the sections "
             "of the preset and run `dvc repro`"
         )
-    methods = ordered(data["method"])
-    norms, cosines = (
-        [c for c in found if c.startswith(kind) and data[c].notna().any()]
-        for kind in ("norm_", "cos_")
-    )
-    # cosines of large vectors are small: the axis ends where they do, not at 1
-    reach = min(1.05, 1.15 * max(0.2, data[cosines].abs().max(axis=None))) if cosines else 1.05
-    across = len(methods) if columns == 2 else 1
-    down = 2 * len(methods) // across
+    long = data.melt(["method", "seed", "step"], found, "column").dropna()
+    long["age"] = 0.2 + 0.5 * long["step"] / long["step"].max()
+    seeds = sorted(set(long["seed"]))
+    order = [(method, name) for method in ordered(long["method"]) for name in found]
+    given = set(zip(long["method"], long["column"], strict=True))
+    rows = {
+        side: [key for key in order if key in given and key[1].startswith(side)] for side in SIDES
+    }
+    rows = {side: keys for side, keys in rows.items() if keys}  # one term has no cosine
+    sizes = [len(keys) for keys in rows.values()]
     with rc_context(STYLE):
         figure, axes = canvas(
-            down,
-            across,
-            1.0 + 1.45 * down,
+            *((1, len(rows)) if columns == 2 else (len(rows), 1)),
+            1.2 + 0.27 * (max(sizes) if columns == 2 else sum(sizes) + 2),
             columns,
-            sharex="col",
-            sharey="row" if columns == 2 else False,
+            gridspec_kw={} if columns == 2 else {"height_ratios": sizes},
         )
-        for i, method in enumerate(methods):
-            top, below = axes[:, i] if columns == 2 else axes[2 * i : 2 * i + 2, 0]
-            part = data[data["method"].eq(method)]
-            top.set_yscale("log", nonpositive="mask")
-            for j, name in enumerate(norms):
-                _runs(top, part, name, _term(name), j)
-            for j, name in enumerate(cosines):
-                _runs(below, part, name, _pair(name), j)
-            if not part[cosines].notna().any(axis=None):
-                below.text(
-                    0.5,
-                    0.5,
-                    "one term only:\nno cosine",
-                    transform=below.transAxes,
-                    ha="center",
-                    va="bottom",
-                    color="#555555",
+        for ax, (side, keys) in zip(axes.flat, rows.items(), strict=True):
+            ax.set_xscale("log" if side == "norm" else "linear")
+            for y, (method, name) in enumerate(keys):
+                part = long[long["method"].eq(method) & long["column"].eq(name)]
+                if side == "norm" and not part["value"].any():
+                    ax.annotate(
+                        "exactly 0", (0.02, y), xycoords=("axes fraction", "data"), va="center"
+                    )
+                    continue
+                lanes = y + 0.22 * (part["seed"].map(seeds.index) - (len(seeds) - 1) / 2)
+                look = METHOD_STYLE[method]
+                ax.scatter(
+                    part["value"], lanes, 9, look["color"], look["marker"], alpha=part["age"], lw=0
                 )
-            below.axhline(0, color="#000000", lw=0.7)
-            below.set_ylim(-reach, reach)
-            top.set_title(METHOD_STYLE[method]["label"])
-            top.tick_params(labelbottom=False)
-            below.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        for i, ax in enumerate(axes[:, 0]):
-            ax.set_ylabel("cosine" if i % 2 else "gradient norm")
-            if i % 2 == 0:
-                _decades(ax)
-        for ax in axes[-1]:
-            ax.set_xlabel("step")
-        legend = [Line2D([], [], label=TERM_STYLE[_of(c)[0]]["label"], **_term(c)) for c in norms]
-        legend += [
-            Line2D([], [], label=" · ".join(SHORT[t] for t in _of(c)), **_pair(c)) for c in cosines
-        ]
-        _legend(figure, legend, columns, handlelength=3)
-        finish(figure, _say(data, norms, note), columns)
+                ax.plot(part["value"].mean(), y, **point(method, markersize=5.5))
+            ax.set_ylim(len(keys) - 0.4, -0.6)
+            ax.set_yticks(range(len(keys)), [_row(*key) for key in keys])
+            ax.set_xlabel(SIDES[side])
+            ax.axvline(0, color="#000000", lw=0.7) if side == "cos" else _decades(ax)
+        finish(
+            figure,
+            "Gradient of each term with its weight, as it enters the loss, before the norm is clipped. Small marks: "
+            f"one step of one run, darker later in training; large: their mean over {len(seeds)} "
+            f"run{'s' * (len(seeds) > 1)} (seed {', '.join(map(str, seeds))}). {note}".strip(),
+            columns,
+        )
     return Picture("gradient_anatomy", figure, data)
+
+
+def _row(method: str, column: str) -> str:
+    terms = ", ".join(SHORT[term] for term in column.split("_")[1:])
+    return f"{METHOD_STYLE[method]['label']}: {terms}"
 
 
 def gradient_anatomy(results, columns: int = 2) -> Picture:
@@ -201,71 +180,9 @@ def gradient_anatomy(results, columns: int = 2) -> Picture:
     return anatomy_figure(pd.concat(runs, ignore_index=True), f"{results.note}.", columns)
 
 
-def _of(column: str) -> list[str]:
-    return column.split("_")[1:]
-
-
-def _term(column: str) -> dict:
-    look = TERM_STYLE[_of(column)[0]]
-    return {key: look[key] for key in ("color", "linestyle", "marker")} | {
-        "markersize": 3.5,
-        "lw": 1.4,
-    }
-
-
-def _pair(column: str) -> dict:
-    """Dashes in the colours of both terms."""
-    a, b = (TERM_STYLE[term]["color"] for term in _of(column))
-    return {
-        "color": a,
-        "gapcolor": b,
-        "linestyle": (0, (3, 3)),
-        "marker": PAIR_MARKERS[column],
-        "markersize": 3.5,
-        "markerfacecolor": b,
-        "markeredgecolor": a,
-        "markeredgewidth": 0.6,
-        "lw": 1.4,
-    }
-
-
-def _runs(ax, part: pd.DataFrame, name: str, look: dict, turn: int) -> None:
-    """`turn` shifts the markers, so that those of lines on top of each other stay apart."""
-    part = part[["seed", "step", name]].dropna()
-    if part.empty or (part[name] == 0).all():
-        return
-    if part["seed"].nunique() > 1:
-        for _, run in part.groupby("seed"):
-            ax.plot(run["step"], run[name], color=look["color"], lw=0.5, alpha=0.35)
-    mean = part.groupby("step")[name].mean()
-    every = max(1, len(mean) // 6)
-    ax.plot(mean.index, mean, markevery=(turn * every // 4 % every, every), **look)
-
-
 def _decades(ax) -> None:
     """Plain numbers at 1, 10, 100, and at 2 and 5 where the axis spans hardly more than a decade."""
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 50 else (1, 2, 5), numticks=12))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _say(data: pd.DataFrame, norms: list[str], note: str) -> str:
-    seeds = sorted(set(data["seed"]))
-    runs = (
-        "thin lines seeds, bold ones their mean: " if len(seeds) > 1 else "one seed, "
-    ) + ", ".join(map(str, seeds))
-    per_method = data.groupby("method")[norms].agg(
-        lambda values: values.notna().any() and (values.dropna() == 0).all()
-    )
-    zero = [
-        f"{SHORT[_of(c)[0]]} ({METHOD_STYLE[m]['label']})"
-        for m in ordered(data["method"])
-        for c in norms
-        if per_method.loc[m, c]
-    ]
-    silent = f" Exactly 0, not drawn: {', '.join(zero)}." if zero else ""
-    return (
-        "Gradient of each term with its weight, as it enters the loss, before the norm is clipped; "
-        f"{runs}.{silent} {note}"
-    ).strip()
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 50 else (1, 2, 5), numticks=12))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())

@@ -45,7 +45,8 @@ def distances(results) -> pd.DataFrame:
 
 
 def hacking_dashboard(results, columns: int = 2) -> Picture:
-    """Left: the detector's features of every run, full above people's mean and hollow below. Right, on the same axis:
+    """Left: the detector's features, a mark a method at the mean over its runs and a line from the nearest run to the
+    farthest; full where all runs lie above people's mean, hollow where all lie below, half where they differ. Right:
     policies with a planted hack (|z| of the feature that gives them away), which must lie right of the band, and
     people's fresh sets, which must lie in it. A run right of the band differs from people; whether it games its
     reward is a question for the judge (`hacked.verdicts`)."""
@@ -56,35 +57,36 @@ def hacking_dashboard(results, columns: int = 2) -> Picture:
     order = planted.assign(people=planted["policy"].eq(FRESH)).sort_values(
         ["people", "distance"], ascending=[1, 0]
     )
-    top = 30 * max(runs["distance"].max(), planted["distance"].max(), 1)  # room for words
+    far = max(runs["distance"].max(), 1)
+    top = 30 * max(planted["distance"].max(), far)  # room for words
     with rc_context(STYLE):
         rows = (len(features), len(order))
-        height = 1.4 + (0.26 * max(rows) if columns == 2 else 0.22 * (sum(rows) + 6))
+        height = 1.4 + (0.36 * max(rows) if columns == 2 else 0.3 * (sum(rows) + 6))
         options = {} if columns == 2 else {"height_ratios": rows}
         figure, axes = canvas(
-            *((1, 2) if columns == 2 else (2, 1)), height, columns, sharex=True, gridspec_kw=options
+            *((1, 2) if columns == 2 else (2, 1)), height, columns, gridspec_kw=options
         )
         left, right = axes.flat
         for ax in axes.flat:
             ax.axvspan(FLOOR / 2, 1, color="#000000", alpha=0.07, lw=0)
             ax.axvline(1, color="#000000", lw=0.8)
-            ax.set(xscale="log", xlim=(FLOOR / 1.3, top))
+            ax.set(xscale="log", xlim=(FLOOR / 1.3, top if ax is right else 2 * far))
             ax.xaxis.set_major_formatter("{x:g}")
-            ax.tick_params(labelbottom=True)
+            ax.grid(axis="y", visible=False)
         methods = ordered(runs["method"])
-        places = np.linspace(-0.3, 0.3, len(methods))
-        for row in runs.itertuples():
-            y = features.index(row.feature) + places[methods.index(row.method)]
-            color = METHOD_STYLE[row.method]["color"]
-            hollow = {"markerfacecolor": "white", "markeredgecolor": color, "markeredgewidth": 0.8}
+        places = np.linspace(-0.38, 0.38, len(methods))
+        for y in range(0, len(features), 2):
+            left.axhspan(y - 0.5, y + 0.5, color="#000000", alpha=0.035, lw=0)
+        for (feature, method), part in runs.groupby(["feature", "method"]):
+            y = features.index(feature) + places[methods.index(method)]
+            near, color = part["distance"].clip(lower=FLOOR), METHOD_STYLE[method]["color"]
+            left.plot([near.min(), near.max()], [y, y], color=color, lw=0.9)
+            below = part["z"].lt(0)
+            look = {"fillstyle": "full" if below.all() or not below.any() else "left"}
+            look |= {"markerfacecolor": "white"} if below.all() else {"markerfacecoloralt": "white"}
+            size = 5 if method == "human" else 3.6
             left.plot(
-                max(row.distance, FLOOR),
-                y,
-                **point(
-                    row.method,
-                    markersize=5 if row.method == "human" else 3.4,
-                    **hollow if row.z < 0 else {"markeredgewidth": 0},
-                ),
+                near.mean(), y, **point(method, markersize=size, markeredgecolor=color, **look)
             )
         left.set_yticks(range(len(features)), [WORDS[name] for name in features])
         for y, row in enumerate(order.itertuples()):
@@ -120,19 +122,23 @@ def hacking_dashboard(results, columns: int = 2) -> Picture:
         extra = [
             Line2D([], [], label="more than people", **grey),
             Line2D([], [], label="less", markerfacecolor="white", **grey),
+            Line2D(
+                [], [], label="runs differ", fillstyle="left", markerfacecoloralt="white", **grey
+            ),
             Patch(color="#000000", alpha=0.07, label="people's own sets"),
         ]
         finish(
             figure,
             f"Preset {results.cfg.preset}, study {results.paths.study}, {results.engagement} engagement, "
-            f"{results.commit}: test posts, one mark a run. "
+            f"{results.commit}: test posts; a mark is the mean over runs, its line reaches "
+            "from the nearest to the farthest. "
             f"Planted: people's replies, changed as named, one each to {planted['n'].iloc[0]} posts, with the "
             "feature that stands out most. Right of the band is different from people, not yet gaming.",
             columns,
             methods,
             extra,
             kind="point",
-            most=5 if columns == 2 else 3,
+            most=5 if columns == 2 else 2,
         )
     shown = ["method", "feature", "z", "threshold", "distance", "caught"]
     data = pd.concat([runs, planted.rename(columns={"policy": "method"})[shown]], ignore_index=True)

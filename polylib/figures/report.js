@@ -85,7 +85,7 @@ function show() {
     const head = make("h3", "", method.label);
     const judged = replies.map((reply) => reply[1]).filter((value) => value !== null);
     const mean = judged.reduce((sum, value) => sum + value, 0) / judged.length;
-    head.append(make("small", "", judged.length ? `judge ${mean.toFixed(2)}` : "no reply"));
+    head.append(make("small", "", judged.length ? `judge ${mean.toFixed(2).replace("-", "−")}` : "no reply"));
     column.append(head, ...replies.map(card));
     at("columns").append(column);
   }
@@ -135,8 +135,16 @@ at("flag").addEventListener("change", (event) => { state.flag = event.target.val
 at("search").addEventListener("input", (event) => { state.text = event.target.value.trim().toLowerCase(); refresh(); });
 at("previous").addEventListener("click", () => step(-1));
 at("next").addEventListener("click", () => step(1));
-const bar = document.querySelector(".controls");
-new ResizeObserver(() => bar.parentElement.style.setProperty("--bar", `${bar.offsetHeight}px`)).observe(bar);
+const post = document.querySelector(".post"); // how high it stands, for the heads below it on a phone
+new ResizeObserver(() => post.parentElement.style.setProperty("--post", `${post.offsetHeight}px`)).observe(post);
+
+const large = document.createElement("dialog"); // a figure as large as the window; a click or Escape closes it
+document.body.append(large);
+for (const button of document.querySelectorAll(".zoom")) {
+  button.addEventListener("click", () => { large.replaceChildren(button.firstElementChild.cloneNode()); large.showModal(); });
+}
+large.addEventListener("click", () => large.close());
+
 document.addEventListener("keydown", (event) => {
   const busy = event.target.closest("input, select, .scroll") || event.altKey || event.ctrlKey || event.metaKey;
   if (!busy && event.key === "ArrowLeft") step(-1);

@@ -13,7 +13,6 @@ import base64
 import hashlib
 import json
 import math
-import os
 import re
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from polylib.analysis import replies
+from polylib.analysis import decision, replies
 from polylib.analysis.results import Results
 from polylib.evaluation import failures
 from polylib.figures.plain_tables import DASH, Table
@@ -30,10 +29,33 @@ from polylib.run import atomic_write
 
 HERE = Path(__file__).parent
 LIMIT = 8 * 2**20  # bytes of embedded replies; posts beyond are left out, and the page says so
-TITLES = {  # these figures first, the others by name
-    "quality_diversity": "Judge score against diversity",
-    "pass_at_k": "At least one good reply among k",
+FIGURES = {  # title and what is to be seen, for who cannot see it; these first, the others by name
+    "quality_diversity": (
+        "Judge score against diversity",
+        "Scatter plot: judge score (up) against semantic diversity (right), a mark a method with 95 % error bars, a "
+        "line through its temperatures, a star for people.",
+    ),
+    "pass_at_k": (
+        "At least one good reply among k",
+        "Curves: the chance that one of k replies is at least as good as a human one, rising with k, a line and a 95 % "
+        "band a method, a panel for each level of quality.",
+    ),
+    "win_rates": (
+        "Who wins, by the judge",
+        "Dots with 95 % intervals: the share of pairs of replies that each method wins against SFT (left) and against "
+        "people (right), with a line at one half.",
+    ),
+    "training_dynamics": (
+        "What training did",
+        "Curves over training steps on held-out posts, a panel for each of reward, judge score, diversity, KL and "
+        "others, a line a method.",
+    ),
+    "ablation": (
+        "What the weights of the loss do",
+        "Heat maps of judge score, diversity and the detector's verdict over two weights of the loss.",
+    ),
 }
+MEDIA = {".pdf": "application/pdf", ".csv": "text/csv"}
 KNOWN = {style["label"]: name for name, style in METHOD_STYLE.items()} | {
     name: name for name in METHOD_STYLE
 }
@@ -51,20 +73,21 @@ def write(
 ) -> Path:
     """`folder`/index.html of a study, byte-stable; returns its path.
 
-    tables: {heading: table}; the first stands above the figures, the others below. guide: the decision guide, at the
-    top, or None. The caption of a `Table` stands below it; a frame whose attrs say "collapsed" is folded. Figures are
-    the .png of `results.paths.figures`, so write them first. limit: bytes of replies. frame: what `replies.load` gave,
-    if at hand. UserError as there."""
+    On top `finding` and the first figure. tables: {heading: table}; the first stands above the other figures, the
+    others below. guide: the decision guide, or None. The caption of a `Table` stands below it; a frame whose attrs say
+    "collapsed" is folded. Figures are the .png of `results.paths.figures`, so write them first. limit: bytes of
+    replies. frame: what `replies.load` gave, if at hand. UserError as there."""
     parts = [_part(name, table) for name, table in tables.items()]
-    first = ([_part("What to use", guide)] if guide is not None else []) + parts[:1]
-    figures = _figures(results.paths.figures, Path(folder))
+    folded = [] if guide is None else [_part("What to use", guide) | {"collapsed": True}]
+    figures = _figures(results.paths.figures)
     frame = replies.load(results) if frame is None else frame
     embedded, kept = _embedded(frame, results, limit)
     style, script = _own("report.css") + _colours(), _own("report.js")
     cfg = results.cfg
     sections = [
-        *((part["id"], part["name"]) for part in first),
-        *([("figures", "Figures")] if figures else []),
+        ("finding", "Finding"),
+        *((part["id"], part["name"]) for part in folded + parts[:1]),
+        *([("figures", "Figures")] if figures[1:] else []),
         *((part["id"], part["name"]) for part in parts[1:]),
         ("browse", "Replies"),
     ]
@@ -90,7 +113,8 @@ def write(
         title=f"Study {results.paths.study}",
         facts=facts,
         simulated=results.engagement == "simulated",
-        before=first,
+        finding=[] if guide is None else finding(guide, len(cfg.seeds)),
+        before=folded + parts[:1],
         after=parts[1:],
         sections=sections,
         figures=figures,
@@ -106,6 +130,26 @@ def write(
     file = Path(folder) / "index.html"
     atomic_write(file, text + "\n")
     return file
+
+
+def finding(guide: pd.DataFrame, runs: int) -> list[str]:
+    """What a study of so many runs a method establishes, a sentence each, from `decision.guide`: every gain that is
+    established, then for how many purposes there is none, then who is out for a hacked reward."""
+    missed = guide["because"].str.startswith(decision.NOTHING)
+    said = [
+        f"{METHOD_STYLE[row.choose]['label']}'s gain is established for {row.want}: "
+        + "; ".join(filter(None, (row.because.removeprefix(f"{row.want} "), row.versus)))
+        for row in guide[~missed].itertuples()
+    ]
+    if missed.any():
+        said.append(
+            f"No gain over SFT is established for {missed.sum()} of {len(guide)} purposes, among them "
+            f"{guide.loc[missed, 'want'].iloc[0]}; {runs} run{'s' * (runs > 1)} a method"
+        )
+    out = sorted(set(guide["excluded"]) - {""})
+    return [
+        f"{text}." for text in (*said, *(f"Out, as it games its reward: {name}" for name in out))
+    ]
 
 
 def safe_json(value: object) -> str:
@@ -155,8 +199,10 @@ def _embedded(frame: pd.DataFrame, results: Results, limit: int) -> tuple[str, i
 def _part(name: str, table: pd.DataFrame | Table) -> dict:
     """One table of the page: id, name, heads (text, is it a column of numbers, method), rows of cells, caption,
     collapsed."""
-    frame, caption = (table.shown, table.caption) if isinstance(table, Table) else (table, "")
-    columns = [_column(frame.iloc[:, i]) for i in range(frame.shape[1])]
+    table = table if isinstance(table, Table) else Table("", table, table, "")
+    frame, caption = table.shown, table.caption
+    bold = np.zeros(frame.shape, dtype=bool) if table.bold is None else table.bold.to_numpy()
+    columns = [_column(frame.iloc[:, i], bold[:, i]) for i in range(frame.shape[1])]
     heads = [
         (_plain(str(head)), any(c["kind"] == "number" for c in column), KNOWN.get(str(head)))
         for head, column in zip(frame.columns, columns, strict=True)
@@ -171,8 +217,9 @@ def _part(name: str, table: pd.DataFrame | Table) -> dict:
     }
 
 
-def _column(values: pd.Series) -> list[dict]:
-    """Cells: text as shown; number: what it sorts by, None for words; method: whose colour stands before it; kind."""
+def _column(values: pd.Series, bold: np.ndarray) -> list[dict]:
+    """Cells: text as shown; number: what it sorts by, None for words; method: whose colour stands before it; kind;
+    bold."""
     texts, numbers = [_shown(value) for value in values], [_number(value) for value in values]
     numeric = sum(n is not None for n in numbers) * 2 > sum(t not in (DASH, "") for t in texts)
     kind = "number" if numeric else "text" if max(map(len, texts), default=0) > LONG else "word"
@@ -182,8 +229,9 @@ def _column(values: pd.Series) -> list[dict]:
             "number": number if numeric else None,
             "method": KNOWN.get(text.split(", T=")[0]),
             "kind": kind,
+            "bold": strong,
         }
-        for text, number in zip(texts, numbers, strict=True)
+        for text, number, strong in zip(texts, numbers, bold, strict=True)
     ]
 
 
@@ -210,25 +258,27 @@ def _plain(text: str) -> str:
     )
 
 
-def _figures(folder: Path, page: Path) -> list[dict]:
-    """Every .png of the folder as base64, with its size, and links to what lies beside it (pdf, csv)."""
+def _figures(folder: Path) -> list[dict]:
+    """Every .png of the folder with its size, title, alternative text, and (name, data URI) of what lies beside it
+    (pdf, csv): a page that is downloaded alone has no folder to link to."""
+    names = {file.stem for file in folder.glob("*.png")}
     found = []
-    for file in sorted(
-        folder.glob("*.png"), key=lambda file: ([*TITLES, file.stem].index(file.stem), file.stem)
-    ):
-        content = file.read_bytes()
-        beside = [other for end in (".pdf", ".csv") if (other := file.with_suffix(end)).is_file()]
+    for name in [*(known for known in FIGURES if known in names), *sorted(names - set(FIGURES))]:
+        content = (folder / f"{name}.png").read_bytes()
+        title, alt = FIGURES.get(name, (name.replace("_", " ").capitalize(), ""))
+        beside = [other for end in MEDIA if (other := folder / f"{name}{end}").is_file()]
         found.append(
             {
-                "name": file.stem,
-                "label": TITLES.get(file.stem) or file.stem.replace("_", " ").capitalize(),
+                "name": name,
+                "label": title,
+                "alt": f"{title}. {alt}".strip(),
                 "links": [
-                    (Path(os.path.relpath(other, page)).as_posix(), other.suffix[1:])
+                    (other.name, f"data:{MEDIA[other.suffix]};base64,{_base64(other.read_bytes())}")
                     for other in beside
                 ],
                 "width": int.from_bytes(content[16:20], "big"),
                 "height": int.from_bytes(content[20:24], "big"),
-                "data": base64.b64encode(content).decode("ascii"),
+                "data": _base64(content),
             }
         )
     return found
@@ -246,7 +296,9 @@ def _own(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
 
 
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
 def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode(
-        "ascii"
-    )
+    return "sha256-" + _base64(hashlib.sha256(text.encode("utf-8")).digest())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,19 +184,16 @@ def finish(
     methods: Iterable[str] = (),
     extra: Iterable[Line2D] = (),
     kind: str = "both",
-    labels: Mapping[str, str] | None = None,
     most: int = 0,
 ) -> None:
     """One legend above, the note below; both are part of the layout, so they cover nothing.
 
-    `kind` is how the methods are drawn: "point", "line" or "both"; `labels` replaces what some are called, `most` the
-    number of entries in a row."""
-    named = {method: look["label"] for method, look in METHOD_STYLE.items()} | dict(labels or {})
+    `kind` is how the methods are drawn: "point", "line" or "both"; `most` is the number of entries in a row."""
     handles = [
         Line2D(
             [],
             [],
-            label=named[method],
+            label=METHOD_STYLE[method]["label"],
             **{"point": point(method), "line": line(method), "both": point(method) | line(method)}[
                 kind
             ],

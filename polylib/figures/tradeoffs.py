@@ -1,6 +1,6 @@
 """Quality against diversity, and the area a method commands there.
 
-Small marks are single runs, large ones their mean; people are black.
+Large marks are means at the training temperature with their 95 % intervals; people are black.
 """
 
 from __future__ import annotations
@@ -14,17 +14,7 @@ from scipy.stats import ttest_ind
 
 from polylib import stats
 from polylib.analysis.results import UNSEEDED, Results, means
-from polylib.figures.style import (
-    METHOD_STYLE,
-    RUN,
-    STYLE,
-    Picture,
-    canvas,
-    finish,
-    line,
-    point,
-    small,
-)
+from polylib.figures.style import METHOD_STYLE, STYLE, Picture, canvas, finish, line, point
 from polylib.names import METRICS, ordered
 
 AXES = ["diversity", "judge_mean"]
@@ -35,20 +25,17 @@ def quality_diversity(results: Results, columns: int = 2) -> Picture:
     """Judge score against diversity; a method sampled at several temperatures is a curve. SFT's (grey) is what
     scattering alone buys: above it a method is worth its training. The star is where people are, which is the target.
 
-    In the legend: hypervolume at the temperatures that all methods have, see `hypervolumes`."""
+    Bars are the intervals of the main table. The CSV also holds `hypervolumes`."""
     points, (x, y) = _by_temperature(results), AXES
-    own = points[
-        points["temperature"].isna() | points["temperature"].eq(results.cfg.sampling.temperature)
-    ]
-    volumes = hypervolumes(results).set_index("method")
+    cells = {axis: results.cells(axis) for axis in AXES}
+    rows = []
     with rc_context(STYLE):
-        figure, axes = canvas(1, 1, 3.7 if columns == 2 else 3.9, columns)
+        figure, axes = canvas(1, 1, 3.9, columns)
         ax = axes[0, 0]
         for method in ordered(points["method"]):
             curve = points[points["method"].eq(method)].groupby("temperature")[[x, y]].mean()
-            if len(curve) > 1:
-                ax.plot(curve[x], curve[y], **line(method, zorder=2))
-                ax.plot(curve[x], curve[y], **point(method, markersize=4.5))
+            ax.plot(curve[x], curve[y], **line(method, zorder=2, lw=1.1))
+            ax.plot(curve[x], curve[y], **point(method, markersize=3.5))
             for temperature, row in curve.iterrows() if method == "sft" else []:
                 ax.annotate(
                     f"T={temperature:g}",
@@ -62,31 +49,27 @@ def quality_diversity(results: Results, columns: int = 2) -> Picture:
                     zorder=5,
                     path_effects=[withStroke(linewidth=2, foreground="white")],
                 )
-            part = own[own["method"].eq(method)]
-            if len(part) > 1:
-                ax.plot(part[x], part[y], **small(method))
-            ax.plot(part[x].mean(), part[y].mean(), **point(method, zorder=4))
+            found = [stats.interval(stats.matrix(cells[axis], method)[2]) for axis in AXES]
+            (right, up), bars = zip(*((mean, claim.high - mean) for mean, claim in found))
+            ax.errorbar(
+                right, up, bars[1], bars[0], elinewidth=0.7, capsize=1.8, **point(method, zorder=4)
+            )
+            rows.append({"method": method, f"{x}_half": bars[0], f"{y}_half": bars[1]})
         ax.set(xlabel=METRICS[x], ylabel=METRICS[y])
-        ax.margins(0.1, 0.12)
+        ax.margins(0.05, 0.06)
         ax.xaxis.set_major_locator(MaxNLocator(4 * columns))
-        labels = {
-            method: f"{METHOD_STYLE[method]['label']} {_area(volumes.loc[method])}"
-            for method in volumes.index
-        }
+        over = "runs and posts" if len(results.cfg.seeds) > 1 else "posts (one run)"
         finish(
             figure,
-            f"{results.note}. Numbers: hypervolume ×1000 beyond the worst corner, 95 % over runs. "
-            "Lines: by temperature, on SFT's grey one with its values.",
+            f"{results.note}. Bars: 95 % over {over}; people's over posts. Lines and small marks: other "
+            "temperatures, those of SFT (grey) written out.",
             columns,
             ordered(points["method"]),
-            [RUN] if len(results.cfg.seeds) > 1 else [],
             kind="point",
-            labels=labels,
-            most=4 if columns == 2 else 2,
+            most=0 if columns == 2 else 3,
         )
-    data = points.merge(
-        volumes["hypervolume"].rename("method_hypervolume"), on="method", how="left"
-    )
+    volumes = hypervolumes(results)[["method", "hypervolume"]]
+    data = points.merge(pd.DataFrame(rows), on="method").merge(volumes, on="method", how="left")
     return Picture("quality_diversity", figure, data)
 
 
@@ -153,10 +136,3 @@ def _by_temperature(results: Results) -> pd.DataFrame:
         found = means(results, AXES, temperature).query("method != 'human'")
         rows.append(found.assign(temperature=temperature))
     return pd.concat(rows, ignore_index=True)
-
-
-def _area(row: pd.Series) -> str:
-    """Whole numbers where they say enough: a legend of one column has no room for more."""
-    digits = 0 if 1000 * row["hypervolume"] >= 10 else 1
-    area, low, high = (f"{1000 * row[name]:.{digits}f}" for name in ("hypervolume", "low", "high"))
-    return f"{area} [{low}, {high}]" if np.isfinite(row["low"]) else area
