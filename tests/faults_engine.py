@@ -710,7 +710,12 @@ FAULTS = [
         "(at for at in after if at in special)",
         "iter(after)",
     ),
-    ("LoRA: on the experts of a mixture", "models/__init__", ' and "expert" not in name', ""),
+    (
+        "LoRA: on the fused experts of a mixture, which no plain merge reaches",
+        "models/__init__",
+        "target_modules=targets",
+        'target_modules="all-linear"',
+    ),
     (
         "PEFT: scale left out",
         "models/__init__",

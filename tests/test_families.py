@@ -54,6 +54,10 @@ FAMILIES = {
     "qwen2 window": ("Qwen2", WINDOW | {"use_sliding_window": True, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"tie_word_embeddings": True}),
     "qwen3 moe": ("Qwen3Moe", EXPERTS | {"num_experts": 4}),
+    "qwen2 moe": (
+        "Qwen2Moe",
+        EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 64},
+    ),
     "gemma2": (
         "Gemma2",
         WINDOW

@@ -88,11 +88,11 @@ TEMPLATES = {  # name: (template, its special tokens, the prompt, the token that
         f"<|im_start|><turn>user\n{S}\n\n{P}<end>\n<turn>model\n",
         "<end>",
     ),
-    "Mistral": (
+    "Llama 2, Mistral": (
         "{{ bos_token }}"
         + REFUSES
         + EACH
-        + "{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else ' ' + m.content + eos_token }}"
+        + "{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else ' ' + m.content + ' ' + eos_token }}"
         + "{% endfor %}",
         [],
         f"<|im_start|>[INST] {S}\n\n{P} [/INST]",

@@ -185,14 +185,13 @@ class Head(torch.nn.Module):
 
 
 def add_lora(model, cfg_model, seed: int):
-    """Fresh LoRA on every linear layer except the output head and the experts of a mixture, which no plain merge
-    reaches; A random from `seed`, B zero."""
+    """Fresh LoRA on every linear layer except the output head; A random from `seed`, B zero."""
     from peft import LoraConfig, get_peft_model
 
     targets = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and "expert" not in name
+        if isinstance(module, torch.nn.Linear)
         if module is not model.get_output_embeddings()
     ]
     config = LoraConfig(
