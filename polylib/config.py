@@ -302,6 +302,11 @@ def _rules(cfg: Config) -> Rules:
             f"evaluation.likelihood_samples {e.likelihood_samples} exceeds samples",
         ),
         (
+            cfg.grpo.reward == cfg.hybrid.reward,
+            f"grpo.reward {cfg.grpo.reward} and hybrid.reward {cfg.hybrid.reward} differ: the evaluation scores all "
+            "methods with one trained reward; use two presets",
+        ),
+        (
             "ppo" not in cfg.methods
             or cfg.ppo.beta > 0
             and cfg.ppo.reward == cfg.grpo.reward
@@ -309,11 +314,6 @@ def _rules(cfg: Config) -> Rules:
             and not cfg.ppo.advantage_clip,
             "ppo needs a beta above 0, the reward of grpo, scale_advantages running or none, and advantage_clip 0: its "
             "advantages are of tokens, not of replies in a group",
-        ),
-        (
-            cfg.grpo.reward == cfg.hybrid.reward,
-            f"grpo.reward {cfg.grpo.reward} and hybrid.reward {cfg.hybrid.reward} differ: the evaluation scores all "
-            "methods with one trained reward; use two presets",
         ),
         (
             cfg.dpo.eval_samples >= 1,

@@ -193,7 +193,9 @@ def test_a_finished_study_travels_through_a_folder(tmp_path, monkeypatch):
         shutil.copytree(ROOT / name, here / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, here)
-    trained = {name: [] for name in ("sft", "lambda0", "polychromic", "grpo", "hybrid", "dpo")}
+    trained = {
+        name: [] for name in ("sft", "lambda0", "polychromic", "grpo", "hybrid", "dpo", "ppo")
+    }
     chosen = {"study": "s", "preset": "smoke", "data": "polylib/data/corpus.jsonl", "seeds": [1]}
     chosen |= {"methods": ["sft"], "trained": trained | {"sft": [1]}, "ablation": [1]}
     (here / "params.yaml").write_text(yaml.safe_dump(chosen))

@@ -83,7 +83,7 @@ class Critic:
     COLUMNS = ("value_loss", "value", "explained_variance")
 
     def __init__(self, policy: Policy):
-        size = policy.head.weight.shape[1]
+        size = policy.head.matrix.weight.shape[1]
         self.weight, self.bias = (
             torch.zeros(n, device=policy.device, requires_grad=True) for n in (size, 1)
         )
