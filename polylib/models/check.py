@@ -26,7 +26,7 @@ def against_plain(model, cfg_model) -> None:
     tokenizer = load_tokenizer(cfg_model)
     window = vars(model.config.get_text_config()).get("sliding_window") or 0
     n = 8 + (window if window <= LONGEST else 0)
-    how = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=6, max_prompt_tokens=n)
+    how = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=4, max_prompt_tokens=n)
     drawn = sampling.sample(model, tokenizer, [" ".join(map(str, range(n)))], 2, how, seed=0)
     prompt, ids, mask = drawn.prompt_ids[0], drawn.completion_ids, drawn.completion_mask
     replies = [row[:size].tolist() for row, size in zip(ids[0], drawn.lengths[0])]
