@@ -30,7 +30,7 @@ export PYTHONHASHSEED := 0
 
 # what is thrown at data, settings, runs and the language-model judge: docs/what_was_thrown_at_it.md
 CAMPAIGN := data_files data_read data_clean data_prepare adapters profile signed_scores cases study wrong_presets config \
-	models resume run encoder rewards_llm rewards_llm_load plain_tables
+	models families templates resume run encoder rewards_llm rewards_llm_load plain_tables
 
 .PHONY: help setup test quick campaign mutants reproduce rewards paper docs lab notebooks-clean clean
 

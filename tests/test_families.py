@@ -67,6 +67,8 @@ FAMILIES = {
     "gemma3": ("Gemma3Text", WINDOW | {"query_pre_attn_scalar": 16}),
     "mistral": ("Mistral", WINDOW),
     "phi3": ("Phi3", WINDOW),
+    "phi": ("Phi", {}),
+    "olmo": ("Olmo", {}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
     "olmo2": ("Olmo2", {}),
     "olmo3": ("Olmo3", WINDOW),
@@ -172,6 +174,15 @@ def test_a_model_that_computes_something_unknown_is_refused(family, broken, tmp_
     ) as found:
         models.load_model(cfg_model)
     assert str(found.value).startswith(f"model {cfg_model.source}: packed")
+    assert "\n" not in str(found.value)
+
+
+def test_a_model_with_layers_that_are_no_attention_is_refused(tmp_path):
+    config = transformers.AutoConfig.for_model("qwen3_5_text", **SHAPE)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    TOKENS.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="layers of linear_attention") as found:
+        models.load_model(dataclasses.replace(CFG.model, source=f"path:{tmp_path}"))
     assert "\n" not in str(found.value)
 
 

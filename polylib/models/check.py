@@ -16,6 +16,7 @@ from polylib.settings import SamplingConfig
 
 # Nats a token, in the mean. SmolLM2 has 3e-6 in float32 and .05 in bfloat16, where every product rounds otherwise.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25}
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 LONGEST = 1024  # tokens of the longest sliding window that the row of this check reaches over
 
 
@@ -23,10 +24,15 @@ LONGEST = 1024  # tokens of the longest sliding window that the row of this chec
 def against_plain(model, cfg_model) -> None:
     """UserError, one line, if two sampled replies to one prompt have other log-probabilities in the sampler or in one
     packed row than in transformers' own eager forward pass, by more than TOLERANCE."""
-    tokenizer = load_tokenizer(cfg_model)
-    window = vars(model.config.get_text_config()).get("sliding_window") or 0
+    tokenizer, config = load_tokenizer(cfg_model), vars(model.config.get_text_config())
+    if odd := set(config.get("layer_types") or ()) - ATTENTION:
+        raise UserError(
+            f"model {cfg_model.source}: it has layers of {min(odd)}, which keep no keys that replies could share; "
+            "polylib trains models of attention alone"
+        )
+    window = config.get("sliding_window") or 0
     n = 8 + (window if window <= LONGEST else 0)
-    how = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=6, max_prompt_tokens=n)
+    how = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=4, max_prompt_tokens=n)
     drawn = sampling.sample(model, tokenizer, [" ".join(map(str, range(n)))], 2, how, seed=0)
     prompt, ids, mask = drawn.prompt_ids[0], drawn.completion_ids, drawn.completion_mask
     replies = [row[:size].tolist() for row, size in zip(ids[0], drawn.lengths[0])]
