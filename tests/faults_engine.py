@@ -764,4 +764,10 @@ FAULTS = [
         "load_model(cfg_model, chain).save_pretrained",
         "load_model(cfg_model).save_pretrained",
     ),
+    (
+        "check: layers that are no attention accepted",
+        "models/check",
+        "or ()) - ATTENTION:",
+        "or ()) - ATTENTION and False:",
+    ),
 ]
