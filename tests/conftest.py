@@ -154,8 +154,8 @@ def checkout(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke(checkout) -> Path:
-    """The checkout after `make reproduce PRESET=smoke JOBS=1`, less the set-up (minutes). One stage at a time: the other
-    tests have the other core, and a process of DVC a stage would cost more than the stages gain."""
+    """The checkout after `make reproduce PRESET=smoke JOBS=1`, less the set-up (minutes). One stage at a time: the
+    other tests have the other core, and a process of DVC for each stage costs more than the stages gain."""
     shell(sys.executable, "-m", "polylib.study", "smoke", cwd=checkout)
     shell("sh", "tools/reproduce.sh", cwd=checkout, env={"STUDY_JOBS": "1"})
     return checkout
