@@ -11,7 +11,7 @@ import pytest
 import torch
 from pretend_device import DEVICE, pretending
 from safetensors.torch import load_file
-from tiny import CFG, HYBRID, POSTS, length_reward, letters, talkative, tokenizer
+from tiny import CFG, HYBRID, POSTS, length_reward, letters, project_of_talkative_models, tokenizer
 
 from polylib import models, run
 from polylib.models import sampling
@@ -37,16 +37,7 @@ MENU = {
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
-    (tmp_path / "dvc.yaml").touch()
-    monkeypatch.chdir(tmp_path)
-    plain = models.load_model
-    monkeypatch.setattr(
-        models,
-        "load_model",
-        lambda cfg, parents=(), seed=0: talkative(plain(cfg, parents, seed), 2).to(
-            run.device_dtype(cfg)[0]
-        ),
-    )
+    project_of_talkative_models(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CFG, POSTS, length_reward, letters, talkative, weights
+from tiny import CFG, POSTS, length_reward, letters, project_of_talkative_models, weights
 
 from polylib import models, run
 from polylib.models import sealed
@@ -182,14 +182,7 @@ def test_the_gradient_of_the_value_loss_by_finite_differences(clip, normalizer):
 # -------------------------------------------------------------------------------------------- the head on the model
 @pytest.fixture(autouse=True)
 def in_project(tmp_path, monkeypatch):
-    (tmp_path / "dvc.yaml").touch()
-    monkeypatch.chdir(tmp_path)
-    plain = models.load_model
-    monkeypatch.setattr(
-        models,
-        "load_model",
-        lambda cfg, parents=(), seed=0: talkative(plain(cfg, parents, seed), 2),
-    )
+    project_of_talkative_models(tmp_path, monkeypatch)
 
 
 def learner(weight=0.0, bias=0.0, seed=3, **change):

@@ -203,7 +203,8 @@ def test_devices_that_exist_are_taken(load, device):
 
 
 def test_the_parts_of_the_heuristic_reward_are_those_of_its_class():
-    assert typing.get_args(settings.HeuristicPart) == heuristic.COMPONENTS
+    parts = "relevance length sentiment variety punctuation specificity toxicity profanity"
+    assert typing.get_args(settings.HeuristicPart) == heuristic.COMPONENTS == tuple(parts.split())
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,20 @@ def talkative(model, eos_id: int, eos_bias: float = 2.0):
     return model
 
 
+def project_of_talkative_models(tmp_path, monkeypatch) -> None:
+    """The working directory is a project, and every model that is loaded ends its replies and repeats itself."""
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    plain = models.load_model
+    monkeypatch.setattr(
+        models,
+        "load_model",
+        lambda cfg, parents=(), seed=0: talkative(plain(cfg, parents, seed), 2).to(
+            models.device_dtype(cfg)[0]  # the head is new, and made on the processor
+        ),
+    )
+
+
 @cache
 def words() -> list[int]:
     """Ids of whole words, each with its space: two tokens are two words, as a valid reply needs."""

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -16,17 +17,9 @@ import pandas as pd
 from polylib import run
 from polylib.config import UserError
 from polylib.rewards import calibration, features
+from polylib.settings import HeuristicPart
 
-COMPONENTS = (
-    "relevance",
-    "length",
-    "sentiment",
-    "variety",
-    "punctuation",
-    "specificity",
-    "toxicity",
-    "profanity",
-)
+COMPONENTS = get_args(HeuristicPart)  # in the order in which `components` computes them
 
 # Tiers of harm: a threat or a slur ends the component, an insult costs most of it. Swearing is not harm
 # ("hell yeah this slaps"): it is reported as `profanity` and weighs only if params say so. Slurs are kept as

@@ -10,8 +10,8 @@
 
 Reward and diversity are scores of sampled text, so both reach the weights as per-sample advantages on one set of
 rollouts; a term whose weight is 0 is not computed. The reward and the text encoder come in as callables.
-Cross-entropy is the model's own likelihood (temperature 1); sampled
-completions are scored at the temperature they were sampled at.
+Cross-entropy is the model's own likelihood (temperature 1); sampled completions are scored at the temperature they
+were sampled at.
 
 Which estimator carries a term to the weights, what bounds it and how its weight moves are settings (config.TrainConfig,
 explained in params/laptop.yaml). `take_step` is one step from samples to update; `scoring` makes the advantages of
